@@ -1,0 +1,1 @@
+"""Lottery tickets in JAX."""

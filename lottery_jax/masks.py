@@ -1,0 +1,484 @@
+"""Masks: boolean pytrees with the structure and leaf shapes of the parameters.
+
+A mask is True where a weight survives. Leaves that pruning may not touch (biases, norm
+scales) are all True, never `None`, so that one `jax.tree.map` runs over a mask and its
+parameters together. Everything here is pure and works under `jit` and `vmap`.
+
+Which leaves count is the business of *prunable*: a pytree of Python bools. It is the
+denominator of every density. Functions take it as a pytree, as a function of the tree,
+or as None, which means `prunable(tree)`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree
+
+Patterns = str | Sequence[str]
+PrunableLike = Prunable | Callable[[PyTree], Prunable] | None
+
+# Linen and NNX; Haiku; Equinox and PyTorch-like trees.
+_WEIGHT_NAMES = frozenset({"kernel", "w", "weight"})
+
+
+# --- which leaves ---------------------------------------------------------------------
+
+
+def leaf_path(path: tuple) -> str:
+    """A leaf's key path as text, such as `"dense_0/kernel"`; what patterns match.
+
+    The `value` at the end of NNX paths is dropped: it names no part of the network.
+    """
+    text = jax.tree_util.keystr(path, simple=True, separator="/")
+    return text.removesuffix("/value").replace("/.", "/").lstrip("./")
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The key path of every leaf, in tree order."""
+    return [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def matching(tree: PyTree, patterns: Patterns) -> PyTree:
+    """Which leaves have a key path in which one of the regular expressions is found.
+
+    Args:
+      tree: any pytree.
+      patterns: one regular expression or several, searched for in `leaf_path`.
+
+    Returns:
+      A pytree of Python bools.
+
+    Raises:
+      ValueError: a pattern matches no leaf, which is nearly always a misspelling.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    names = paths(tree)
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"pattern {pattern!r} matches no leaf; there are {names}")
+    found = [any(re.search(pattern, name) for pattern in patterns) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(tree), found)
+
+
+def prunable(
+    params: Params, include: Patterns | None = None, exclude: Patterns = ()
+) -> Prunable:
+    """Which leaves pruning may touch, resolved once on unbatched arrays or shapes.
+
+    Without `include` these are the weight matrices and convolution kernels: leaves of at
+    least two dimensions named `kernel` (Linen, NNX), `w` (Haiku) or `weight` (Equinox).
+    Biases and norm scales are left alone.
+
+    Args:
+      params: arrays, or shapes from `jax.eval_shape`. Without a replica axis.
+      include: patterns of the key paths to take instead of the rule above.
+      exclude: patterns of key paths to take out again. Such leaves do not count in any
+        density; for leaves that count and are never cut, see `lottery_jax.prune`.
+
+    Returns:
+      A pytree of Python bools with the structure of params.
+
+    Raises:
+      ValueError: no leaf qualifies, or a name does not settle what a leaf is (Equinox
+        calls the weights of a linear layer, a LayerNorm and an embedding `weight`). The
+        message lists the candidates.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names, structure = paths(params), jax.tree.structure(params)
+    dropped = (
+        jax.tree.leaves(matching(params, exclude)) if exclude else [False] * len(names)
+    )
+    if include is not None:
+        chosen = jax.tree.leaves(matching(params, include))
+    else:
+        chosen = [
+            name.rsplit("/")[-1] in _WEIGHT_NAMES and np.ndim(leaf) >= 2
+            for name, (_, leaf) in zip(names, leaves)
+        ]
+        shapes = {name: np.shape(leaf) for name, (_, leaf) in zip(names, leaves)}
+        unclear = [
+            name
+            for name, taken, out in zip(names, chosen, dropped)
+            if taken and not out and _may_not_be_a_kernel(name, shapes)
+        ]
+        if unclear:
+            raise ValueError(
+                f"prunable: the names do not say whether {unclear} are weights that "
+                "pruning should touch (they look like a norm or an embedding); pass "
+                f"include= or exclude= patterns. Candidates: "
+                f"{[name for name, taken in zip(names, chosen) if taken]}"
+            )
+    chosen = [bool(taken and not out) for taken, out in zip(chosen, dropped)]
+    if not any(chosen):
+        raise ValueError(
+            f"prunable: no prunable leaf among {names}; pass include= patterns"
+        )
+    return jax.tree.unflatten(structure, chosen)
+
+
+def _may_not_be_a_kernel(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+    parent, _, own = name.rpartition("/")
+    bias = shapes.get(f"{parent}/bias" if parent else "bias")
+    if bias == shapes[name] or re.search(r"(?i)embed|norm", name):
+        return True
+    # An Equinox embedding is a `weight` without a bias; so is a linear layer without one.
+    return own == "weight" and bias is None
+
+
+def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
+    """The prunable flags of a tree's leaves, in tree order.
+
+    Raises:
+      ValueError: the pytree of flags does not have the structure of `tree`.
+    """
+    if prunable_ is None:
+        prunable_ = prunable(tree)
+    elif callable(prunable_):
+        prunable_ = prunable_(tree)
+    if jax.tree.structure(prunable_) != jax.tree.structure(tree):
+        raise ValueError(
+            f"prunable: its leaves {paths(prunable_)} are not those of the tree, "
+            f"{paths(tree)}"
+        )
+    return [bool(flag) for flag in jax.tree.leaves(prunable_)]
+
+
+def check(mask: Mask, params: Params) -> None:
+    """Raises a ValueError that names the first leaf in which a mask does not fit."""
+    if jax.tree.structure(mask) != jax.tree.structure(params):
+        raise ValueError(
+            f"mask: its leaves {paths(mask)} are not those of params, {paths(params)}"
+        )
+    for name, m, p in zip(
+        paths(params), jax.tree.leaves(mask), jax.tree.leaves(params)
+    ):
+        if np.shape(m) != np.shape(p):
+            raise ValueError(
+                f"mask: leaf {name!r} has shape {np.shape(m)}, params have {np.shape(p)}"
+            )
+        if m.dtype != jnp.bool_:
+            raise ValueError(f"mask: leaf {name!r} has dtype {m.dtype}, not bool")
+
+
+# --- make, apply, count ---------------------------------------------------------------
+
+
+def ones_like(params: Params) -> Mask:
+    """The mask under which every weight survives."""
+    return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), jnp.bool_), params)
+
+
+def apply(mask: Mask, params: Params) -> Params:
+    """Sets the weights off the mask to exactly 0, nan and infinities included.
+
+    Raises:
+      ValueError: the mask does not fit; names the leaf.
+    """
+    check(mask, params)
+    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
+
+
+def total(tree: PyTree, prunable: PrunableLike = None) -> int:
+    """How many weights are prunable: the denominator of every density."""
+    flags = resolve(tree, prunable)
+    return sum(
+        math.prod(x.shape) for x, take in zip(jax.tree.leaves(tree), flags) if take
+    )
+
+
+def count(mask: Mask, prunable: PrunableLike = None) -> Array:
+    """How many prunable weights survive, int32 `[]`."""
+    flags = resolve(mask, prunable)
+    return sum(
+        (
+            jnp.sum(m, dtype=jnp.int32)
+            for m, take in zip(jax.tree.leaves(mask), flags)
+            if take
+        ),
+        start=jnp.zeros((), jnp.int32),
+    )
+
+
+def density(mask: Mask, prunable: PrunableLike = None) -> Array:
+    """The surviving share of the prunable weights, float32 `[]` in [0, 1]."""
+    return count(mask, prunable) / jnp.float32(total(mask, prunable))
+
+
+def layer_densities(mask: Mask, prunable: PrunableLike = None) -> dict[str, Array]:
+    """The density of each prunable leaf by its key path, float32 `[]` each."""
+    flags = resolve(mask, prunable)
+    return {
+        name: jnp.mean(m, dtype=jnp.float32)
+        for name, m, take in zip(paths(mask), jax.tree.leaves(mask), flags)
+        if take
+    }
+
+
+# --- compare --------------------------------------------------------------------------
+
+
+def is_subset(inner: Mask, outer: Mask) -> Array:
+    """Whether every weight that survives in `inner` survives in `outer`, bool `[]`."""
+    check(inner, outer)
+    leaves = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.all(~a | b), inner, outer))
+    return jnp.stack(leaves).all()
+
+
+class Overlap(NamedTuple):
+    """How alike two masks are, over the prunable weights.
+
+    Attributes:
+      iou: intersection over union of the survivors, float32 `[]`; 1 for two empty masks.
+      hamming: share of the prunable weights on which the masks differ, float32 `[]`.
+    """
+
+    iou: Array
+    hamming: Array
+
+
+def overlap(a: Mask, b: Mask, prunable: PrunableLike = None) -> Overlap:
+    """Intersection over union and normalised Hamming distance of two masks.
+
+    The Hamming distance is that of Early-Bird tickets (You et al. 2020, section 4).
+    """
+    check(a, b)
+    both = count(jax.tree.map(jnp.logical_and, a, b), prunable)
+    either = count(jax.tree.map(jnp.logical_or, a, b), prunable)
+    iou = jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
+    return Overlap(iou, (either - both) / jnp.float32(total(a, prunable)))
+
+
+# --- controls -------------------------------------------------------------------------
+
+
+def shuffle(
+    key: Key,
+    mask: Mask,
+    scope: Literal["layerwise", "global"] = "layerwise",
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Permutes a mask, keeping the number of survivors.
+
+    The permutation depends on the key and the shapes alone: nested masks shuffled with
+    one key stay nested.
+
+    Args:
+      key: draws the permutation.
+      mask: the mask to permute.
+      scope: "layerwise" keeps the count of each leaf, "global" only the count in all.
+      prunable: what takes part; other leaves are returned as they are.
+      exclude: patterns of leaves that do not take part although they are prunable.
+
+    Raises:
+      ValueError: unknown scope, or a pattern that matches nothing.
+    """
+    flags = cuttable(mask, prunable, exclude)
+    leaves, structure = jax.tree.flatten(mask)
+    if scope == "layerwise":
+        leaves = [
+            jax.random.permutation(jax.random.fold_in(key, i), m.reshape(-1)).reshape(
+                m.shape
+            )
+            if take
+            else m
+            for i, (m, take) in enumerate(zip(leaves, flags))
+        ]
+    elif scope == "global":
+        flat = jnp.concatenate(
+            [m.reshape(-1) for m, take in zip(leaves, flags) if take]
+        )
+        leaves = scatter(leaves, flags, jax.random.permutation(key, flat))
+    else:
+        raise ValueError(f"scope={scope!r}; it must be 'layerwise' or 'global'")
+    return jax.tree.unflatten(structure, leaves)
+
+
+def random(
+    key: Key,
+    params: Params,
+    density: float,
+    distribution: Literal["uniform", "erk"] = "uniform",
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """A random mask with exactly `round(density * total)` survivors.
+
+    Args:
+      key: draws the survivors.
+      params: arrays or shapes.
+      density: the surviving share of the prunable weights, in (0, 1].
+      distribution: how the survivors are shared out among layers: "uniform" gives each
+        the same density, "erk" the Erdos-Renyi-Kernel densities, proportional to the sum
+        of a kernel's dimensions over their product (Evci et al. 2020, section 3).
+      prunable: what counts.
+      exclude: patterns of leaves that count and stay dense.
+
+    Raises:
+      ValueError: density outside (0, 1], or too small for the excluded leaves.
+    """
+    flags = resolve(params, prunable)
+    cut = cuttable(params, prunable, exclude)
+    leaves, structure = jax.tree.flatten(params)
+    kept = iter(
+        layer_counts(
+            [p.shape for p, take in zip(leaves, flags) if take],
+            density,
+            distribution,
+            dense=[not c for c, take in zip(cut, flags) if take],
+        )
+    )
+    out = []
+    for i, (p, take) in enumerate(zip(leaves, flags)):
+        keep = next(kept) if take else math.prod(p.shape)
+        survivors = jnp.arange(math.prod(p.shape)) < keep
+        if take and keep < survivors.size:
+            survivors = jax.random.permutation(jax.random.fold_in(key, i), survivors)
+        out.append(survivors.reshape(p.shape))
+    return jax.tree.unflatten(structure, out)
+
+
+def exact_round(value: Fraction) -> int:
+    """Rounds an exact rational, half to even. Floats would be off near 10^7 weights."""
+    return round(value)
+
+
+def exact(number: float) -> Fraction:
+    """The rational that a person meant by a float: 0.2 is 1/5, not 0.2000000000000000111.
+
+    Args:
+      number: any finite float; its shortest decimal form is taken.
+    """
+    return Fraction(repr(float(number)))
+
+
+def layer_counts(
+    shapes: Sequence[tuple[int, ...]],
+    density: float,
+    distribution: Literal["uniform", "erk"] = "uniform",
+    dense: Sequence[bool] | None = None,
+) -> list[int]:
+    """How many weights each layer keeps, adding up to exactly `round(density * total)`.
+
+    Args:
+      shapes: the shapes of the prunable leaves.
+      density: over all of them, in (0, 1].
+      distribution: "uniform" or "erk"; see `random`.
+      dense: layers that keep every weight.
+
+    Returns:
+      Counts; fractional shares are rounded by the largest remainder, first layer first.
+
+    Raises:
+      ValueError: unknown distribution, density outside (0, 1], or a density that the
+        dense layers alone exceed.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density={density}; it must be in (0, 1]")
+    if distribution not in ("uniform", "erk"):
+        raise ValueError(
+            f"distribution={distribution!r}; it must be 'uniform' or 'erk'"
+        )
+    sizes = [math.prod(shape) for shape in shapes]
+    full = list(dense) if dense is not None else [False] * len(sizes)
+    budget = exact_round(exact(density) * sum(sizes))
+    while True:
+        left = budget - sum(n for n, f in zip(sizes, full) if f)
+        weights = [
+            0 if f else (n if distribution == "uniform" else sum(shape))
+            for shape, n, f in zip(shapes, sizes, full)
+        ]
+        if left < 0:
+            raise ValueError(
+                f"density={density} leaves {budget} weights, fewer than the layers that "
+                f"stay dense hold ({budget - left})"
+            )
+        if not sum(weights):
+            return sizes
+        shares = [Fraction(left * w, sum(weights)) for w in weights]
+        # A layer that would get more than it has becomes dense; the rest share anew.
+        overfull = [s > n for s, n in zip(shares, sizes)]
+        if not any(overfull):
+            break
+        full = [f or o for f, o in zip(full, overfull)]
+    kept = [n if f else int(s) for s, n, f in zip(shares, sizes, full)]
+    by_remainder = sorted(
+        range(len(sizes)), key=lambda i: (full[i], int(shares[i]) - shares[i])
+    )
+    for i in by_remainder[: budget - sum(kept)]:
+        kept[i] += 1
+    return kept
+
+
+# --- one flat vector of what may be cut -----------------------------------------------
+
+
+def cuttable(tree: PyTree, prunable: PrunableLike, exclude: Patterns) -> list[bool]:
+    """Flags of the leaves that are prunable and not excluded, in tree order.
+
+    Raises:
+      ValueError: a pattern matches nothing, or nothing is left.
+    """
+    flags = resolve(tree, prunable)
+    if not exclude:
+        return flags
+    out = jax.tree.leaves(matching(tree, exclude))
+    flags = [take and not dropped for take, dropped in zip(flags, out)]
+    if not any(flags):
+        raise ValueError(
+            f"exclude={exclude!r} leaves no prunable leaf of {paths(tree)}"
+        )
+    return flags
+
+
+def scatter(leaves: list[Array], flags: list[bool], flat: Array) -> list[Array]:
+    """Puts a flat vector back into the flagged leaves; the others stay."""
+    out, start = [], 0
+    for leaf, take in zip(leaves, flags):
+        if take:
+            size = math.prod(leaf.shape)
+            leaf, start = flat[start : start + size].reshape(leaf.shape), start + size
+        out.append(leaf)
+    return out
+
+
+# --- bits -----------------------------------------------------------------------------
+
+
+class Packed(NamedTuple):
+    """A mask at one bit per weight.
+
+    Attributes:
+      bits: structure of the mask, uint8 `[ceil(size / 8)]` leaves, first weight highest.
+      shapes: the leaf shapes, in tree order (static).
+    """
+
+    bits: PyTree
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def pack(mask: Mask) -> Packed:
+    """Packs a mask to one bit per weight."""
+    shapes = tuple(tuple(m.shape) for m in jax.tree.leaves(mask))
+    return Packed(jax.tree.map(lambda m: jnp.packbits(m.reshape(-1)), mask), shapes)
+
+
+def unpack(packed: Packed) -> Mask:
+    """The mask that was packed."""
+    leaves, structure = jax.tree.flatten(packed.bits)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jnp.unpackbits(bits, count=math.prod(shape))
+            .astype(jnp.bool_)
+            .reshape(shape)
+            for bits, shape in zip(leaves, packed.shapes)
+        ],
+    )

@@ -1,0 +1,75 @@
+"""Initial weights, by the name that experiments record.
+
+The normal laws are not truncated: `jax.nn.initializers.he_normal` and `glorot_normal`
+cut their tails at two standard deviations and rescale, PyTorch's do not.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lottery_jax.types import Array
+
+Initializer = Callable[..., Array]
+"""`(key, shape, dtype) -> array`; kernels are `[..., fan in, fan out]`."""
+
+kaiming_normal: Initializer = jax.nn.initializers.variance_scaling(
+    2.0, "fan_in", "normal"
+)
+"""N(0, 2 / fan_in). He et al. 2015, section 2.2; open_lth's `kaiming_normal`."""
+
+glorot_normal: Initializer = jax.nn.initializers.variance_scaling(
+    1.0, "fan_avg", "normal"
+)
+"""N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010; Frankle & Carbin 2019."""
+
+KERNELS: dict[str, Initializer] = {
+    "kaiming_normal": kaiming_normal,
+    "glorot_normal": glorot_normal,
+}
+BIASES = ("zeros", "torch")
+SCALES = ("ones", "uniform")
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), the default of PyTorch's layers.
+
+    open_lth changes the initialisation of weights only, so this is the law of its biases.
+
+    Args:
+      fan_in: inputs of one unit: `h * w * C_in` of a convolution.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def kernel(name: str) -> Initializer:
+    """The law of a kernel: "kaiming_normal" or "glorot_normal"; ValueError else."""
+    return KERNELS[_known("initializer", name, tuple(KERNELS))]
+
+
+def bias(name: str, fan_in: int) -> Initializer:
+    """The law of a bias: "zeros" or "torch" (`torch_bias`); ValueError else."""
+    if _known("bias", name, BIASES) == "torch":
+        return torch_bias(fan_in)
+    return jax.nn.initializers.zeros
+
+
+def scale(name: str) -> Initializer:
+    """The law of a norm's scale: "ones" or "uniform", U(0, 1); ValueError else."""
+    if _known("norm_scale", name, SCALES) == "uniform":
+        return jax.nn.initializers.uniform(1.0)
+    return jax.nn.initializers.ones
+
+
+def _known(field: str, name: str, valid: tuple[str, ...]) -> str:
+    if name not in valid:
+        raise ValueError(f"{field} = {name!r} must be one of {', '.join(valid)}")
+    return name

@@ -1,0 +1,115 @@
+"""Dense and convolutional layers, and the choices papers leave to their framework."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lottery_jax import convolution
+from lottery_jax.models import initializers
+from lottery_jax.models.normalization import BatchNorm
+from lottery_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What differs between implementations of one architecture; hashable.
+
+    Attributes:
+      initializer: law of the kernels, "kaiming_normal" or "glorot_normal".
+      bias: law of the biases, "zeros" or "torch" (U(+-1 / sqrt(fan_in))).
+      norm_scale: law of the norms' scales, "ones" or "uniform" (U(0, 1)).
+      unbiased: whether running variances average the unbiased variance of batches, as
+        PyTorch does, or the biased one, as Flax does.
+      momentum: weight of the old value in running statistics, in [0, 1]. With 0 they
+        are the last batch's own.
+      epsilon: added to variances before the root.
+    """
+
+    initializer: str = "kaiming_normal"
+    bias: str = "zeros"
+    norm_scale: str = "ones"
+    unbiased: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuses unknown names and momenta outside of [0, 1] (ValueError)."""
+        initializers.kernel(self.initializer)
+        initializers.bias(self.bias, fan_in=1)
+        initializers.scale(self.norm_scale)
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum = {self.momentum} must lie in [0, 1]")
+
+
+class Dense(nn.Module):
+    """`[..., C_in]` to `[..., features]`; params `kernel` and `bias`."""
+
+    features: int
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the layer."""
+        fan_in, choices = x.shape[-1], self.choices
+        kernel = self.param(
+            "kernel",
+            initializers.kernel(choices.initializer),
+            (fan_in, self.features),
+            jnp.float32,
+        )
+        bias = self.param(
+            "bias",
+            initializers.bias(choices.bias, fan_in),
+            (self.features,),
+            jnp.float32,
+        )
+        y = x @ kernel
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+class Conv(nn.Module):
+    """`[B, H, W, C_in]` to `[B, H', W', features]` by `convolution.conv`.
+
+    Pads every side by half the window, as PyTorch's models do: with a stride of 2 and
+    an even size that is not what "SAME" pads.
+    """
+
+    features: int
+    window: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the layer."""
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        kernel = self.param(
+            "kernel", initializers.kernel(self.choices.initializer), shape, jnp.float32
+        )
+        edge = (self.window // 2, self.window // 2)
+        y = convolution.conv(
+            x, kernel, strides=(self.stride, self.stride), padding=(edge, edge)
+        )
+        if not self.use_bias:
+            return y
+        bias = self.param(
+            "bias",
+            initializers.bias(self.choices.bias, math.prod(shape[:3])),
+            (self.features,),
+            jnp.float32,
+        )
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+def batch_norm(choices: Choices, name: str) -> BatchNorm:
+    """A `BatchNorm` as `choices` says."""
+    return BatchNorm(
+        norm_scale=choices.norm_scale,
+        unbiased=choices.unbiased,
+        momentum=choices.momentum,
+        epsilon=choices.epsilon,
+        name=name,
+    )

@@ -1,0 +1,53 @@
+"""Fully connected networks: LeNet-300-100 and its kin."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from lottery_jax.models.layers import Choices, Dense
+from lottery_jax.types import Array
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU; with widths (300, 100), LeNet-300-100.
+
+    LeCun et al. 1998, as in Frankle & Carbin 2019, figure 2; open_lth's
+    `mnist_lenet_300_100`. Layers: `dense_0`, ..., `head`.
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (300, 100)
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, weights: Array | None = None
+    ) -> Array:
+        """Logits `[B, num_classes]` of `x`, `[B, ...]`; `train`, `weights` unused."""
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.widths):
+            x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
+        return Dense(self.num_classes, self.choices, name="head")(x)
+
+
+class ResidualMLP(nn.Module):
+    """Two hidden layers, a residual connection around the second.
+
+    `h = relu(dense_0 x); h = h + relu(dense_1 h); head h`, with 500 units the network
+    of MNIST-1D's lottery tickets (Greydanus & Kobak 2024, section 3, and its code).
+    """
+
+    num_classes: int
+    width: int = 500
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, weights: Array | None = None
+    ) -> Array:
+        """Logits `[B, num_classes]` of `x`, `[B, ...]`; `train`, `weights` unused."""
+        x = x.reshape(x.shape[0], -1)
+        x = jax.nn.relu(Dense(self.width, self.choices, name="dense_0")(x))
+        x = x + jax.nn.relu(Dense(self.width, self.choices, name="dense_1")(x))
+        return Dense(self.num_classes, self.choices, name="head")(x)

@@ -1,0 +1,118 @@
+"""Residual networks for CIFAR and for ImageNet (He et al. 2016)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from lottery_jax.models.layers import Choices, Conv, Dense, batch_norm
+from lottery_jax.types import Array
+
+IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+"""Blocks in each stage, by depth; depth 50 has bottlenecks."""
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1.
+
+    Where stride or channels change the shortcut is a 1x1 convolution with BatchNorm
+    (option B of He et al. 2016, section 3.3; prunable). Layers: `conv_0`, `norm_0`, ...,
+    `shortcut`, `shortcut_norm`.
+
+    Attributes:
+      width: channels inside; the bottleneck's output has four times as many.
+      stride: of the (first) 3x3 convolution.
+      bottleneck: which of the two blocks.
+      choices: initialisation and normalisation.
+    """
+
+    width: int
+    stride: int = 1
+    bottleneck: bool = False
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, weights: Array | None = None
+    ) -> Array:
+        """`[B, H, W, C]` to `[B, H / stride, W / stride, width or 4 * width]`."""
+
+        def conv(x, features, window, stride, name, norm):
+            layer = Conv(
+                features,
+                window,
+                stride,
+                use_bias=False,
+                choices=self.choices,
+                name=name,
+            )
+            return batch_norm(self.choices, norm)(layer(x), train, weights)
+
+        if self.bottleneck:
+            plan = [(self.width, 1, 1), (self.width, 3, self.stride)]
+            plan.append((4 * self.width, 1, 1))
+        else:
+            plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        y = x
+        for i, (features, window, stride) in enumerate(plan):
+            y = jax.nn.relu(y) if i else y
+            y = conv(y, features, window, stride, f"conv_{i}", f"norm_{i}")
+        if x.shape != y.shape:
+            x = conv(x, y.shape[-1], 1, self.stride, "shortcut", "shortcut_norm")
+        return jax.nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Stages of residual blocks, each but the first halving the resolution.
+
+    With `imagenet=False` the networks for CIFAR of He et al. 2016, section 4.2, with
+    projection shortcuts (open_lth's `cifar_resnet_D_W`); with `imagenet=True` those of
+    section 4.1, the stride in the 3x3 convolution of a bottleneck (torchvision's).
+    Layers: `stem`, `stem_norm`, `stage_0_block_0`, ..., `head`.
+
+    Attributes:
+      num_classes: outputs.
+      layers: blocks in each stage.
+      width: channels in the first stage, doubled in each further one.
+      bottleneck: which block.
+      imagenet: a stem of a 7x7 convolution of stride 2 and a 3x3 max pool of stride 2,
+        instead of one 3x3 convolution.
+      choices: initialisation and normalisation.
+    """
+
+    num_classes: int
+    layers: Sequence[int] = (3, 3, 3)
+    width: int = 16
+    bottleneck: bool = False
+    imagenet: bool = False
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, weights: Array | None = None
+    ) -> Array:
+        """Logits `[B, num_classes]` of `x`, `[B, H, W, C]`; see `BatchNorm`."""
+        window, stride = (7, 2) if self.imagenet else (3, 1)
+        stem = Conv(
+            self.width,
+            window,
+            stride,
+            use_bias=False,
+            choices=self.choices,
+            name="stem",
+        )
+        x = batch_norm(self.choices, "stem_norm")(stem(x), train, weights)
+        x = jax.nn.relu(x)
+        if self.imagenet:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.layers):
+            for i in range(blocks):
+                block = Block(
+                    self.width * 2**stage,
+                    stride=2 if stage and not i else 1,
+                    bottleneck=self.bottleneck,
+                    choices=self.choices,
+                    name=f"stage_{stage}_block_{i}",
+                )
+                x = block(x, train, weights)
+        return Dense(self.num_classes, self.choices, name="head")(x.mean((1, 2)))

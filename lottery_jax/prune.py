@@ -1,0 +1,328 @@
+"""From scores to masks, with exact counts.
+
+Every rule returns a subset of the mask it is given: what is dead stays dead. Ties go by
+position: of equal scores the one that comes first in tree order (and in row-major order
+within a leaf) is removed first. A nan score counts as the lowest.
+
+Three different fractions appear in the literature, under three names here: `fraction` is
+the share of the *surviving* weights to remove, `density` the share of *all prunable*
+weights to keep, and `keep` a number of weights.
+
+`prunable` says which leaves count, `exclude` which of those are never cut (open_lth counts
+the output layer of LeNet and VGG and spares it).
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lottery_jax import masks
+from lottery_jax.masks import Patterns, PrunableLike
+from lottery_jax.types import Array, Mask, Scores
+
+Rule = Literal["exact", "open_lth"]
+
+# Products of a numerator and a remainder below the denominator must fit into int32.
+_LARGEST_DENOMINATOR = 46_340
+
+
+def global_topk(
+    scores: Scores,
+    mask: Mask,
+    *,
+    fraction: float | None = None,
+    keep: Array | int | None = None,
+    rule: Rule = "exact",
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Removes the lowest-scoring surviving weights, ranked over all layers at once.
+
+    With `scores.magnitude` this is the pruning step of iterative magnitude pruning.
+
+    Args:
+      scores: importance of each weight, any real scale; higher is kept. Structure and
+        shapes of the mask. Not normalised by layer.
+      mask: the current mask.
+      fraction: share of the surviving prunable weights to remove, in (0, 1). The number
+        is exact for any count up to 2^31, traced or not.
+      keep: instead of `fraction`, how many prunable weights shall survive, int32 `[]`;
+        may be traced. No effect where no more than that are alive.
+      rule: "exact" removes `round(fraction * alive)`, half to even. "open_lth" removes
+        what open_lth does: all scores up to and including the one of rank
+        `ceil(fraction * alive)` (from 0), so one more, and ties together.
+      prunable: which leaves count.
+      exclude: patterns of leaves that count and are never cut.
+
+    Returns:
+      A subset of `mask`.
+
+    Raises:
+      ValueError: fraction outside (0, 1); both or neither of fraction and keep; an
+        unknown rule; scores that do not fit the mask.
+
+    Example:
+      >>> scores = {"kernel": jnp.array([[0.1, 0.9], [0.2, 0.5]])}
+      >>> global_topk(scores, masks.ones_like(scores), fraction=0.5)["kernel"].tolist()
+      [[False, True], [False, True]]
+
+    References:
+      Frankle and Carbin, The Lottery Ticket Hypothesis, 2019, section 1 and appendix
+      (global pruning); https://arxiv.org/abs/1803.03635
+    """
+    _check_amount(fraction=fraction, keep=keep)
+    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    flags = masks.cuttable(mask, prunable, exclude)
+    flat_scores, alive = _flatten(scores, mask, flags)
+    counted = masks.count(mask, prunable)
+    if rule == "open_lth":
+        if fraction is None:
+            raise ValueError("rule='open_lth' needs fraction=, not keep=")
+        number = _share_of(fraction, counted, "ceil")
+        ranked = jnp.sort(jnp.where(alive, flat_scores, jnp.inf))
+        survivors = alive & (flat_scores > ranked[jnp.minimum(number, ranked.size - 1)])
+    elif rule == "exact":
+        if fraction is not None:
+            number = _share_of(fraction, counted, "round")
+        else:
+            number = jnp.maximum(counted - keep, 0)
+        survivors = _drop_lowest(flat_scores, alive, number)
+    else:
+        raise ValueError(f"rule={rule!r}; it must be 'exact' or 'open_lth'")
+    leaves, structure = jax.tree.flatten(mask)
+    return jax.tree.unflatten(structure, masks.scatter(leaves, flags, survivors))
+
+
+def layerwise_topk(
+    scores: Scores,
+    mask: Mask,
+    *,
+    fraction: float | Mapping[str, float] | None = None,
+    keep: Sequence[Array | int] | Array | None = None,
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Removes the lowest-scoring surviving weights of each layer.
+
+    Args:
+      scores: importance of each weight; higher is kept.
+      mask: the current mask.
+      fraction: share of each layer's surviving weights to remove, in (0, 1): one for all
+        layers, or one per pattern of the key path, of which the first that is found
+        counts. `{"head": 0.1, "dense": 0.2}` are the rates of LeNet in the paper.
+      keep: instead, how many weights each prunable leaf keeps, in tree order.
+      prunable: which leaves count.
+      exclude: patterns of leaves that are never cut.
+
+    Returns:
+      A subset of `mask`, with `round(fraction * alive)` weights removed from each layer.
+
+    Raises:
+      ValueError: fraction outside (0, 1), a layer without a pattern, a pattern that
+        matches nothing, `keep` of another length, scores that do not fit the mask.
+
+    References:
+      Frankle and Carbin 2019, figure 2 (rates per layer).
+    """
+    _check_amount(fraction=fraction, keep=keep)
+    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    counts = masks.resolve(mask, prunable)
+    flags = masks.cuttable(mask, prunable, exclude)
+    names = masks.paths(mask)
+    leaves, structure = jax.tree.flatten(mask)
+    score_leaves = jax.tree.leaves(scores)
+    if keep is not None and len(keep) != sum(counts):
+        raise ValueError(
+            f"keep has {len(keep)} entries for {sum(counts)} prunable leaves"
+        )
+    rates = _rates(mask, fraction, [n for n, cut in zip(names, flags) if cut])
+    out, position = [], 0
+    for name, m, s, counted, cut in zip(names, leaves, score_leaves, counts, flags):
+        if cut:
+            alive = jnp.sum(m, dtype=jnp.int32)
+            if keep is not None:
+                number = jnp.maximum(alive - keep[position], 0)
+            else:
+                number = _share_of(rates[name], alive, "round")
+            m = _drop_lowest(s.reshape(-1), m.reshape(-1), number).reshape(m.shape)
+        position += counted
+        out.append(m)
+    return jax.tree.unflatten(structure, out)
+
+
+def to_density(
+    scores: Scores,
+    mask: Mask,
+    density: float,
+    *,
+    scope: Literal["global", "uniform", "erk"] = "global",
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Keeps exactly `round(density * total)` weights, or what is alive if that is less.
+
+    Args:
+      scores: importance of each weight; higher is kept.
+      mask: the current mask.
+      density: share of all prunable weights to keep, in (0, 1).
+      scope: "global" ranks over all layers; "uniform" and "erk" share the survivors out
+        among the layers first (`masks.layer_counts`) and rank within each.
+      prunable: which leaves count.
+      exclude: patterns of leaves that count and are never cut.
+
+    Raises:
+      ValueError: density outside (0, 1), unknown scope, scores that do not fit.
+    """
+    if not 0 < density < 1:
+        raise ValueError(f"density={density}; it must be in (0, 1)")
+    if scope == "global":
+        keep = masks.exact_round(masks.exact(density) * masks.total(mask, prunable))
+        return global_topk(scores, mask, keep=keep, prunable=prunable, exclude=exclude)
+    counted = masks.resolve(mask, prunable)
+    cut = masks.cuttable(mask, prunable, exclude)
+    counts = masks.layer_counts(
+        [m.shape for m, take in zip(jax.tree.leaves(mask), counted) if take],
+        density,
+        scope,
+        dense=[not c for c, take in zip(cut, counted) if take],
+    )
+    return layerwise_topk(scores, mask, keep=counts, prunable=prunable, exclude=exclude)
+
+
+def n_of_m(
+    scores: Scores,
+    mask: Mask,
+    n: int,
+    m: int,
+    *,
+    axis: int = -2,
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Keeps the n highest of every m consecutive weights along an axis.
+
+    Args:
+      scores: importance of each weight; higher is kept.
+      mask: the current mask; groups with fewer than n survivors keep what they have.
+      n: survivors per group, 0 < n < m.
+      m: group size; must divide the axis.
+      axis: default -2, the input axis of Flax kernels (dense and convolution), along
+        which sparse tensor cores want their groups.
+      prunable: which leaves count.
+      exclude: patterns of leaves that are never cut.
+
+    Raises:
+      ValueError: n or m out of range, or an axis that m does not divide; names the leaf.
+
+    References:
+      Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, section 3.
+    """
+    if not 0 < n < m:
+        raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
+    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    flags = masks.cuttable(mask, prunable, exclude)
+    leaves, structure = jax.tree.flatten(mask)
+    out = []
+    for name, leaf, s, cut in zip(
+        masks.paths(mask), leaves, jax.tree.leaves(scores), flags
+    ):
+        if cut:
+            if leaf.shape[axis] % m:
+                raise ValueError(
+                    f"n_of_m: axis {axis} of {name!r}, shape {leaf.shape}, is not "
+                    f"divisible by m={m}; name the leaf in exclude="
+                )
+            moved = jnp.moveaxis(leaf, axis, -1)
+            s, alive = (jnp.moveaxis(x, axis, -1).reshape(-1, m) for x in (s, leaf))
+            dead = jnp.sum(~alive, axis=-1, dtype=jnp.int32)
+            kept = jax.vmap(_drop_lowest)(s, alive, jnp.maximum(m - n - dead, 0))
+            leaf = jnp.moveaxis(kept.reshape(moved.shape), -1, axis)
+        out.append(leaf)
+    return jax.tree.unflatten(structure, out)
+
+
+def _check_amount(**amounts: object) -> None:
+    given = [name for name, value in amounts.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {sorted(amounts)}; got {given}")
+
+
+def _rates(
+    mask: Mask, fraction: float | Mapping[str, float] | None, names: list[str]
+) -> dict[str, float]:
+    """The fraction of each leaf that is cut, by name."""
+    if fraction is None:
+        return {}
+    if not isinstance(fraction, Mapping):
+        return dict.fromkeys(names, fraction)
+    found = {p: jax.tree.leaves(masks.matching(mask, p)) for p in fraction}
+    all_names = masks.paths(mask)
+    rates = {}
+    for name in names:
+        hits = [p for p in fraction if found[p][all_names.index(name)]]
+        if not hits:
+            raise ValueError(
+                f"fraction: no pattern of {sorted(fraction)} matches layer {name!r}; add "
+                "one, or name the layer in exclude="
+            )
+        rates[name] = fraction[hits[0]]
+    return rates
+
+
+def _flatten(scores: Scores, mask: Mask, flags: list[bool]) -> tuple[Array, Array]:
+    """The flagged leaves as two flat vectors: scores and what is alive."""
+    pick = [
+        (s.reshape(-1), m.reshape(-1))
+        for s, m, take in zip(jax.tree.leaves(scores), jax.tree.leaves(mask), flags)
+        if take
+    ]
+    flat, alive = (jnp.concatenate(parts) for parts in zip(*pick))
+    return jnp.where(jnp.isnan(flat), -jnp.inf, flat), alive
+
+
+def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
+    """Removes the `number` lowest of the alive: one sort, no scatter.
+
+    Everything below the score of that rank goes, and of the ties with it the first ones.
+    """
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    ranked = jnp.sort(jnp.where(alive, scores, jnp.inf))
+    threshold = ranked[jnp.clip(number - 1, 0, ranked.size - 1)]
+    below = alive & (scores < threshold)
+    ties = alive & (scores == threshold)
+    left = number - jnp.sum(below, dtype=jnp.int32)
+    first = ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left)
+    return alive & ~(number > 0) | alive & ~below & ~first
+
+
+def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> Array:
+    """`fraction * alive`, rounded exactly, int32 `[]`.
+
+    float32 is off from about 10^7 weights on. With fraction = p / q and
+    alive = q * a + b the product is p * a + p * b / q, all in small integers.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
+    share = masks.exact(fraction)
+    if not isinstance(alive, jax.core.Tracer):
+        value = share * int(alive)
+        return np.int32(masks.exact_round(value) if how == "round" else -(-value // 1))
+    if share.denominator > _LARGEST_DENOMINATOR:
+        share = share.limit_denominator(_LARGEST_DENOMINATOR)
+        if abs(share - masks.exact(fraction)) > Fraction(1, 10**15):
+            raise ValueError(
+                f"fraction={fraction} has too many digits to be counted exactly inside "
+                "jit; round it to four digits, or pass keep="
+            )
+    p, q = share.numerator, share.denominator
+    whole, rest = p * (alive // q), p * (alive % q)
+    below, over = rest // q, rest % q
+    if how == "ceil":
+        return whole + below + (over > 0)
+    value = whole + below
+    up = (2 * over > q) | ((2 * over == q) & (value % 2 == 1))
+    return value + up

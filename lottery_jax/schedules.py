@@ -1,0 +1,139 @@
+"""How many weights are left: per level of a chain, or per step of gradual pruning.
+
+The level schedules return exact numbers of surviving weights, level 0 first, computed
+with rationals on the host: `counts[l] / total` is the density at level l.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from lottery_jax import masks
+from lottery_jax.types import Array
+
+
+def geometric(total: int, levels: int, fraction: float = 0.2) -> list[int]:
+    """Removes a share of the *remaining* weights at each level (Frankle and Carbin 2019).
+
+    Args:
+      total: number of prunable weights.
+      levels: number of prunings after level 0.
+      fraction: share of the surviving weights removed at each level, in (0, 1).
+
+    Returns:
+      `levels + 1` counts; each removes `round(fraction * alive)`, half to even.
+
+    Example:
+      >>> geometric(1000, 3)
+      [1000, 800, 640, 512]
+    """
+    _check(total, levels, fraction=fraction)
+    counts = [total]
+    for _ in range(levels):
+        removed = masks.exact_round(masks.exact(fraction) * counts[-1])
+        counts.append(counts[-1] - removed)
+    return counts
+
+
+def linear(total: int, levels: int, fraction: float = 0.1) -> list[int]:
+    """Removes a share of the *original* weights at each level (BERT tickets, Chen 2020).
+
+    Args:
+      total: number of prunable weights.
+      levels: number of prunings after level 0.
+      fraction: share of the original weights removed at each level, in (0, 1).
+
+    Raises:
+      ValueError: the levels would remove everything.
+
+    Example:
+      >>> linear(1000, 3)
+      [1000, 900, 800, 700]
+    """
+    _check(total, levels, fraction=fraction)
+    if masks.exact(fraction) * levels >= 1:
+        raise ValueError(
+            f"levels={levels} of fraction={fraction} of the original weights remove them "
+            f"all; levels can be at most {math.ceil(1 / masks.exact(fraction)) - 1}"
+        )
+    share = masks.exact(fraction)
+    return [
+        total - masks.exact_round(share * level * total) for level in range(levels + 1)
+    ]
+
+
+def one_shot(total: int, densities: Sequence[float]) -> list[int]:
+    """The dense network, then each density, pruned from the dense network at once.
+
+    Args:
+      total: number of prunable weights.
+      densities: one or several targets in (0, 1).
+
+    Example:
+      >>> one_shot(1000, [0.5, 0.1])
+      [1000, 500, 100]
+    """
+    for density in densities:
+        if not 0 < density < 1:
+            raise ValueError(f"density={density}; it must be in (0, 1)")
+    return [total] + [masks.exact_round(masks.exact(d) * total) for d in densities]
+
+
+def levels_to(density: float, fraction: float = 0.2) -> int:
+    """How many geometric levels it takes until the density is at most `density`.
+
+    The `while` of iterative pruning: 99% sparsity at 20% per level takes 21 levels.
+
+    Example:
+      >>> levels_to(0.01)
+      21
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density={density}; it must be in (0, 1]")
+    _check(1, 0, fraction=fraction)
+    left, levels = masks.exact(1.0), 0
+    while left > masks.exact(density):
+        left, levels = left * (1 - masks.exact(fraction)), levels + 1
+    return levels
+
+
+def cubic(
+    step: Array | int,
+    begin: int,
+    end: int,
+    final_density: float,
+    initial_density: float = 1.0,
+) -> Array:
+    """The density at a step of gradual pruning, float32; fast at first, then slower.
+
+    `d_f + (d_i - d_f) (1 - t)^3` with t running from 0 at `begin` to 1 at `end`.
+
+    Args:
+      step: may be traced.
+      begin: the first step of pruning.
+      end: the step at which the final density is reached, after `begin`.
+      final_density: in (0, 1).
+      initial_density: in (0, 1].
+
+    References:
+      Zhu and Gupta, To prune, or not to prune, 2017, equation 1.
+    """
+    if not begin < end:
+        raise ValueError(f"begin={begin}, end={end}; begin < end must hold")
+    if not 0 < final_density < initial_density <= 1:
+        raise ValueError(
+            f"final_density={final_density}, initial_density={initial_density}; "
+            "0 < final < initial <= 1 must hold"
+        )
+    t = jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
+    return final_density + (initial_density - final_density) * (1.0 - t) ** 3
+
+
+def _check(total: int, levels: int, *, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
+    if levels < 0:
+        raise ValueError(f"levels={levels}; it must be 0 or more")
+    if total < 1:
+        raise ValueError(f"total={total}; there must be at least one prunable weight")

@@ -1,0 +1,177 @@
+"""Classification of images or vectors by a Linen model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from lottery_jax import data as datasets
+from lottery_jax.types import (
+    Array,
+    Batch,
+    Key,
+    Metrics,
+    ModelState,
+    Params,
+    PyTree,
+    StreamState,
+    Task,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classification:
+    """The static part of the task; its methods are the Task's functions."""
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    num_train: int
+    batch_size: int
+    evaluation_batch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: tuple[str, ...]
+
+    def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
+        variables = self.model.init(key, jnp.zeros((1, *self.shape)), train=False)
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
+        return variables["params"], rest, ()
+
+    def order(self, noise_key: Key, epoch: Array) -> Array:
+        return datasets.permutation(noise_key, epoch, self.num_train, self.batch_size)
+
+    def batch(self, data: PyTree, indices: Array, noise_key: Key, step: Array) -> Batch:
+        batch = datasets.gather(data["train"], indices)
+        images = batch["image"]
+        if self.augment:
+            key = jax.random.fold_in(noise_key, step)
+            if self.augment == ("flip", "crop"):
+                images = datasets.flip_and_crop(key, images)
+            else:
+                one = (
+                    datasets.flip if self.augment == ("flip",) else datasets.shift_crop
+                )
+                images = one(key, images)
+        return batch | {"image": datasets.normalize(images, self.mean, self.std)}
+
+    def loss(
+        self,
+        params: Params,
+        model_state: ModelState,
+        stream_state: StreamState,
+        batch: Batch,
+        key: Key,
+    ) -> tuple[Array, tuple[ModelState, StreamState, Metrics]]:
+        variables: dict[str, Any] = {"params": params, **model_state}
+        weight = batch["weight"]
+        out = self.model.apply(
+            variables,
+            batch["image"],
+            train=True,
+            weights=weight,
+            mutable=list(model_state),
+            rngs={"dropout": key},
+        )
+        logits, model_state = out
+        share = weight / jnp.sum(weight)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        loss = jnp.sum(losses * share)
+        wrong = jnp.argmax(logits, axis=-1) != batch["label"]
+        metrics = {"loss": loss, "error": jnp.sum(wrong * share)}
+        return loss, (model_state, stream_state, metrics)
+
+    def evaluate(
+        self,
+        params: Params,
+        model_state: ModelState,
+        data: PyTree,
+        key: Key,
+        split: str,
+    ) -> Metrics:
+        arrays = data[split]
+        number = arrays["label"].shape[0]
+        size = min(self.evaluation_batch, number)
+
+        def some(rows: Array) -> tuple[Array, Array]:
+            batch = datasets.gather(arrays, rows)
+            logits = self.model.apply(
+                {"params": params, **model_state},
+                datasets.normalize(batch["image"], self.mean, self.std),
+                train=False,
+            )
+            label = batch["label"]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)  # type: ignore[arg-type]
+            wrong = jnp.argmax(logits, axis=-1) != label  # type: ignore[arg-type]
+            weight = batch["weight"]
+            return jnp.sum(losses * weight), jnp.sum(wrong * weight)
+
+        loss, wrong = jax.lax.map(some, datasets.sequential(number, size))
+        return {"loss": jnp.sum(loss) / number, "error": jnp.sum(wrong) / number}
+
+
+def classification(
+    dataset: datasets.Dataset,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    augment: tuple[str, ...] = (),
+    evaluation_batch: int = 500,
+    exclude: tuple[str, ...] = (),
+) -> Task:
+    """A classification task: a data set, a model, cross-entropy.
+
+    Args:
+      dataset: from `lottery_jax.data.load`, or arrays of one's own in that form.
+      model: `model.apply(variables, images, train=..., weights=...)` gives logits
+        `[batch, classes]`; the output layer is called `head`.
+      batch_size: examples per step; the last batch of an epoch is padded with examples
+        of weight 0.
+      augment: of "flip" and "crop" (a shift by up to 4 pixels), in this order; needs
+        images.
+      evaluation_batch: examples evaluated at once.
+      exclude: patterns of leaves that count as prunable and are never cut.
+
+    Raises:
+      ValueError: batch_size outside [1, number of training examples], an unknown
+        augmentation, or one that does not fit the data.
+    """
+    num_train = len(dataset.arrays["train"]["label"])
+    if not 1 <= batch_size <= num_train:
+        raise ValueError(
+            f"batch_size={batch_size}; it must be between 1 and {num_train}, the number "
+            f"of training examples of {dataset.name}"
+        )
+    if augment not in ((), ("flip",), ("crop",), ("flip", "crop")):
+        raise ValueError(
+            f"augment={augment!r}; it must be of 'flip' and 'crop', in this order"
+        )
+    if augment and len(dataset.shape) != 3:
+        raise ValueError(
+            f"augment={augment!r} needs images; {dataset.name} has examples of shape "
+            f"{dataset.shape}"
+        )
+    static = _Classification(
+        model,
+        dataset.shape,
+        num_train,
+        batch_size,
+        evaluation_batch,
+        dataset.mean,
+        dataset.std,
+        augment,
+    )
+    return Task(
+        data=dataset.arrays,
+        init=static.init,
+        order=static.order,
+        batch=static.batch,
+        loss=static.loss,
+        evaluate=static.evaluate,
+        steps_per_epoch=datasets.steps_per_epoch(num_train, batch_size),
+        exclude=exclude,
+        head=("(^|/)head/",),
+        validates="validation" in dataset.arrays,
+    )

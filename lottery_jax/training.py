@@ -1,0 +1,252 @@
+"""Training: one pure, resumable function over steps [start, stop) of any Task.
+
+`train` is a compiled loop whose bounds are traced, so one compilation serves segments of
+every length, levels and arms with their own masks, and branches that start late. What is
+not training (evaluation, snapshots, checkpoints, new masks) happens between segments:
+
+    order = lj.training.orders(task, key, epochs)
+    state = lj.training.start(task, tx, network, stream_state, mask)
+    for a, b in lj.training.segments(0, 3000, every=100):
+        state, metrics = train(task, tx, state, key, order, a, b, capacity=100)
+
+All randomness of a step is a function of the noise key and the step: any split into
+segments gives the same bits. To train many replicas, see `lottery_jax.replicas`.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lottery_jax import masks, transforms
+from lottery_jax.types import (
+    Array,
+    Key,
+    Mask,
+    Metrics,
+    Network,
+    Params,
+    StreamState,
+    Task,
+    TrainState,
+)
+
+
+class NoiseKeys(NamedTuple):
+    """One noise key by what it is used for: data order, augmentation, the loss itself."""
+
+    order: Key
+    batch: Key
+    loss: Key
+
+
+def noise_keys(key: Key) -> NoiseKeys:
+    """Derives the keys of each role from a replica's noise key."""
+    return NoiseKeys(*(jax.random.fold_in(key, role) for role in range(3)))
+
+
+def orders(task: Task, key: Key, epochs: int) -> Array:
+    """The data order of a whole run, drawn once: a permutation costs more than a step.
+
+    Args:
+      task: the task.
+      key: the replica's noise key.
+      epochs: how many epochs the run may reach into.
+
+    Returns:
+      Indices, int32 `[epochs, steps_per_epoch, ...]`.
+    """
+    keys = noise_keys(key)
+    return jax.lax.map(lambda epoch: task.order(keys.order, epoch), jnp.arange(epochs))
+
+
+def epochs_of(task: Task, stop: int) -> int:
+    """How many epochs the steps [0, stop) touch."""
+    return max(1, -(-stop // task.steps_per_epoch))
+
+
+def start(
+    task: Task,
+    tx: optax.GradientTransformation,
+    network: Network,
+    stream_state: StreamState,
+    mask: Mask,
+    step: Array | int = 0,
+) -> TrainState:
+    """A network about to be trained: masked, with a fresh optimizer.
+
+    Args:
+      task: the task, for nothing but its name in errors.
+      tx: the optimizer.
+      network: weights and model state.
+      stream_state: of the noise.
+      mask: which weights are trained; the others are set to 0.
+      step: where the learning-rate schedules of `tx` stand.
+
+    Raises:
+      ValueError: the mask does not fit the weights; names the leaf.
+    """
+    params = masks.apply(mask, network.params)
+    opt_state = transforms.at_schedule_step(tx.init(params), step)
+    return TrainState(params, network.model_state, stream_state, opt_state, mask)
+
+
+def step_gradient(
+    task: Task, state: TrainState, key: Key, order: Array, step: Array
+) -> tuple[Params, TrainState, Metrics]:
+    """The dense gradient at one step's batch, the state after its forward pass, metrics.
+
+    Args:
+      task: the task.
+      state: the network in training.
+      key: the replica's noise key.
+      order: its data order, from `orders`.
+      step: int32 `[]`.
+    """
+    keys = noise_keys(key)
+    epoch, row = jnp.divmod(step, task.steps_per_epoch)
+    indices = jax.lax.dynamic_index_in_dim(order, epoch, keepdims=False)
+    indices = jax.lax.dynamic_index_in_dim(indices, row, keepdims=False)
+    batch = task.batch(task.data, indices, keys.batch, step)
+    loss_key = jax.random.fold_in(keys.loss, step)
+    gradients, (model_state, stream_state, metrics) = jax.grad(task.loss, has_aux=True)(
+        state.params, state.model_state, state.stream_state, batch, loss_key
+    )
+    return (
+        gradients,
+        state._replace(model_state=model_state, stream_state=stream_state),
+        metrics,
+    )
+
+
+def train(
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    key: Key,
+    order: Array,
+    start: Array | int,
+    stop: Array | int,
+    *,
+    capacity: int,
+    offset: Array | int = 0,
+    active: Array | bool = True,
+) -> tuple[TrainState, Metrics]:
+    """Trains over the steps [start, stop): one segment, in one compiled loop.
+
+    Args:
+      task: the task.
+      tx: the optimizer, unwrapped: masking is done here.
+      state: the network in training; its mask stays as it is.
+      key: the replica's noise key.
+      order: its data order, from `orders`; must cover the last step.
+      start: first step, int32 `[]`, may be traced.
+      stop: end, exclusive; may be traced. Shared by all replicas under `vmap`.
+      capacity: static length of the metric buffers, at least `stop - start`.
+      offset: added to every step's position in the noise; may differ by replica.
+      active: False returns the state as it is, for replicas that have not joined.
+
+    Returns:
+      The state after the segment, and the metrics of each step: what the loss reports,
+      float32 `[capacity]`, nan from index `stop - start` on (and throughout for an
+      inactive replica).
+    """
+    optimizer = transforms.masked(tx)
+
+    def one_step(
+        i: Array, carry: tuple[TrainState, Metrics]
+    ) -> tuple[TrainState, Metrics]:
+        state, buffers = carry
+        gradients, state, metrics = step_gradient(task, state, key, order, i + offset)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, mask=state.mask
+        )
+        params = optax.apply_updates(state.params, updates)
+        buffers = {
+            name: buffer.at[i - start].set(metrics[name].astype(buffer.dtype))
+            for name, buffer in buffers.items()
+        }
+        return state._replace(params=params, opt_state=opt_state), buffers
+
+    start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+    _, _, shapes = jax.eval_shape(
+        lambda *args: step_gradient(task, *args), state, key, order, start
+    )
+    buffers = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in shapes}
+
+    def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        return jax.lax.fori_loop(start, stop, one_step, carry)
+
+    if active is True:
+        return run((state, buffers))
+    # A real branch where replicas run one after another; under vmap both sides run and
+    # the old state is selected, once per segment.
+    return jax.lax.cond(active, run, lambda carry: carry, (state, buffers))
+
+
+def update_mask(
+    task: Task,
+    rule: transforms.UpdateMask,
+    state: TrainState,
+    key: Key,
+    order: Array,
+    step: Array | int,
+) -> TrainState:
+    """Lets a rule change the mask between segments, from the gradient at `step`.
+
+    Weights that the new mask removes are set to 0 at once, and their moments with them.
+    """
+    step = jnp.asarray(step, jnp.int32)
+    gradients, _, _ = step_gradient(task, state, key, order, step)
+    rule_key = jax.random.fold_in(jax.random.fold_in(key, 3), step)
+    mask, opt_state = rule(
+        rule_key, step, state.params, gradients, state.mask, state.opt_state
+    )
+    return state._replace(
+        params=masks.apply(mask, state.params),
+        opt_state=transforms.mask_state(opt_state, mask),
+        mask=mask,
+    )
+
+
+def segments(
+    start: int, stop: int, every: int, marks: Iterable[int] = ()
+) -> list[tuple[int, int]]:
+    """Splits [start, stop) at multiples of `every` and at `marks`.
+
+    Returns:
+      Pairs (a, b) of at most `every` steps that follow one another; empty if start = stop.
+
+    Raises:
+      ValueError: every below 1, or stop before start.
+    """
+    if every < 1:
+        raise ValueError(f"every={every}; it must be 1 or more")
+    if stop < start:
+        raise ValueError(f"stop={stop} lies before start={start}")
+    cuts = {c for c in range(-(-start // every) * every, stop, every) if start < c}
+    cuts |= {m for m in marks if start < m < stop}
+    edges = [start, *sorted(cuts), stop]
+    return [(a, b) for a, b in zip(edges, edges[1:]) if a < b]
+
+
+def parse_step(text: str | int, steps_per_epoch: int) -> int:
+    """A step from `"500it"`, `"2ep"` or a number of iterations.
+
+    Raises:
+      ValueError: any other text, or a negative number.
+    """
+    if isinstance(text, str):
+        number, unit = text[:-2], text[-2:]
+        if unit not in ("it", "ep"):
+            number, unit = text, "it"
+        if not number.isdecimal():
+            raise ValueError(
+                f"{text!r} is no step; write '500it' (iterations), '2ep' (epochs) or 500"
+            )
+        return int(number) * (steps_per_epoch if unit == "ep" else 1)
+    if text < 0:
+        raise ValueError(f"{text} is no step; it must be 0 or more")
+    return int(text)

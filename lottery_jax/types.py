@@ -1,0 +1,161 @@
+"""The vocabulary: what the words of this library stand for, documented once.
+
+Shapes are written for one replica. Under `vmap` or `lottery_jax.replicas` every array
+has one more, leading axis `[R]`.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+
+Key: TypeAlias = jax.Array
+"""A typed PRNG key, shape `[]` (`jax.random.key`)."""
+
+Params: TypeAlias = PyTree
+"""Trainable arrays: any pytree (Linen, NNX state, Equinox, Haiku, dicts)."""
+
+Mask: TypeAlias = PyTree
+"""Structure and leaf shapes of params, **bool** leaves; True = the weight survives."""
+
+Scores: TypeAlias = PyTree
+"""Structure and leaf shapes of params, real leaves; higher = kept for longer."""
+
+Prunable: TypeAlias = PyTree
+"""Structure of params, one Python bool per leaf: may pruning touch this leaf?"""
+
+ModelState: TypeAlias = PyTree
+"""What belongs to the network and is not trained: BatchNorm statistics."""
+
+StreamState: TypeAlias = PyTree
+"""What belongs to the noise and is carried along: environments, replay buffers."""
+
+Batch: TypeAlias = PyTree
+Metrics: TypeAlias = dict[str, Array]
+
+
+class Init(Protocol):
+    """The law of the initialisation: a draw of everything a network starts from."""
+
+    def __call__(self, key: Key, /) -> tuple[Params, ModelState, StreamState]: ...
+
+
+class Order(Protocol):
+    """The data order of one epoch: indices, int32 `[steps_per_epoch, ...]`."""
+
+    def __call__(self, noise_key: Key, epoch: Array, /) -> Array: ...
+
+
+class MakeBatch(Protocol):
+    """One step's batch: gather by `indices` (one row of `Order`) and augment."""
+
+    def __call__(
+        self, data: PyTree, indices: Array, noise_key: Key, step: Array, /
+    ) -> Batch: ...
+
+
+class Loss(Protocol):
+    """Mean training loss of a batch, a real scalar, and what the step leaves behind."""
+
+    def __call__(
+        self,
+        params: Params,
+        model_state: ModelState,
+        stream_state: StreamState,
+        batch: Batch,
+        key: Key,
+        /,
+    ) -> tuple[Array, tuple[ModelState, StreamState, Metrics]]: ...
+
+
+class Evaluate(Protocol):
+    """Metrics on a named split ("train", "validation", "test"), without any noise.
+
+    Returns at least `error`, a fraction in [0, 1], and `loss`, both float32 scalars.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        model_state: ModelState,
+        data: PyTree,
+        key: Key,
+        split: str,
+        /,
+    ) -> Metrics: ...
+
+
+class Task(NamedTuple):
+    """Everything that is trained, as data and pure functions of it.
+
+    The functions are hashable and never close over arrays: `data` reaches them as an
+    argument, so that a compiled program can be used for other data of the same shapes.
+    All randomness of training is a function of (noise key, step): resuming and
+    rewinding are exact, and branches differ in noise and in nothing else.
+
+    Attributes:
+      data: pytree of arrays, shared by all replicas.
+      init: the law of the initialisation.
+      order: the data order of one epoch.
+      batch: gathers and augments one step's batch. A last partial batch is padded and
+        carries example weights.
+      loss: mean loss of a batch; returns the new states and a dict of scalar metrics.
+      evaluate: metrics on a named split.
+      steps_per_epoch: how many rows `order` returns.
+      statistics: optional; `(params, model_state, batch) -> moments`, what recomputing
+        BatchNorm statistics averages.
+      prunable: optional; `params -> Prunable`, the default prunable leaves. None means
+        `masks.prunable`.
+      exclude: key-path patterns of leaves that count as prunable but are never cut.
+      head: key-path patterns of the output layer, which transfer replaces.
+      narrow: optional; `(key, count) -> (Network, Mask)`, a fresh draw of a narrower dense
+        network of about `count` prunable weights, laid into the full shapes.
+      validates: whether there is a validation split.
+    """
+
+    data: PyTree
+    init: Init
+    order: Order
+    batch: MakeBatch
+    loss: Loss
+    evaluate: Evaluate
+    steps_per_epoch: int
+    statistics: Callable[[Params, ModelState, Batch], PyTree] | None = None
+    prunable: Callable[[Params], Prunable] | None = None
+    exclude: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    narrow: Callable[[Key, int], tuple["Network", Mask]] | None = None
+    validates: bool = True
+
+    @property
+    def functions(self) -> Hashable:
+        """The task without its data: hashable, so a static argument of a program."""
+        return self._replace(data=None)
+
+
+class TrainState(NamedTuple):
+    """A network in training, complete: with the noise key it determines what follows.
+
+    Attributes:
+      params: the weights; exactly 0 wherever `mask` is False.
+      model_state: rewound and stored with the weights.
+      stream_state: belongs to the noise; carried, never interpolated.
+      opt_state: state of the optax transformation.
+      mask: constant inside a compiled segment.
+    """
+
+    params: Params
+    model_state: ModelState
+    stream_state: StreamState
+    opt_state: PyTree
+    mask: Mask
+
+
+class Network(NamedTuple):
+    """What is evaluated, stored and rewound to: weights and model state."""
+
+    params: Params
+    model_state: ModelState

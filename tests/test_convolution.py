@@ -1,0 +1,299 @@
+"""`convolution` against XLA's own convolution and its derivatives."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lottery_jax import convolution
+from lottery_jax.convolution import avg_pool, conv, conv_general_dilated, max_pool
+
+# Sums of at most 300 products of order 1 in float32, in another order.
+close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-4)
+
+
+def stock(x, kernel, strides=(1, 1), padding="SAME"):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    # NumPy's, not JAX's, which compiles a program for every shape.
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize(
+    "images, size, window, strides, padding",
+    [
+        (4, (8, 8), (3, 3), (1, 1), "SAME"),
+        (6, (18, 17), (3, 3), (1, 1), "SAME"),  # images are no multiple of 4
+        (5, (9, 7), (3, 3), (2, 2), "SAME"),
+        (3, (8, 8), (3, 3), (2, 2), "VALID"),  # a row that no window reaches
+        (2, (8, 8), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        (4, (7, 8), (1, 1), (1, 1), "SAME"),
+        (4, (7, 8), (1, 1), (2, 2), "SAME"),
+        (2, (5, 5), (1, 1), (2, 2), ((1, 0), (0, 2))),
+        (2, (7, 9), (2, 3), (1, 2), ((0, 3), (4, 0))),  # more padding than window
+        (2, (9, 9), (3, 3), (2, 1), ((-1, 0), (1, -2))),  # cropped
+        (9, (2, 2), (3, 3), (1, 1), "SAME"),  # fewer pixels than the window
+        (2, (3, 3), (3, 3), (1, 1), "VALID"),
+        (2, (4, 4), (3, 3), (2, 2), "SAME_LOWER"),
+    ],
+)
+def test_value_and_both_gradients(images, size, window, strides, padding):
+    x, kernel = normal(0, images, *size, 3), normal(1, *window, 3, 4)
+    options = {"strides": strides, "padding": padding}
+
+    @jax.jit
+    def both(x, kernel):
+        y, pullback = jax.vjp(partial(stock, **options), x, kernel)
+        g = jnp.cos(y)
+        ours, our_pullback = jax.vjp(partial(conv, **options), x, kernel)
+        return (y, *pullback(g)), (ours, *our_pullback(g))
+
+    want, got = both(x, kernel)
+    for a, b in zip(want, got):
+        assert a.shape == b.shape
+        close(a, b)
+
+
+def test_many_chunks_and_a_rest_are_one_sum():
+    # 3 x 4 images and 2 more of 16 x 16 pixels: the scan and what is left over.
+    x, g = normal(0, 14, 16, 16, 2), normal(1, 14, 16, 16, 3)
+    kernel = jnp.zeros((3, 3, 2, 3))
+    want = jax.vjp(lambda k: stock(x, k), kernel)[1](g)[0]
+    got = jax.vjp(lambda k: conv(x, k), kernel)[1](g)[0]
+    # 3584 products.
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-3)
+
+
+def derivatives(f, kernel, x, kernel_tangent, x_tangent):
+    """First and second derivatives of a scalar, in the kernel and in the input."""
+
+    def loss(kernel, x):
+        # Twice, so that one convolution's input depends on the kernel as well.
+        return jnp.sum(jnp.sin(f(jnp.tanh(f(x, kernel)), kernel)))
+
+    gradient = jax.grad(loss, (0, 1))
+    primals, tangents = (kernel, x), (kernel_tangent, x_tangent)
+
+    def flatness(kernel, x):  # what GraSP differentiates: gradient times vector
+        return sum(jnp.vdot(a, b) for a, b in zip(gradient(kernel, x), tangents))
+
+    return {
+        "jvp": jax.jvp(loss, primals, tangents)[1],
+        "grad": gradient(*primals),
+        "jvp(grad)": jax.jvp(gradient, primals, tangents)[1],
+        "grad(grad . v)": jax.grad(flatness, (0, 1))(*primals),
+        "grad(jvp)": jax.grad(lambda *p: jax.jvp(loss, p, tangents)[1], (0, 1))(
+            *primals
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [None, (0, 0), (0, None), (None, 0), (3, 2)],
+    ids=["alone", "both", "kernels", "inputs", "other axes"],
+)
+def test_derivatives_of_any_order(axes):
+    shapes = {"kernel": (3, 3, 2, 2), "x": (3, 6, 5, 2)}
+    batch = 2
+    arguments, in_axes = [], []
+    for i, name in enumerate(["kernel", "x", "kernel", "x"]):
+        shape, axis = list(shapes[name]), None if axes is None else axes[i % 2]
+        if axis is not None:
+            shape.insert(axis, batch)
+        arguments.append(0.5 * normal(i, *shape))
+        in_axes.append(axis)
+
+    def program(f):
+        strided = partial(f, strides=(2, 1), padding=((1, 1), (2, 0)))
+        function = partial(derivatives, strided)
+        if axes is not None:
+            function = jax.vmap(function, in_axes)
+        return jax.jit(function)(*arguments)
+
+    want, got = program(stock), program(conv)
+    for name in want:
+        for a, b in zip(jax.tree.leaves(want[name]), jax.tree.leaves(got[name])):
+            np.testing.assert_allclose(
+                b, a, rtol=1e-4, atol=1e-5 * np.abs(a).max(), err_msg=name
+            )
+
+
+def test_gradient_of_a_vmap_and_two_vmaps():
+    x, kernel = normal(0, 2, 3, 4, 5, 5, 2), normal(1, 3, 3, 3, 2, 2)
+
+    def loss(f, x, kernel):
+        # An axis of both operands around an axis of x alone.
+        f = jax.vmap(jax.vmap(f), (0, None))
+        return jnp.sum(jnp.sin(f(x, kernel)))
+
+    want = jax.jit(jax.grad(partial(loss, stock), (0, 1)))(x, kernel)
+    got = jax.jit(jax.grad(partial(loss, conv), (0, 1)))(x, kernel)
+    jax.tree.map(close, got, want)
+
+
+def step(f, x, kernel):
+    value, gradient = jax.value_and_grad(lambda k: jnp.mean(f(x, k) ** 2))(kernel)
+    return kernel - 0.1 * gradient, value
+
+
+def test_a_step_in_a_loop_is_the_step_outside():
+    x, kernel = normal(0, 6, 8, 8, 3), 0.1 * normal(1, 3, 3, 3, 3)
+
+    @jax.jit
+    def loop(x, kernel, steps):
+        return lax.fori_loop(0, steps, lambda _, k: step(conv, x, k)[0], kernel)
+
+    outside = kernel
+    for _ in range(3):
+        outside, _ = jax.jit(partial(step, stock))(x, outside)
+    inside = loop(x, kernel, 3)
+    assert np.abs(inside - kernel).max() > 1e-2
+    np.testing.assert_allclose(inside, outside, rtol=1e-5, atol=1e-6)
+    # The stated reason for this module: no gradient falls back to the stock form.
+    text = str(jax.make_jaxpr(jax.grad(lambda k: step(conv, x, k)[1]))(kernel))
+    assert "conv_general_dilated" not in text
+
+
+def test_sharded_over_devices_with_a_loop_within():
+    x, kernel = normal(0, 4, 3, 6, 6, 2), normal(1, 4, 3, 3, 2, 2)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("replicas",))
+
+    def within(x, kernel):
+        return lax.map(lambda pair: step(conv, *pair), (x, kernel))
+
+    sharded = jax.shard_map(
+        within,
+        mesh=mesh,
+        in_specs=P("replicas"),
+        out_specs=P("replicas"),
+        check_vma=False,
+    )
+    want = [step(stock, x[i], kernel[i])[0] for i in range(4)]
+    close(jax.jit(sharded)(x, kernel)[0], jnp.stack(want))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_accelerators_run(groups):
+    # The lowering for other platforms, executed here, and that they would get it.
+    x, kernel = normal(0, groups, 2, 7, 6, 3), normal(1, groups, 3, 3, 3, 4)
+    options = {"strides": (2, 1), "padding": ((1, 1), (2, 0))}
+    y, pullback = jax.vjp(jax.vmap(partial(stock, **options)), x, kernel)
+    g = jnp.cos(y)
+    run = {
+        "geometry": convolution._geometry(x[0], kernel[0], **options),
+        "dtype": jnp.float32,
+        "precision": None,
+    }
+    for function, a, b, want in (
+        (convolution._stock_forward, x, kernel, y),
+        (convolution._stock_input_gradient, g, kernel, pullback(g)[0]),
+        (convolution._stock_kernel_gradient, x, g, pullback(g)[1]),
+    ):
+        close(convolution._grouped(partial(function, **run), a, b), want)
+    traced = jax.jit(jax.vmap(partial(conv, **options))).trace(x, kernel)
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" in lowered and "while" not in lowered
+
+
+def test_half_precision():
+    x = normal(0, 8, 8, 8, 4, dtype=jnp.bfloat16)
+    kernel = normal(1, 3, 3, 4, 4, dtype=jnp.bfloat16)
+    wide = (x.astype(jnp.float32), kernel.astype(jnp.float32))
+    f = partial(conv, preferred_element_type=jnp.float32)
+    got, pullback = jax.vjp(f, x, kernel)
+    want, want_pullback = jax.vjp(stock, *wide)
+    assert got.dtype == jnp.float32
+    close(got, want)
+    gradients = pullback(jnp.cos(want))
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.bfloat16]
+    for a, b in zip(gradients, want_pullback(jnp.cos(want))):
+        # 8 bits of mantissa on each result.
+        error = np.abs(a.astype(jnp.float32) - b)
+        assert error.max() < 2**-8 * np.abs(b).max()
+    assert conv(x, kernel).dtype == jnp.bfloat16
+    second = jax.jvp(
+        jax.grad(lambda k: jnp.sum(jnp.sin(f(x, k)))), (kernel,), (kernel,)
+    )[1]
+    assert second.dtype == jnp.bfloat16
+
+
+def test_flax_conv_takes_it():
+    x = normal(0, 2, 6, 6, 4)
+    options = dict(features=4, kernel_size=(3, 3), strides=2, padding=1)
+    for more in ({}, {"kernel_dilation": 2}, {"feature_group_count": 2}):
+        want = nn.Conv(**options, **more)
+        got = nn.Conv(**options, **more, conv_general_dilated=conv_general_dilated)
+        variables = want.init(jax.random.key(0), x)
+        close(got.apply(variables, x), want.apply(variables, x))
+        text = str(jax.make_jaxpr(got.apply)(variables, x))
+        assert ("lottery_conv" in text) == (not more)
+
+
+@pytest.mark.parametrize(
+    "numbers, x, kernel",
+    [
+        (("NHC", "HIO", "NHC"), (2, 7, 3), (3, 3, 4)),
+        (("NCHW", "OIHW", "NCHW"), (2, 3, 7, 7), (4, 3, 3, 3)),
+        (None, (2, 3, 7, 7), (4, 3, 3, 3)),
+    ],
+)
+def test_other_layouts_take_the_stock_path(numbers, x, kernel):
+    x, kernel = normal(0, *x), normal(1, *kernel)
+    strides = (1,) * (x.ndim - 2)
+    want = lax.conv_general_dilated(
+        x, kernel, strides, "SAME", dimension_numbers=numbers
+    )
+    got = conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_what_does_not_fit_is_refused():
+    x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 1))
+    with pytest.raises(ValueError, match=r"\(3, 3, 2, 1\).*C_in"):
+        conv(x[..., :1], kernel)
+    with pytest.raises(ValueError, match="bfloat16.*float32.*one floating dtype"):
+        conv(x.astype(jnp.bfloat16), kernel)
+    with pytest.raises(ValueError, match="strides = .*positive"):
+        conv(x, kernel, strides=(0, 1))
+    with pytest.raises(ValueError, match="'CIRCULAR' must be 'SAME'"):
+        conv(x, kernel, padding="CIRCULAR")
+    with pytest.raises(ValueError, match="two .low, high. pairs"):
+        conv(x, kernel, padding=((1, 1),))
+    with pytest.raises(ValueError, match="does not fit into"):
+        conv(x[:, :2], kernel, padding="VALID")
+    with pytest.raises(ValueError, match="window = 5 .* 4 x 4"):
+        max_pool(x, 5)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize(
+    "ours, theirs", [(max_pool, nn.max_pool), (avg_pool, nn.avg_pool)]
+)
+def test_pools_and_their_gradients(ours, theirs, window):
+    x, shape = normal(0, 2, 7, 6, 3), (window, window)
+
+    @jax.jit
+    def both(x):
+        want, pullback = jax.vjp(lambda x: theirs(x, shape, shape), x)
+        got, our_pullback = jax.vjp(lambda x: ours(x, window), x)
+        g = jnp.cos(want)
+        return (want, *pullback(g)), (got, *our_pullback(g))
+
+    for a, b in zip(*both(x)):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_shares_ties_equally():
+    gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))

@@ -1,0 +1,369 @@
+"""Verdicts: intervals against SciPy, and what an answer may and may not depend on."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lottery_jax import verdicts
+
+ORDER = {"no": 0, "undecided": 1, "yes": 2}
+
+# Multiples of 1/1024 add and shift without rounding.
+GRID = st.integers(-200, 200).map(lambda i: i / 1024)
+VALUES = st.lists(GRID, min_size=2, max_size=8)
+SIDES = st.sampled_from(["<=", "<", ">=", ">"])
+
+
+def paired(difference, side="<=", tolerance=0.0, **more):
+    return verdicts.paired(
+        difference, side=side, tolerance=tolerance, claim="claim", **more
+    )
+
+
+# The interval
+
+
+@given(VALUES, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_interval_is_scipys(values, confidence):
+    assume(len(set(values)) > 1)
+    verdict = paired(values, confidence=confidence)
+    low, high = scipy.stats.t.interval(
+        confidence, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+    )
+    assert verdict.estimate == pytest.approx(np.mean(values), abs=1e-12)
+    assert verdict.low == pytest.approx(low, abs=1e-12)
+    assert verdict.high == pytest.approx(high, abs=1e-12)
+    assert verdict.n == len(values)
+
+
+def test_interval_by_hand():
+    # 4.3027 is the tabulated 97.5% quantile of t with two degrees of freedom.
+    verdict = paired([0.001, 0.002, 0.006])
+    half = 4.3027 * math.sqrt((4 + 1 + 9) / 2) * 1e-3 / math.sqrt(3)
+    assert verdict.low == pytest.approx(0.003 - half, rel=1e-4)
+    assert verdict.high == pytest.approx(0.003 + half, rel=1e-4)
+
+
+def test_three_replicas_with_a_spread_of_0_3_points():
+    verdict = paired([-0.003, 0.0, 0.003])
+    assert verdict.high == pytest.approx(0.0075, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "answers"),
+    [
+        ("<=", ["yes", "undecided", "no"]),
+        ("<", ["yes", "undecided", "no"]),
+        (">=", ["no", "undecided", "yes"]),
+        (">", ["no", "undecided", "yes"]),
+    ],
+)
+def test_the_whole_interval_decides(side, answers):
+    below, across, above = ([c - 0.01, c, c + 0.01] for c in (-0.1, 0.0, 0.1))
+    assert [paired(v, side).answer for v in (below, across, above)] == answers
+
+
+@pytest.mark.parametrize(
+    ("side", "answer"), [("<=", "yes"), ("<", "no"), (">=", "yes"), (">", "no")]
+)
+def test_without_spread_the_point_decides(side, answer):
+    verdict = paired([0.1, 0.1, 0.1], side, tolerance=0.1)
+    assert (verdict.low, verdict.high) == (0.1, 0.1)
+    assert verdict.answer == answer
+
+
+@given(VALUES, SIDES, GRID, GRID)
+def test_monotone_in_a_shift(values, side, tolerance, shift):
+    lower, upper = sorted((0.0, shift))
+    moved = [
+        ORDER[paired(np.array(values) + by, side, tolerance).answer]
+        for by in (lower, upper)
+    ]
+    if side in ("<=", "<"):
+        moved.reverse()
+    assert moved[0] <= moved[1]
+
+
+@given(VALUES, GRID, GRID)
+def test_more_tolerance_never_turns_yes_into_no(values, tolerance, more):
+    strict, lenient = (
+        ORDER[paired(values, "<=", t).answer]
+        for t in (tolerance, tolerance + abs(more))
+    )
+    assert strict <= lenient
+
+
+@given(st.data())
+def test_order_of_replicas_does_not_matter(data):
+    values = data.draw(st.lists(GRID | st.just(math.nan), min_size=1, max_size=8))
+    clusters = data.draw(
+        st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values))
+    )
+    order = data.draw(st.permutations(range(len(values))))
+    names = [f"replica {i}" for i in range(len(values))]
+    one = paired(values, clusters=clusters, names=names)
+    other = paired(
+        [values[i] for i in order],
+        clusters=[clusters[i] for i in order],
+        names=[names[i] for i in order],
+    )
+    assert one.n == other.n
+    assert set(one.excluded) == set(other.excluded)
+    np.testing.assert_allclose(one[2:5], other[2:5], atol=1e-12)
+
+
+@given(VALUES, GRID)
+def test_sides_are_opposites(values, tolerance):
+    opposite = {"yes": "no", "no": "yes", "undecided": "undecided"}
+    for side, other in (("<=", ">"), ("<", ">=")):
+        answer = paired(values, side, tolerance).answer
+        assert paired(values, other, tolerance).answer == opposite[answer]
+
+
+# Few replicas, diverged replicas, clusters
+
+
+@pytest.mark.parametrize(
+    "difference", [[], [math.nan, math.nan], [-0.5], [math.nan, -0.5]]
+)
+def test_too_few_replicas_are_undecided(difference):
+    verdict = paired(difference)
+    assert verdict.answer == "undecided"
+    assert (verdict.low, verdict.high) == (-math.inf, math.inf)
+    assert verdict.n == np.isfinite(difference).sum()
+    assert "two replicas" in verdict.describe()
+
+
+def test_diverged_replicas_are_left_out_by_name():
+    dense = [0.1, 0.2, 0.3, math.nan]
+    error = [0.1, math.nan, 0.31, 0.4]
+    verdict = verdicts.matching(error, dense, names=["a", "b", "c", "d"])
+    assert verdict.excluded == ("b", "d")
+    assert verdict[:5] == verdicts.matching([0.1, 0.31], [0.1, 0.3])[:5]
+    assert "diverged: b, d" in verdict.describe()
+    assert verdicts.matching(error, dense).excluded == (1, 3)
+
+
+def test_clusters_are_averaged_first():
+    inits = np.repeat(["x", "y", "z"], 3)
+    lii = np.array([1, 2, 3, 11, 12, 13, 21, 22, 23]) / 1000
+    means = verdicts.stable([0.002, 0.012, 0.022])
+    clustered = verdicts.stable(lii, clusters=inits)
+    np.testing.assert_allclose(clustered[2:5], means[2:5], rtol=1e-12)
+    assert clustered.n == 3
+    assert verdicts.stable(lii).answer == "yes"
+    assert clustered.answer == "undecided"
+
+
+def test_a_diverged_order_leaves_its_cluster_in_place():
+    verdict = paired([0.1, math.nan, 0.3, math.nan], clusters=[0, 0, 1, 2])
+    assert verdict.n == 2
+    assert verdict.estimate == pytest.approx(0.2)
+    assert verdict.excluded == (1, 3)
+
+
+# The claims
+
+
+def test_matching_is_non_inferiority():
+    dense = np.array([0.10, 0.12, 0.11])
+    noise = np.array([-1, 0, 1]) * 1e-4
+    assert verdicts.matching(dense + 0.001 + noise, dense).answer == "yes"
+    assert verdicts.matching(dense + 0.002 + noise, dense).answer == "undecided"
+    assert verdicts.matching(dense + 0.003 + noise, dense).answer == "no"
+    assert verdicts.matching(dense - 0.05 + noise, dense).answer == "yes"
+
+
+def test_pairing_removes_what_replicas_share():
+    dense = np.array([0.1, 0.3, 0.5])
+    assert verdicts.matching(dense, dense).answer == "yes"
+    assert verdicts.matching(dense[::-1], dense).answer == "undecided"
+
+
+def test_equal_is_not_better():
+    dense = np.array([0.1, 0.3, 0.5])
+    assert verdicts.better(dense, dense).answer == "no"
+    assert verdicts.better(dense - 0.01, dense).answer == "yes"
+    assert verdicts.better(dense - 0.01, dense, margin=0.02).answer == "no"
+
+
+def test_winning_needs_rewind_step_0():
+    with pytest.raises(ValueError, match="rewind_step is 500"):
+        verdicts.winning([0.1], [0.1], rewind_step=500)
+
+
+@pytest.mark.parametrize(
+    ("error", "steps", "answer"),
+    [(0.0, -100, "yes"), (0.0, 100, "no"), (0.1, -100, "no"), (0.1, 100, "no")],
+)
+def test_winning_is_as_good_and_as_fast(error, steps, answer):
+    dense, dense_steps = np.array([0.10, 0.12, 0.11]), np.array([900, 1000, 1100])
+    verdict = verdicts.winning(
+        dense + error,
+        dense,
+        rewind_step=0,
+        early_stop_step=dense_steps + steps,
+        dense_early_stop_step=dense_steps,
+    )
+    assert verdict.answer == answer
+    assert [part.unit for part in verdict.parts] == ["error", "steps"]
+
+
+def test_winning_without_steps_is_matching():
+    dense = np.array([0.10, 0.12, 0.11])
+    verdict = verdicts.winning(dense, dense, rewind_step=0)
+    assert verdict[1:] == verdicts.matching(dense, dense)[1:]
+
+
+@given(st.lists(st.sampled_from(["yes", "no", "undecided"]), min_size=1, max_size=4))
+def test_combine_is_and(answers):
+    parts = [paired([0.0, 0.0])._replace(answer=a, claim=a) for a in answers]
+    verdict = verdicts.combine(*parts)
+    assert ORDER[verdict.answer] == min(ORDER[a] for a in answers)
+    assert verdict.parts == tuple(parts)
+
+
+def test_combine_keeps_who_was_excluded():
+    parts = [paired([0.0, math.nan], names=n) for n in (["a", "b"], ["a", "c"])]
+    assert verdicts.combine(*parts).excluded == ("b", "c")
+
+
+def test_describe_speaks_in_points():
+    dense = np.array([0.10, 0.12, 0.11])
+    line = str(verdicts.matching(dense + 0.001, dense))
+    assert "\n" not in line
+    assert line.startswith(
+        "matches dense: yes; +0.10 points, 95% interval [+0.10, +0.10]"
+    )
+    assert "<= +0.20" in line and "n = 3" in line
+
+
+# Ma et al. 2021
+
+NOISE = np.array([-1, 0, 1]) * 1e-4
+TICKET = np.array([0.10, 0.11, 0.12])
+
+
+def ma(**changes):
+    arguments = {
+        "error": TICKET,
+        "lr": 0.1,
+        "density": 0.1,
+        "max_density": 0.2,
+        "tolerance": verdicts.MA_TOLERANCE["cifar10"],
+        "dense_errors": {0.1: TICKET + NOISE, 0.01: TICKET + 0.02 + NOISE},
+        "reinit_errors": {0.1: TICKET + 0.02 + NOISE, 0.01: TICKET + 0.05 - NOISE},
+        "small_dense_error": TICKET + 0.03 + NOISE,
+    }
+    return verdicts.ma_conditions(**{**arguments, **changes})
+
+
+def test_jackpot():
+    assert ma().summary == "jackpot"
+    assert [v.answer for v in ma()] == ["yes"] * 5
+
+
+def test_a_better_dense_lr_leaves_the_secondary_prize():
+    found = ma(dense_errors={0.1: TICKET + NOISE, 0.3: TICKET - 0.02 + NOISE})
+    assert found.matches_same_lr.answer == "yes"
+    assert found.matches_best_lr.answer == "no"
+    assert found.summary == "secondary prize"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"density": 0.5}, "nontrivial"),
+        ({"small_dense_error": TICKET - 0.01 + NOISE}, "beats_small_dense"),
+        (
+            {"reinit_errors": {0.1: TICKET + 0.02, 0.01: TICKET + 0.004 + NOISE}},
+            "beats_reinit",
+        ),
+        ({"dense_errors": {0.1: TICKET - 0.02, 0.01: TICKET}}, "matches_same_lr"),
+    ],
+)
+def test_a_no_among_the_first_four_is_none(changes, field):
+    found = ma(**changes)
+    assert getattr(found, field).answer == "no"
+    assert found.summary == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "reason"),
+    [
+        (
+            {"dense_errors": None},
+            ["matches_same_lr", "matches_best_lr"],
+            "dense_errors",
+        ),
+        ({"reinit_errors": None}, ["beats_reinit"], "reinit_errors not given"),
+        ({"small_dense_error": None}, ["beats_small_dense"], "small_dense_error"),
+        ({"lr": 0.2}, ["matches_same_lr"], "no lr 0.2"),
+        ({"reinit_errors": {0.1: TICKET + 0.1}}, ["beats_reinit"], "lr 0.1 only"),
+    ],
+)
+def test_a_missing_control_is_undecided_with_a_reason(changes, fields, reason):
+    found = ma(**changes)
+    for field in fields:
+        assert getattr(found, field).answer == "undecided"
+    assert reason in getattr(found, fields[0]).reason
+    assert found.summary == "undecided"
+    assert found.describe().count("\n") == 5
+
+
+def test_a_rate_at_which_all_diverged_is_left_out():
+    nan = np.full(3, math.nan)
+    found = ma(reinit_errors={0.1: TICKET + 0.02, 0.01: TICKET + 0.05, 10.0: nan})
+    assert found.beats_reinit.answer == "yes"
+    assert "diverged at lr 10" in found.beats_reinit.reason
+    assert ma(reinit_errors={10.0: nan}).beats_reinit.answer == "undecided"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: verdicts.matching([0.1, 0.2], [0.1]), r"error has shape \(2,\)"),
+        (lambda: verdicts.matching([0.1, 1.5], [0.1, 0.2]), r"error\[1\] is 1.5"),
+        (lambda: verdicts.matching([0.1], [-0.1]), r"dense_error\[0\] is -0.1"),
+        (lambda: verdicts.matching([0.1], [math.inf]), r"dense_error\[0\] is inf"),
+        (lambda: verdicts.matching([0.1], [0.1], -0.01), "tolerance is -0.01"),
+        (lambda: verdicts.matching(0.1, 0.1), r"error has shape \(\)"),
+        (lambda: verdicts.better([0.1], [0.1], math.nan), "margin is nan"),
+        (lambda: verdicts.stable([0.1], -1.0), "threshold is -1"),
+        (lambda: verdicts.stable([2.0]), r"lii\[0\] is 2"),
+        (lambda: verdicts.stable([0.1, 0.2], clusters=[1]), "clusters has shape"),
+        (lambda: verdicts.stable([0.1, 0.2], names=["a"]), "names has length 1"),
+        (lambda: paired([math.inf]), r"difference\[0\] is infinite"),
+        (lambda: paired([0.1], side="=="), "side is '=='"),
+        (lambda: paired([0.1], tolerance=math.nan), "tolerance is nan"),
+        (lambda: paired([0.1], confidence=95), "confidence is 95"),
+        (verdicts.combine, "verdicts is empty"),
+        (lambda: ma(density=5), "density is 5"),
+        (lambda: ma(margin=-0.1), "margin is -0.1"),
+        (lambda: ma(small_dense_error=[0.1]), r"small_dense_error \(1,\)"),
+        (
+            lambda: verdicts.winning([0.1], [0.1], rewind_step=0, early_stop_step=[5]),
+            "only one is given",
+        ),
+        (
+            lambda: verdicts.winning(
+                [0.1],
+                [0.1],
+                rewind_step=0,
+                early_stop_step=[-5],
+                dense_early_stop_step=[5],
+            ),
+            r"early_stop_step\[0\] is -5",
+        ),
+    ],
+)
+def test_refused_by_name_and_value(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
