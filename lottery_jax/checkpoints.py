@@ -15,6 +15,7 @@ array, so a hundred small leaves would cost more than the segment that they clos
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -123,14 +124,11 @@ def save(
         os.rename(temporary, final)
         _sync(folder)
     except Exception as error:
-        # Orbax reports a full disk as an error of several types.
         message = (
             f"could not write checkpoint {index} to {folder}; earlier checkpoints are"
             f" untouched: {error}"
         )
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, message) from error
-        raise OSError(message) from error
+        raise OSError(_error_number(error), message) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _prune(folder, final)
@@ -177,6 +175,26 @@ def restore(
     return _unpack(header["leaves"], buffer, like), header["metadata"]
 
 
+def metadata(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The caller's metadata of the checkpoint that `restore` would read, or None.
+
+    What it says (number of levels, layout) is what a template for `restore` is made from.
+
+    Args:
+      folder: of the run's checkpoints; may be missing.
+
+    Warns:
+      RuntimeWarning: a newer checkpoint is damaged; names the files.
+
+    Raises:
+      CorruptCheckpointError: there are checkpoints and all of them are damaged.
+    """
+    path = _newest(pathlib.Path(folder))
+    if path is None:
+        return None
+    return json.loads((path / _METADATA).read_bytes())["metadata"]
+
+
 def latest(folder: str | os.PathLike) -> int | None:
     """The index of the checkpoint that `restore` would read.
 
@@ -194,6 +212,14 @@ def latest(folder: str | os.PathLike) -> int | None:
     """
     path = _newest(pathlib.Path(folder))
     return None if path is None else int(path.name)
+
+
+def _error_number(error: Exception) -> int:
+    """What the system said; Orbax wraps it, a full disk too, in a ValueError."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else errno.EIO
 
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -122,6 +122,7 @@ def compile_programs(
       capacity: the longest segment.
       keep_optimizer: start levels from the stored optimizer state instead of a new one.
     """
+    # Evaluation has one key: it draws nothing that may differ between steps or rows.
     functions = task.functions
     parallel = partial(replicas.parallel, execution=execution)
 
@@ -173,7 +174,7 @@ def compile_programs(
     ) -> tuple[Running, dict[str, Array]]:
         state = running.state
         metrics = task.evaluate(
-            state.params, state.model_state, data, _EVALUATION, "validation"
+            state.params, state.model_state, data, jax.random.key(0), "validation"
         )
         better = active & (metrics["loss"] < running.best_loss)
         network = Network(state.params, state.model_state)
@@ -191,7 +192,7 @@ def compile_programs(
 
     def test(data: PyTree, network: Network) -> dict[str, Array]:
         return task.evaluate(
-            network.params, network.model_state, data, _EVALUATION, "test"
+            network.params, network.model_state, data, jax.random.key(0), "test"
         )
 
     return Programs(
@@ -206,10 +207,6 @@ def compile_programs(
             out_shardings=replicas.sharded(execution),
         ),
     )
-
-
-_EVALUATION = jax.random.key(0)
-"""Evaluation draws nothing that may differ between steps, arms or replicas."""
 
 
 class Timeline(NamedTuple):

@@ -21,7 +21,7 @@ References:
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -401,19 +401,7 @@ def run(
             snapshot = _begin_level(setting, snapshot, level)
         timeline = _timeline(setting, level)
         columns = timeline.validation_steps()
-        for step, running, curves in engine.run_level(
-            setting.programs,
-            setting.rows,
-            setting.data,
-            setting.order,
-            setting.noise,
-            timeline,
-            snapshot.running,
-            snapshot.curves,
-            setting.execution,
-            after,
-            setting.validates,
-        ):
+        for step, running, curves in _train(setting, timeline, snapshot, after):
             snapshot = snapshot._replace(running=running, curves=curves)
             if level == 0 and step == plan.rewind_step:
                 memory = _remember_trunk(setting, snapshot.memory, running)
@@ -429,8 +417,79 @@ def run(
             if clock.due() or level == levels:
                 with clock:
                     _save(setting, store, snapshot, level + 1, None)
+    return _study(setting, snapshot, _chain_networks(setting, snapshot.memory, levels))
+
+
+def retrain(
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    found: Sequence[Sequence[tickets.Ticket]],
+    *,
+    level: int,
+    replicas: Sequence[int],
+    execution: Execution | None = None,
+    watch: Watcher | None = None,
+) -> Study:
+    """Trains one stored level again: under another task, optimizer, length or arm.
+
+    Args:
+      task: what is trained now; its networks must have the shapes of the tickets.
+      tx: the optimizer.
+      plan: the protocol; its chains name the tickets, and levels start with a reset
+        optimizer.
+      found: a ticket for each chain and replica.
+      level: which level they are; at least 1 for arms other than "ticket" to differ.
+      replicas: the ids of the replicas, for their keys.
+      execution: devices and chunk; None for the platform's default.
+      watch: called after every segment.
+
+    Returns:
+      Records with the one level.
+
+    Raises:
+      ValueError: tickets that do not fit the task, or a plan that does not fit them.
+    """
+    plan = check(dataclasses.replace(plan, optimizer="reset"))
+    ids = tuple(replicas)
+    if [len(row) for row in found] != [len(ids)] * len(plan.chains):
+        raise ValueError("found: there must be a ticket for each chain and replica")
+    execution = check_execution(execution or default_execution())
+    setting = _set_up(task, tx, plan, ids, execution, None)
+    flat = [ticket for row in found for ticket in row]
+    flat += [flat[-1]] * (len(setting.ticket_rows) - len(flat))
+    for ticket in flat:
+        masks.check(ticket.mask, setting.template)
+    put = partial(place, execution=execution)
+    mask = put(jax.tree.map(lambda *m: np.stack(m), *[t.mask for t in flat]))
+    networks = [Network(t.params, t.model_state) for t in flat]
+    chain_networks = put(jax.tree.map(lambda *x: np.stack(x), *networks))
+    snapshot = _first(setting, tx)
+    k = plan.rewind_step
+    if k > 0 and setting.rows.is_arm("reinit").any():
+        # Fresh draws have to be trained densely to k first; the others wait.
+        join = np.where(setting.rows.is_arm("reinit"), 0, k).astype(np.int32)
+        early = Timeline(join, np.zeros_like(join), k, plan.validate_every, k)
+        for _, running, _ in _train(setting, early, snapshot, None, validates=False):
+            snapshot = snapshot._replace(running=running)
+        memory = _remember_trunk(setting, snapshot.memory, snapshot.running)
+        snapshot = snapshot._replace(memory=memory)
+    memory = snapshot.memory._replace(mask=mask)
+    running = _start_rows(setting, memory, chain_networks, level)
+    timeline = _timeline(setting, max(level, 1))
+    columns = len(timeline.validation_steps())
+    curves = engine.empty_curves(len(setting.rows.arm), columns)
+    snapshot = Snapshot(memory, running, curves, {})
+    for step, running, curves in _train(setting, timeline, snapshot, None):
+        snapshot = snapshot._replace(running=running, curves=curves)
+        if watch:
+            watch(_moment(setting, timeline, level, step, curves))
+    snapshot = _end_level(setting, snapshot, level)
+    return _study(setting, snapshot, chain_networks)
+
+
+def _study(setting: _Setting, snapshot: Snapshot, rewound: Network) -> Study:
     chains, number, _ = setting.shape
-    rewound = _chain_networks(setting, snapshot.memory, levels)
 
     def square(x: Array) -> Array:
         return x[: setting.pairs].reshape(chains, number, *x.shape[1:])
@@ -440,6 +499,29 @@ def run(
         jax.tree.map(square, snapshot.memory.mask),
         jax.tree.map(square, rewound),
         setting.execution,
+    )
+
+
+def _train(
+    setting: _Setting,
+    timeline: Timeline,
+    snapshot: Snapshot,
+    after: int | None,
+    validates: bool | None = None,
+) -> Iterator[tuple[int, Running, Curves]]:
+    """The rest of a level."""
+    return engine.run_level(
+        setting.programs,
+        setting.rows,
+        setting.data,
+        setting.order,
+        setting.noise,
+        timeline,
+        snapshot.running,
+        snapshot.curves,
+        setting.execution,
+        after,
+        setting.validates if validates is None else validates,
     )
 
 
@@ -736,25 +818,34 @@ def _begin_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
         memory.mask,
         put(keep[rows.chain[at]]),
     )
+    memory = memory._replace(mask=mask)
     chain_networks = _chain_networks(setting, memory, level)
+    running = _start_rows(setting, memory, chain_networks, level)
+    return Snapshot(memory, running, curves, snapshot.records)
+
+
+def _start_rows(
+    setting: _Setting, memory: Memory, chain_networks: Network, level: int
+) -> Running:
+    """Gives every row what its arm starts from, and a fresh optimizer."""
+    rows, programs = setting.rows, setting.programs
     network, row_mask = setting.begin(
-        put(rows.arm),
+        place(rows.arm, setting.execution),
         rows.keys,
-        programs.take(mask, setting.source),
+        programs.take(memory.mask, setting.source),
         programs.take(chain_networks, setting.source),
         memory.trunk,
     )
     if rows.is_arm("small_dense").any():
-        network, row_mask = _small_dense(setting, network, row_mask, mask)
+        network, row_mask = _small_dense(setting, network, row_mask, memory.mask)
     timeline = _timeline(setting, level)
-    running = programs.start(
+    return programs.start(
         network,
         memory.trunk_stream,
         row_mask,
         memory.trunk_optimizer,
-        put(timeline.join + timeline.offset),
+        place(timeline.join + timeline.offset, setting.execution),
     )
-    return Snapshot(memory._replace(mask=mask), running, curves, snapshot.records)
 
 
 def _small_dense(
@@ -786,7 +877,8 @@ def _end_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
     sizes = [
         int(np.prod(p.shape))
         for p, take in zip(
-            jax.tree.leaves(setting.template), masks.resolve(setting.template, setting.prunable)
+            jax.tree.leaves(setting.template),
+            masks.resolve(setting.template, setting.prunable),
         )
         if take
     ]
@@ -853,7 +945,8 @@ def _name_axes(setting: _Setting, records: Mapping[str, np.ndarray]) -> Records:
     layers = [
         name
         for name, take in zip(
-            masks.paths(setting.template), masks.resolve(setting.template, setting.prunable)
+            masks.paths(setting.template),
+            masks.resolve(setting.template, setting.prunable),
         )
         if take
     ]

@@ -24,6 +24,9 @@ from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree
 Patterns = str | Sequence[str]
 PrunableLike = Prunable | Callable[[PyTree], Prunable] | None
 
+# Products of a numerator and a remainder below the denominator must fit into int32.
+LARGEST_DENOMINATOR = 46_340
+
 # Linen and NNX; Haiku; Equinox and PyTorch-like trees.
 _WEIGHT_NAMES = frozenset({"kernel", "w", "weight"})
 
@@ -150,18 +153,20 @@ def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
     return [bool(flag) for flag in jax.tree.leaves(prunable_)]
 
 
-def check(mask: Mask, params: Params) -> None:
+def check(mask: Mask, params: PyTree, name_of_params: str = "params") -> None:
     """Raises a ValueError that names the first leaf in which a mask does not fit."""
     if jax.tree.structure(mask) != jax.tree.structure(params):
         raise ValueError(
-            f"mask: its leaves {paths(mask)} are not those of params, {paths(params)}"
+            f"mask: its leaves {paths(mask)} are not those of {name_of_params}, "
+            f"{paths(params)}"
         )
     for name, m, p in zip(
         paths(params), jax.tree.leaves(mask), jax.tree.leaves(params)
     ):
         if np.shape(m) != np.shape(p):
             raise ValueError(
-                f"mask: leaf {name!r} has shape {np.shape(m)}, params have {np.shape(p)}"
+                f"mask: leaf {name!r} has shape {np.shape(m)}, {name_of_params} have "
+                f"{np.shape(p)}"
             )
         if m.dtype != jnp.bool_:
             raise ValueError(f"mask: leaf {name!r} has dtype {m.dtype}, not bool")
@@ -215,7 +220,7 @@ def layer_densities(mask: Mask, prunable: PrunableLike = None) -> dict[str, Arra
     """The density of each prunable leaf by its key path, float32 `[]` each."""
     flags = resolve(mask, prunable)
     return {
-        name: jnp.mean(m, dtype=jnp.float32)
+        name: jnp.sum(m, dtype=jnp.int32) / jnp.float32(m.size)
         for name, m, take in zip(paths(mask), jax.tree.leaves(mask), flags)
         if take
     }
@@ -354,9 +359,12 @@ def exact(number: float) -> Fraction:
     """The rational that a person meant by a float: 0.2 is 1/5, not 0.2000000000000000111.
 
     Args:
-      number: any finite float; its shortest decimal form is taken.
+      number: any finite float. A ratio of small integers within its rounding error is
+        taken (1/3, or 3/10 for 1 - 0.7), else its shortest decimal form.
     """
-    return Fraction(repr(float(number)))
+    decimal = Fraction(repr(float(number)))
+    ratio = decimal.limit_denominator(LARGEST_DENOMINATOR)
+    return ratio if abs(ratio - decimal) <= abs(decimal) / 10**15 else decimal
 
 
 def layer_counts(

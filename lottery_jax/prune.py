@@ -13,7 +13,6 @@ the output layer of LeNet and VGG and spares it).
 """
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -25,9 +24,6 @@ from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Mask, Scores
 
 Rule = Literal["exact", "open_lth"]
-
-# Products of a numerator and a remainder below the denominator must fit into int32.
-_LARGEST_DENOMINATOR = 46_340
 
 
 def global_topk(
@@ -75,7 +71,7 @@ def global_topk(
       (global pruning); https://arxiv.org/abs/1803.03635
     """
     _check_amount(fraction=fraction, keep=keep)
-    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    masks.check(mask, scores, "scores")
     flags = masks.cuttable(mask, prunable, exclude)
     flat_scores, alive = _flatten(scores, mask, flags)
     counted = masks.count(mask, prunable)
@@ -129,7 +125,7 @@ def layerwise_topk(
       Frankle and Carbin 2019, figure 2 (rates per layer).
     """
     _check_amount(fraction=fraction, keep=keep)
-    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    masks.check(mask, scores, "scores")
     counts = masks.resolve(mask, prunable)
     flags = masks.cuttable(mask, prunable, exclude)
     names = masks.paths(mask)
@@ -167,7 +163,8 @@ def to_density(
 
     Args:
       scores: importance of each weight; higher is kept.
-      mask: the current mask.
+      mask: the current mask. With a scope by layer, each layer keeps what it has if that
+        is less than its share.
       density: share of all prunable weights to keep, in (0, 1).
       scope: "global" ranks over all layers; "uniform" and "erk" share the survivors out
         among the layers first (`masks.layer_counts`) and rank within each.
@@ -175,21 +172,22 @@ def to_density(
       exclude: patterns of leaves that count and are never cut.
 
     Raises:
-      ValueError: density outside (0, 1), unknown scope, scores that do not fit.
+      ValueError: density outside (0, 1) or too small for the excluded leaves, unknown
+        scope, scores that do not fit.
     """
     if not 0 < density < 1:
         raise ValueError(f"density={density}; it must be in (0, 1)")
-    if scope == "global":
-        keep = masks.exact_round(masks.exact(density) * masks.total(mask, prunable))
-        return global_topk(scores, mask, keep=keep, prunable=prunable, exclude=exclude)
+    if scope not in ("global", "uniform", "erk"):
+        raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
     counted = masks.resolve(mask, prunable)
     cut = masks.cuttable(mask, prunable, exclude)
-    counts = masks.layer_counts(
-        [m.shape for m, take in zip(jax.tree.leaves(mask), counted) if take],
-        density,
-        scope,
-        dense=[not c for c, take in zip(cut, counted) if take],
-    )
+    shapes = [m.shape for m, take in zip(jax.tree.leaves(mask), counted) if take]
+    dense = [not c for c, take in zip(cut, counted) if take]
+    if scope == "global":
+        # Shared out by layer or not, what is excluded must fit: layer_counts checks it.
+        keep = sum(masks.layer_counts(shapes, density, dense=dense))
+        return global_topk(scores, mask, keep=keep, prunable=prunable, exclude=exclude)
+    counts = masks.layer_counts(shapes, density, scope, dense=dense)
     return layerwise_topk(scores, mask, keep=counts, prunable=prunable, exclude=exclude)
 
 
@@ -223,7 +221,7 @@ def n_of_m(
     """
     if not 0 < n < m:
         raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
-    masks.check(mask, jax.tree.map(jnp.asarray, scores))
+    masks.check(mask, scores, "scores")
     flags = masks.cuttable(mask, prunable, exclude)
     leaves, structure = jax.tree.flatten(mask)
     out = []
@@ -231,9 +229,9 @@ def n_of_m(
         masks.paths(mask), leaves, jax.tree.leaves(scores), flags
     ):
         if cut:
-            if leaf.shape[axis] % m:
+            if not -leaf.ndim <= axis < leaf.ndim or leaf.shape[axis] % m:
                 raise ValueError(
-                    f"n_of_m: axis {axis} of {name!r}, shape {leaf.shape}, is not "
+                    f"n_of_m: {name!r}, shape {leaf.shape}, has no axis {axis} that is "
                     f"divisible by m={m}; name the leaf in exclude="
                 )
             moved = jnp.moveaxis(leaf, axis, -1)
@@ -311,13 +309,11 @@ def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> A
     if not isinstance(alive, jax.core.Tracer):
         value = share * int(alive)
         return np.int32(masks.exact_round(value) if how == "round" else -(-value // 1))
-    if share.denominator > _LARGEST_DENOMINATOR:
-        share = share.limit_denominator(_LARGEST_DENOMINATOR)
-        if abs(share - masks.exact(fraction)) > Fraction(1, 10**15):
-            raise ValueError(
-                f"fraction={fraction} has too many digits to be counted exactly inside "
-                "jit; round it to four digits, or pass keep="
-            )
+    if share.denominator > masks.LARGEST_DENOMINATOR:
+        raise ValueError(
+            f"fraction={fraction} has too many digits to be counted exactly inside "
+            "jit; round it to four digits, or pass keep="
+        )
     p, q = share.numerator, share.denominator
     whole, rest = p * (alive // q), p * (alive % q)
     below, over = rest // q, rest % q

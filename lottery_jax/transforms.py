@@ -1,10 +1,10 @@
 """Optax transformations that keep a mask, and masks that change during training.
 
-`masked(tx)` is what to wrap around an optimizer: gradients are masked before it (so that
-norms, moments and trust ratios see the subnetwork alone) and its update is corrected
-after it, so that `params + update` is exactly 0 off the mask, whatever the optimizer does
-(momentum, weight decay, Adam, clipping). `keep_masked` is the last step alone, for a
-chain of one's own.
+`masked(tx)` is what to wrap around an optimizer: gradients and weights are masked before
+it (so that norms, moments and trust ratios see the subnetwork alone) and its update is
+corrected after it, so that `params + update` is exactly 0 off the mask, whatever the
+optimizer does (momentum, weight decay, Adam, clipping). `keep_masked` is the last step
+alone, for a chain of one's own.
 
 The mask is an argument of `update`, so that a compiled step serves all masks:
 
@@ -83,14 +83,15 @@ def masked(
       A transformation with the state of `inner`.
     """
     inner = optax.with_extra_args_support(inner)
-    last = keep_masked(mask, anchor)
+    last = keep_masked(anchor=anchor)
     bound = mask
 
     def update(updates, state, params=None, *, mask=None, **extra):
         mask = _one_mask(bound, mask)
-        updates, state = inner.update(
-            masks.apply(mask, updates), state, params, **extra
-        )
+        # Decay and trust ratios read the weights: what is frozen off the mask is no
+        # part of the subnetwork.
+        seen = None if params is None else masks.apply(mask, params)
+        updates, state = inner.update(masks.apply(mask, updates), state, seen, **extra)
         return last.update(updates, optax.EmptyState(), params, mask=mask)[0], state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

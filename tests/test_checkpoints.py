@@ -1,5 +1,6 @@
 """Checkpoints: bits come back, damage is noticed, and a kill at any instant is harmless."""
 
+import errno
 import os
 import pathlib
 import resource
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -67,6 +69,12 @@ def flip(path, position):
     content = bytearray(path.read_bytes())
     content[position] ^= 0x10
     path.write_bytes(content)
+
+
+def restore_without_a_warning(folder, like):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        return checkpoints.restore(folder, like)
 
 
 def files_of(folder):
@@ -328,7 +336,7 @@ def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
         for index in (0, 1):
             checkpoints.save(folder, index, small(index), {"index": index})
         survived = attempt(folder, allowed)
-        tree, metadata = checkpoints.restore(folder, small(0))
+        tree, metadata = restore_without_a_warning(folder, small(0))
         assert_same(tree, small(metadata["index"]))
         results.append(metadata["index"])
         next_index = metadata["index"] + 1
@@ -367,7 +375,7 @@ def test_kill_9_of_a_process_that_saves(tmp_path):
         assert run.wait() == -signal.SIGKILL
         run.stdout.close()
         like = {"w": np.zeros(200_000, np.float32), "i": np.array(0)}
-        tree, metadata = checkpoints.restore(tmp_path / name, like)
+        tree, metadata = restore_without_a_warning(tmp_path / name, like)
         index = metadata["index"]
         assert index >= int(said) >= 4
         assert tree["i"] == index and (tree["w"] == index).all()
@@ -385,10 +393,11 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match=f"checkpoint 1 to {tmp_path}"):
+        with pytest.raises(OSError, match=f"checkpoint 1 to {tmp_path}") as caught:
             checkpoints.save(tmp_path, 1, large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
     assert {p: p.read_bytes() for p in files_of(tmp_path)} == before
     assert os.listdir(tmp_path) == ["00000000"]
     assert_same(checkpoints.restore(tmp_path, large)[0], large)

@@ -1,5 +1,7 @@
 """Tickets: the bits that went in come out, or the file is refused."""
 
+import errno
+import os
 import resource
 from typing import NamedTuple
 
@@ -399,4 +401,20 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_bytes() == before
+
+
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    tickets.save(path, some_ticket())
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="a.safetensors: No space left") as caught:
+        tickets.save(path, some_ticket()._replace(metadata={}))
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["a.safetensors"]
     assert path.read_bytes() == before

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lottery_jax import verdicts
@@ -27,6 +27,7 @@ def paired(difference, side="<=", tolerance=0.0, **more):
 # The interval
 
 
+@settings(deadline=None)
 @given(VALUES, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_interval_is_scipys(values, confidence):
     assume(len(set(values)) > 1)
@@ -76,6 +77,7 @@ def test_without_spread_the_point_decides(side, answer):
     assert verdict.answer == answer
 
 
+@settings(deadline=None)
 @given(VALUES, SIDES, GRID, GRID)
 def test_monotone_in_a_shift(values, side, tolerance, shift):
     lower, upper = sorted((0.0, shift))
@@ -88,6 +90,7 @@ def test_monotone_in_a_shift(values, side, tolerance, shift):
     assert moved[0] <= moved[1]
 
 
+@settings(deadline=None)
 @given(VALUES, GRID, GRID)
 def test_more_tolerance_never_turns_yes_into_no(values, tolerance, more):
     strict, lenient = (
@@ -97,6 +100,7 @@ def test_more_tolerance_never_turns_yes_into_no(values, tolerance, more):
     assert strict <= lenient
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_order_of_replicas_does_not_matter(data):
     values = data.draw(st.lists(GRID | st.just(math.nan), min_size=1, max_size=8))
@@ -116,6 +120,7 @@ def test_order_of_replicas_does_not_matter(data):
     np.testing.assert_allclose(one[2:5], other[2:5], atol=1e-12)
 
 
+@settings(deadline=None)
 @given(VALUES, GRID)
 def test_sides_are_opposites(values, tolerance):
     opposite = {"yes": "no", "no": "yes", "undecided": "undecided"}
@@ -219,6 +224,7 @@ def test_winning_without_steps_is_matching():
     assert verdict[1:] == verdicts.matching(dense, dense)[1:]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["yes", "no", "undecided"]), min_size=1, max_size=4))
 def test_combine_is_and(answers):
     parts = [paired([0.0, 0.0])._replace(answer=a, claim=a) for a in answers]

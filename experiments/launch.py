@@ -1,0 +1,149 @@
+"""How every experiment starts: presets, flags, devices.
+
+    python -m experiments.NAME [PRESET] [--field value ...] [--out DIR]
+    python -m experiments.NAME --from RUN --level L [--field value ...]
+
+This module must be imported before JAX is used: it makes one host device per core.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import tyro
+
+from lottery_jax import records
+
+C = TypeVar("C")
+
+
+class Preset(NamedTuple):
+    """A configuration with a name.
+
+    Attributes:
+      config: the frozen dataclass.
+      help: one line for `--help`: what it shows, how long it takes.
+    """
+
+    config: Any
+    help: str
+
+
+class Command(NamedTuple):
+    """What was asked for on the command line.
+
+    Attributes:
+      config: the configuration.
+      preset: the preset's name; for a retraining, the stored run's.
+      source: `--from`, a stored run, or None.
+      level: `--level`, of that run.
+    """
+
+    config: Any
+    preset: str
+    source: pathlib.Path | None = None
+    level: int | None = None
+
+
+def parse(
+    presets: Mapping[str, Preset],
+    default: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> Command:
+    """Reads the command line; `--help` lists the presets.
+
+    Raises:
+      SystemExit: help was asked for, or the arguments are wrong; says how.
+    """
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    source, rest = _take(rest, "--from")
+    level, rest = _take(rest, "--level")
+    if (source is None) != (level is None):
+        raise SystemExit(
+            "--from RUN and --level L go together: which level of which run?"
+        )
+    name = default
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name not in presets:
+            raise SystemExit(
+                f"there is no preset {name!r}; choose one of {', '.join(presets)}"
+            )
+    config = presets[name].config
+    kind = type(config)
+    if source is not None and level is not None:
+        folder = pathlib.Path(source)
+        stored = records.read_config(folder)
+        if stored is None:
+            raise SystemExit(f"--from {source}: there is no run (no config.json there)")
+        if not level.isdecimal():
+            raise SystemExit(f"--level {level}: it must be a whole number, 0 or more")
+        config = from_stored(kind, stored)
+        # A retraining is a run of its own.
+        config = dataclasses.replace(config, out=None)
+        parsed = tyro.cli(kind, default=config, args=rest, description=description)
+        return Command(parsed, folder.name, folder, int(level))
+    width = max(len(p) for p in presets)
+    listing = "\n".join(
+        textwrap.fill(
+            p.help,
+            95,
+            initial_indent=f"  {n:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+        )
+        for n, p in presets.items()
+    )
+    text = f"{description}\n\nPresets (the first argument; without one: {default}):\n{listing}"
+    return Command(tyro.cli(kind, default=config, args=rest, description=text), name)
+
+
+def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Removes `flag value` or `flag=value` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument[len(flag) + 1 :], arguments[:i] + arguments[i + 1 :]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise SystemExit(f"{flag} needs a value")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+    return None, arguments
+
+
+def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
+    """A configuration from its JSON: lists become tuples again.
+
+    Raises:
+      ValueError: a field is unknown to this version.
+    """
+
+    def tuples(value: Any) -> Any:
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(stored) - known)
+    if unknown:
+        raise ValueError(
+            f"config.json has fields this version does not know: {unknown}"
+        )
+    return kind(**{name: tuples(value) for name, value in stored.items()})
+
+
+def use_all_cores() -> None:
+    """One host device per core, and compiled programs kept between runs.
+
+    On a machine with accelerators the host devices are made and not used.
+    """
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
+    cache = os.environ.get("LOTTERY_JAX_CACHE", "~/.cache/lottery_jax")
+    jax.config.update(
+        "jax_compilation_cache_dir", str(pathlib.Path(cache, "xla").expanduser())
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,166 @@
+"""What is trained and how: the fields that all experiments share, and what they make."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+
+from lottery_jax import data, models, tasks, training
+from lottery_jax.types import Array, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A data set, a model, an optimizer, and a number of steps."""
+
+    data: str = "mnist1d"
+    """Data set: mnist1d and digits need no download; mnist, fashion_mnist, kmnist,
+    cifar10, cifar100, svhn are read through tensorflow-datasets."""
+    validation: int | None = None
+    """Training examples held out for validation; None for the data set's default."""
+    subset: int | None = None
+    """Number of training examples to use; None for all."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by uniform draws."""
+    blur: float | None = None
+    """Factor by which training images are blurred; None for none."""
+    normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
+    """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
+    augment: tuple[Literal["flip", "crop"], ...] = ()
+    """Augmentation, in this order."""
+    model: str = "mlp-100-100"
+    """lenet-300-100, mlp-W1-W2, residual-mlp-W, conv-2|4|6|8, resnet-D[-W], vgg-D, ..."""
+    initializer: Literal["kaiming_normal", "glorot_normal"] = "kaiming_normal"
+    """Law of the kernels."""
+    bias: Literal["zeros", "torch"] = "zeros"
+    """Law of the biases: zeros, or PyTorch's U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    norm_scale: Literal["ones", "uniform"] = "ones"
+    """Law of the BatchNorm scales: 1, or open_lth's U(0, 1)."""
+    unbiased_variance: bool = False
+    """Unbiased running variance in BatchNorm, as in PyTorch."""
+    batch_size: int = 100
+    """Examples per step; the last partial batch of an epoch is kept."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """Optimizer."""
+    learning_rate: float = 5e-3
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD; unused by Adam."""
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """Learning rate over steps; "step" multiplies by `drop_factor` at each of `drops`."""
+    drops: tuple[str, ...] = ()
+    """Steps at which the learning rate drops: 20000it, 80ep ..."""
+    drop_factor: float = 0.1
+    """See `schedule`."""
+    warmup: str = "0it"
+    """Linear warm-up from 0 over this many steps."""
+    steps: str = "1500it"
+    """Length of a training run, in iterations or epochs."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that count as prunable and are never cut, such as head."""
+
+
+_DATA_FIELDS = (
+    "data",
+    "validation",
+    "subset",
+    "label_noise",
+    "blur",
+    "normalization",
+)
+
+
+def load_data(recipe: Recipe) -> data.Dataset:
+    """The data set of a recipe; the last ones are kept.
+
+    Raises:
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    return _load_data(*(getattr(recipe, name) for name in _DATA_FIELDS))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(name: str, *options: Any) -> data.Dataset:
+    return data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
+
+
+def make_task(recipe: Recipe) -> Task:
+    """The classification task of a recipe.
+
+    Raises:
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    dataset = load_data(recipe)
+    model = models.make(
+        recipe.model,
+        dataset.num_classes,
+        initializer=recipe.initializer,
+        bias=recipe.bias,
+        norm_scale=recipe.norm_scale,
+        unbiased=recipe.unbiased_variance,
+    )
+    return tasks.classification(
+        dataset,
+        model,
+        batch_size=recipe.batch_size,
+        augment=recipe.augment,
+        exclude=recipe.exclude,
+    )
+
+
+def make_optimizer(
+    recipe: Recipe, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The optimizer of a recipe, with its schedule.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+    for field, low in (
+        ("learning_rate", 0.0),
+        ("weight_decay", 0.0),
+        ("momentum", 0.0),
+    ):
+        if getattr(recipe, field) < low:
+            raise ValueError(
+                f"{field}={getattr(recipe, field)}; it must be {low:g} or more"
+            )
+    rate = _schedule(recipe, steps_per_epoch)
+    if recipe.optimizer == "sgd":
+        tx = optax.sgd(rate, momentum=recipe.momentum or None)
+    else:
+        tx = optax.adam(rate)
+    if recipe.weight_decay:
+        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), tx)
+    return tx
+
+
+def _schedule(recipe: Recipe, steps_per_epoch: int) -> Any:
+    def parse(text: str) -> int:
+        return training.parse_step(text, steps_per_epoch)
+
+    warmup, steps = parse(recipe.warmup), parse(recipe.steps)
+    if recipe.schedule == "cosine":
+        law = optax.cosine_decay_schedule(recipe.learning_rate, steps)
+    elif recipe.schedule == "step":
+        if not recipe.drops:
+            raise ValueError("schedule='step' needs drops, such as --drops 80ep 120ep")
+        boundaries = {parse(drop): recipe.drop_factor for drop in recipe.drops}
+        law = optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
+    else:
+        law = optax.constant_schedule(recipe.learning_rate)
+    if not warmup:
+        # At a constant rate optax keeps no counter, and levels start alike.
+        return law if recipe.schedule != "constant" else recipe.learning_rate
+
+    def warmed(step: Array) -> Array:
+        # The first step is taken at rate 0, as in open_lth.
+        return law(step) * jnp.minimum(1.0, step / warmup)
+
+    return warmed

@@ -1,0 +1,156 @@
+"""Figures from recorded arrays. Needs matplotlib (the extra `experiments`)."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+STYLES: Mapping[str, tuple[str, str]] = {
+    "ticket": ("#0b6e99", "o"),
+    "reinit": ("#d1603d", "s"),
+    "reinit_raw": ("#e0a458", "D"),
+    "random_mask": ("#7a7a7a", "^"),
+    "shuffled_weights": ("#8661a8", "v"),
+    "small_dense": ("#3f8f55", "P"),
+}
+"""Colour and marker of each arm, the same in every figure."""
+
+_LINES = ("-", "--", ":", "-.")
+
+
+def against_density(
+    density: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    ylabel: str,
+    title: str = "",
+    baseline: float | None = None,
+    baseline_label: str = "dense",
+) -> Any:
+    """Lines over density, one per arm: mean over replicas, bars from min to max.
+
+    Args:
+      density: `[levels]`, or one row per line `[lines, levels]`, in (0, 1].
+      values: per label `[replicas, levels]`; nan entries are left out. A label
+        "chain: arm" gets the arm's colour and the chain's line style.
+      ylabel: with its unit.
+      title: above the axes.
+      baseline: a horizontal line.
+      baseline_label: its legend entry.
+
+    Returns:
+      A matplotlib figure; density falls from left to right on a logarithmic axis.
+    """
+    figure, axes = _figure()
+    density = np.broadcast_to(density, (len(values), np.shape(density)[-1]))
+    chains: list[str] = []
+    for x, (label, y) in zip(density, values.items()):
+        chain, _, arm = label.rpartition(": ")
+        if chain not in chains:
+            chains.append(chain)
+        color, marker = STYLES.get(arm, ("#222222", "o"))
+        seen = np.isfinite(y).any(axis=0)
+        y, x = y[:, seen], x[seen]
+        mean = np.nanmean(y, axis=0)
+        spread = np.abs(np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)]) - mean)
+        axes.errorbar(
+            100 * x,
+            mean,
+            yerr=spread,
+            label=label.replace("_", " "),
+            color=color,
+            marker=marker,
+            linestyle=_LINES[chains.index(chain) % len(_LINES)],
+            markersize=4,
+            linewidth=1.5,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    if baseline is not None:
+        axes.axhline(baseline, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            baseline_label,
+            (1, baseline),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
+    _density_axis(axes, density)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def layer_densities(
+    density: np.ndarray, layers: Mapping[str, np.ndarray], title: str = ""
+) -> Any:
+    """The density of each layer against that of the network, both in percent.
+
+    Args:
+      density: `[levels]`, in (0, 1].
+      layers: per layer `[levels]`, in [0, 1]; zeros cannot be drawn and are left out.
+      title: above the axes.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = _figure()
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    for color, (name, y) in zip(colors, layers.items()):
+        y = np.where(y > 0, y, np.nan)
+        axes.plot(100 * density, 100 * y, color=color, label=name, linewidth=1.5)
+    axes.plot(
+        100 * density, 100 * density, color="#999999", linewidth=0.8, linestyle=":"
+    )
+    _density_axis(axes, density)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.set_ylabel("weights remaining in the layer (%)")
+    axes.set_title(title, fontsize=10)
+    columns = 1 if len(layers) <= 8 else 2 if len(layers) <= 20 else 3
+    axes.legend(frameon=False, fontsize=9 if len(layers) <= 8 else 5, ncols=columns)
+    return figure
+
+
+def save(
+    figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
+) -> None:
+    """Writes a figure in several formats beside each other and closes it."""
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in formats:
+        # No date in the file: the same figure makes the same bytes.
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150, metadata=metadata)
+    pyplot.close(figure)
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError(
+            "figures need matplotlib: pip install 'lottery-jax[experiments]'"
+        ) from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "lottery_jax"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.0, 3.8), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    return figure, axes
+
+
+def _density_axis(axes: Any, density: np.ndarray) -> None:
+    axes.set_xscale("log")
+    high, low = 100 * np.max(density), 100 * np.min(density)
+    axes.set_xlim(high * 1.08, low / 1.08)
+    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if low / 1.08 <= t]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("weights remaining (%)")

@@ -1,0 +1,275 @@
+"""What a run leaves behind: its identity, its results, and a stream while it runs.
+
+Results are an `xarray.Dataset` with named axes in a NetCDF file, which anyone can open
+without this package; configuration, versions, git commit and device are its attributes.
+A run folder belongs to one configuration: the hash of all fields that determine a level's
+numbers. The numbers of levels and replicas, the folder and the devices are not among
+them, so a study can be extended.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Config = Mapping[str, Any]
+
+
+def as_config(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as JSON-able fields, defaults included."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def identity(config: Config, ignore: Iterable[str]) -> str:
+    """Eight hexadecimal digits that say which configuration a run belongs to.
+
+    Args:
+      config: all fields with their values, defaults included, JSON-able.
+      ignore: fields that do not change any number of a level.
+    """
+    ignored = set(ignore)
+    kept = {name: value for name, value in config.items() if name not in ignored}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) -> None:
+    """Makes a run folder, or checks that it belongs to this configuration.
+
+    Raises:
+      ValueError: the folder holds another configuration (names the fields that differ),
+        or is not a run folder and not empty.
+      OSError: it cannot be written; names the folder.
+    """
+    ignored = set(ignore)
+    stored = read_config(folder) if folder.exists() else None
+    if stored is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"out={str(folder)!r} is not empty and holds no run; choose a new folder"
+            )
+    else:
+        fields = (stored.keys() | config.keys()) - ignored
+        differing = {
+            name: (stored.get(name), config.get(name))
+            for name in sorted(fields)
+            if stored.get(name) != config.get(name)
+        }
+        if differing:
+            lines = "".join(
+                f"\n  {name}: {old!r} there, {new!r} now"
+                for name, (old, new) in differing.items()
+            )
+            raise ValueError(
+                f"out={str(folder)!r} holds a run with another configuration; choose "
+                f"another folder, or the stored values:{lines}"
+            )
+    write_text(folder / "config.json", json.dumps(dict(config), indent=1) + "\n")
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The configuration of a run folder, or None if it is none.
+
+    Raises:
+      ValueError: the file is damaged; names it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not a mapping")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it to start anew"
+        ) from None
+    return config
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file complete or not at all.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written; names the file.
+    """
+    _write(path, lambda temporary: temporary.write_text(text))
+
+
+def _write(path: pathlib.Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"cannot write {path}: {reason}") from error
+
+
+# --- results --------------------------------------------------------------------------
+
+
+def dataset(
+    records: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
+    coordinates: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> "xr.Dataset":
+    """Records with named axes as an `xarray.Dataset`.
+
+    Args:
+      records: arrays with the names of their axes; an array of one axis that bears the
+        same name is a coordinate.
+      coordinates: labels of further axes.
+      attributes: JSON-able; anything that is not text or a number is stored as JSON.
+
+    Raises:
+      ImportError: xarray is missing; names the extra.
+    """
+    try:
+        import xarray as xr
+    except ImportError:
+        raise ImportError(
+            "results need xarray: pip install 'lottery-jax[results]'"
+        ) from None
+    own = {name: x for name, (axes, x) in records.items() if axes == (name,)}
+    variables = {name: value for name, value in records.items() if name not in own}
+    return xr.Dataset(
+        dict(variables),
+        coords={**coordinates, **own},
+        attrs={
+            name: value
+            if isinstance(value, str | int | float) and not isinstance(value, bool)
+            else json.dumps(value)
+            for name, value in attributes.items()
+        },
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and device: where results come from."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    device = jax.devices()[0]
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _git_commit() -> str:
+    here = pathlib.Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def save(path: pathlib.Path, results: "xr.Dataset") -> None:
+    """Writes results as NetCDF, with a checksum beside them.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written; names the file.
+    """
+    _write(path, lambda temporary: results.to_netcdf(temporary, engine="h5netcdf"))
+    write_text(_checksum(path), _sha256(path) + "\n")
+
+
+def load(path: pathlib.Path) -> "xr.Dataset":
+    """Reads results into memory, after checking them.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not what was written; names it.
+    """
+    import xarray as xr
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no results at {path}")
+    if not intact(path):
+        raise ValueError(f"{path} is damaged or incomplete; delete it and run again")
+    with xr.open_dataset(path, engine="h5netcdf") as stored:
+        return stored.load()
+
+
+def intact(path: pathlib.Path) -> bool:
+    """Whether results are there and are what was written."""
+    sums = _checksum(path)
+    if not (path.is_file() and sums.is_file()):
+        return False
+    return sums.read_text(errors="replace").strip() == _sha256(path)
+
+
+def _checksum(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- the stream -----------------------------------------------------------------------
+
+
+def resume_stream(path: pathlib.Path, level: int, step: int) -> None:
+    """Drops the lines after a moment, which will be written again.
+
+    Args:
+      path: a file of JSON lines, each with `level` and `step`; may be missing.
+      level: lines of higher levels go, ...
+      step: ... and those of this level beyond this step.
+    """
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        if (entry["level"], entry["step"]) <= (level, step):
+            kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def append_stream(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
+    """Adds one JSON line; nan becomes null."""
+    clean = {name: _finite(value) for name, value in entry.items()}
+    with open(path, "a") as file:
+        file.write(json.dumps(clean) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

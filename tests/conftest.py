@@ -1,0 +1,21 @@
+"""What all tests share: settings that must precede JAX's start, keys, real data."""
+
+import itertools
+import zlib
+
+import jax
+
+# Before anything starts a backend: two host devices, as on a machine with two cores.
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest  # noqa: E402
+from real_data import prepared_data as prepared_data  # noqa: E402
+
+
+@pytest.fixture
+def getkey(request):
+    """`getkey()` is a new PRNG key at each call, the same ones in each run of a test."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
+    return lambda: next(keys)
