@@ -9,10 +9,12 @@ denominator of every density. Functions take it as a pytree, as a function of th
 or as None, which means `prunable(tree)`.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -460,7 +462,9 @@ def scatter(leaves: list[Array], flags: list[bool], flat: Array) -> list[Array]:
 # --- bits -----------------------------------------------------------------------------
 
 
-class Packed(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["shapes"])
+@dataclasses.dataclass(frozen=True)
+class Packed:
     """A mask at one bit per weight.
 
     Attributes:

@@ -74,6 +74,7 @@ def one_shot(total: int, densities: Sequence[float]) -> list[int]:
       >>> one_shot(1000, [0.5, 0.1])
       [1000, 500, 100]
     """
+    _check_total(total)
     for density in densities:
         if not 0 < density < 1:
             raise ValueError(f"density={density}; it must be in (0, 1)")
@@ -135,5 +136,9 @@ def _check(total: int, levels: int, *, fraction: float) -> None:
         raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
     if levels < 0:
         raise ValueError(f"levels={levels}; it must be 0 or more")
+    _check_total(total)
+
+
+def _check_total(total: int) -> None:
     if total < 1:
         raise ValueError(f"total={total}; there must be at least one prunable weight")

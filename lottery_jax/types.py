@@ -4,7 +4,7 @@ Shapes are written for one replica. Under `vmap` or `lottery_jax.replicas` every
 has one more, leading axis `[R]`.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -131,7 +131,7 @@ class Task(NamedTuple):
     validates: bool = True
 
     @property
-    def functions(self) -> Hashable:
+    def functions(self) -> "Task":
         """The task without its data: hashable, so a static argument of a program."""
         return self._replace(data=None)
 

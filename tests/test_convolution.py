@@ -129,6 +129,24 @@ def test_derivatives_of_any_order(axes):
             )
 
 
+@pytest.mark.parametrize("operand", ["x", "kernel", "g"])
+def test_a_batch_of_one_operand_of_each_map(operand):
+    shapes = {"x": (3, 5, 6, 2), "kernel": (3, 3, 2, 4), "g": (3, 3, 6, 4)}
+    shapes[operand] = (5, *shapes[operand])
+    operands = {name: normal(i, *shapes[name]) for i, name in enumerate(shapes)}
+
+    def maps(f, x, kernel, g):
+        y, pullback = jax.vjp(partial(f, strides=(2, 1)), x, kernel)
+        return y, *pullback(g)
+
+    axes = [0 if name == operand else None for name in shapes]
+
+    def program(f):
+        return jax.jit(jax.vmap(partial(maps, f), axes))(*operands.values())
+
+    jax.tree.map(close, program(conv), program(stock))
+
+
 def test_gradient_of_a_vmap_and_two_vmaps():
     x, kernel = normal(0, 2, 3, 4, 5, 5, 2), normal(1, 3, 3, 3, 2, 2)
 

@@ -80,7 +80,9 @@ def sequential(num_examples: int, batch_size: int) -> Array:
     return _rows(jnp.arange(num_examples, dtype=jnp.int32), steps, batch_size)
 
 
-def gather(arrays: Mapping[str, Array], indices: Array) -> dict[str, Array]:
+def gather(
+    arrays: Mapping[str, Array], indices: Array, *, full: bool = False
+) -> dict[str, Array]:
     """One batch: the examples at `indices`, with a weight for each.
 
     An empty slot (index -1) has weight 0 and repeats the real examples of its own batch
@@ -91,6 +93,8 @@ def gather(arrays: Mapping[str, Array], indices: Array) -> dict[str, Array]:
         is gathered along its first axis.
       indices: int32 `[B]`, one row of `permutation` or `sequential`; the empty slots
         come last.
+      full: promises that no slot is empty, which saves a small network's step a few
+        percent; weights are then all 1.
 
     Returns:
       The gathered arrays under their names, and `"weight"`, float32 `[B]`, 1 for an
@@ -103,6 +107,9 @@ def gather(arrays: Mapping[str, Array], indices: Array) -> dict[str, Array]:
         raise ValueError(f"indices must be [B], got shape {indices.shape}")
     if "weight" in arrays:
         raise ValueError('arrays must not hold "weight": gather makes it')
+    if full:
+        batch = {n: a.at[indices].get(mode="promise_in_bounds") for n, a in arrays.items()}
+        return batch | {"weight": jnp.ones(indices.shape, jnp.float32)}
     real = indices >= 0
     turn = jnp.arange(len(indices)) % jnp.maximum(real.sum(), 1)
     filled = jnp.where(real, indices, indices[turn])

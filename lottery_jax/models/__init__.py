@@ -16,6 +16,9 @@ from lottery_jax.models.mlp import ResidualMLP as ResidualMLP
 from lottery_jax.models.normalization import BatchNorm as BatchNorm
 from lottery_jax.models.resnet import IMAGENET_LAYERS
 from lottery_jax.models.resnet import ResNet as ResNet
+from lottery_jax.models.units import Axis as Axis
+from lottery_jax.models.units import narrow as narrow
+from lottery_jax.models.units import units as units
 from lottery_jax.models.vgg import LAYERS as VGG_LAYERS
 from lottery_jax.models.vgg import VGG as VGG
 

@@ -9,12 +9,15 @@ import optax
 from flax import linen as nn
 
 from lottery_jax import data as datasets
+from lottery_jax import models
 from lottery_jax.types import (
     Array,
     Batch,
     Key,
+    Mask,
     Metrics,
     ModelState,
+    Network,
     Params,
     PyTree,
     StreamState,
@@ -40,11 +43,17 @@ class _Classification:
         rest = {name: tree for name, tree in variables.items() if name != "params"}
         return variables["params"], rest, ()
 
+    def narrow(self, key: Key, count: int) -> tuple[Network, Mask]:
+        params, model_state, _ = self.init(key)
+        narrowed, mask = models.narrow(self.model, params, count)
+        return Network(narrowed, model_state), mask
+
     def order(self, noise_key: Key, epoch: Array) -> Array:
         return datasets.permutation(noise_key, epoch, self.num_train, self.batch_size)
 
     def batch(self, data: PyTree, indices: Array, noise_key: Key, step: Array) -> Batch:
-        batch = datasets.gather(data["train"], indices)
+        full = self.num_train % self.batch_size == 0
+        batch = datasets.gather(data["train"], indices, full=full)
         images = batch["image"]
         if self.augment:
             key = jax.random.fold_in(noise_key, step)
@@ -173,5 +182,6 @@ def classification(
         steps_per_epoch=datasets.steps_per_epoch(num_train, batch_size),
         exclude=exclude,
         head=("(^|/)head/",),
+        narrow=static.narrow,
         validates="validation" in dataset.arrays,
     )

@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+# Python 3.11 or newer; PYTHON=... chooses another than python3.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+# What runs without the optional packages, on the newest Python as well.
+CORE_TESTS := $(filter-out %/test_data.py %/test_experiments.py %/test_notebooks.py \
+	%/test_package.py %/test_benchmarks.py %/test_interruption.py %/test_docs.py, $(wildcard tests/test_*.py))
+
+.PHONY: demo test lint types core-tests bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m experiments.imp
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+# The newest Python and, without the lock, the newest packages.
+core-tests: $(VENV)/.core
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(CORE_TESTS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=, as in: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[experiments]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) --editable '.[experiments,bench]'
+	touch $@
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[core-test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
