@@ -7,7 +7,7 @@ import pytest
 
 from lottery_jax import masks, models
 
-NAMES = ("mlp-20-12", "residual-mlp-16", "conv-4-4", "vgg-11-4", "resnet-8-6")
+NAMES = ("mlp-20-12", "residual-mlp-200", "conv-4-4", "vgg-11-4", "resnet-8-6")
 
 
 def build(name, initializer="kaiming_normal"):
