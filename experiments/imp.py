@@ -243,11 +243,10 @@ PRESETS: Mapping[str, Preset] = {
             learning_rate=0.01,
             schedule="constant",
             drops=(),
-            steps="600it",
+            steps="1000it",
             fraction=0.4,
             levels=5,
-            validate_every=200,
-            arms=("ticket", "reinit"),
+            validate_every=250,
         ),
         "A narrow ResNet-8 at low learning rate, 40% per level: a residual network in "
         "under an hour on 2 cores.",
