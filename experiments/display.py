@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from lottery_jax import records
-from lottery_jax.imp import Moment
+from lottery_jax.imp import Moment, Plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,14 +35,17 @@ class Rows(NamedTuple):
 
 @contextlib.contextmanager
 def progress(
-    levels: int, steps: int, stream: pathlib.Path
+    plan: Plan, names: Sequence[str], first: int, last: int, folder: pathlib.Path
 ) -> Iterator[Callable[[Moment], None]]:
     """A live bar on a terminal, a line per level elsewhere; and the metrics stream.
 
     Args:
-      levels: prunings after level 0.
-      steps: steps of a training run.
-      stream: JSON lines, one per validation; continued after an interruption.
+      plan: the protocol.
+      names: of the networks, in the order of the rows.
+      first: the first level that is trained.
+      last: the last one.
+      folder: where `metrics.jsonl` goes: JSON lines, one per validation, continued after
+        an interruption.
     """
     console = Console(stderr=True)
     begin, live = time.monotonic(), console.is_terminal
@@ -56,73 +61,83 @@ def progress(
         transient=True,
     )
     task = bar.add_task(
-        "", total=None, level=0, levels=levels, step=0, rate="-", error="-"
+        "", total=None, level=first, levels=last, step=0, rate="-", error="-"
     )
-    stream.parent.mkdir(parents=True, exist_ok=True)
-    seen: dict[str, Any] = {"time": None, "rate": 0.0, "step": None}
+    stream = folder / "metrics.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [*range(plan.validate_every, plan.steps, plan.validate_every), plan.steps]
+    diverged: set[tuple[int, int]] = set()
+    before: float | None = None
+    reached, rate, error = 0, 0.0, "-"
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def watch(moment: Moment) -> None:
-        now = time.monotonic()
+        nonlocal before, reached, rate, error
+        now, curves = time.monotonic(), moment.curves
         if moment.resumed:
             records.resume_stream(stream, moment.level, moment.step)
-            console.print(f"continuing at level {moment.level}, step {moment.step}")
-        elif moment.level == 0 and seen["time"] is None:
+            say(f"continuing at level {moment.level}, step {moment.step}")
+        elif before is None:
             records.resume_stream(stream, -1, 0)
-        last = seen["step"] if seen["step"] is not None else moment.start
-        done = moment.step - (last if last < moment.step else moment.start)
-        if seen["time"] is not None and now > seen["time"]:
-            rate = done * moment.rows / (now - seen["time"])
-            seen["rate"] = rate if not seen["rate"] else 0.9 * seen["rate"] + 0.1 * rate
-        seen.update(time=now, step=moment.step)
-        curves = moment.curves
-        if not moment.resumed:
-            column = _last_column(curves.validation_error[: moment.rows])
-            error = curves.validation_error[: moment.rows, column]
+        if before is not None and now > before:
+            done = moment.step - max(moment.start, reached)
+            if done <= 0:  # a new level
+                done = moment.step - moment.start
+            speed = done * moment.rows / (now - before)
+            rate = 0.9 * rate + 0.1 * speed if rate else speed
+        before, reached = now, moment.step
+        if not moment.resumed and moment.step in columns:
+            column = columns.index(moment.step)
+            errors = curves.validation_error[: moment.rows, column]
             records.append_stream(
                 stream,
                 {
                     "level": moment.level,
                     "step": moment.step,
                     "train_loss": curves.train_loss[: moment.rows, column],
-                    "validation_error": error,
+                    "validation_error": errors,
                     "seconds": round(now - begin, 3),
                 },
             )
-        else:
-            error = np.array([np.nan])
-        shown = f"{100 * np.nanmin(error):.1f}%" if np.isfinite(error).any() else "-"
-        per_level = moment.stop - moment.start
-        total = steps + levels * per_level
-        before = 0 if moment.level == 0 else steps + (moment.level - 1) * per_level
+            if np.isfinite(errors).any():
+                error = f"{100 * np.nanmin(errors):.1f}%"
         bar.update(
             task,
-            total=total,
-            completed=before + moment.step - moment.start,
+            total=_steps(plan, moment, first, last + 1),
+            completed=_steps(plan, moment, first, moment.level)
+            + moment.step
+            - moment.start,
             level=moment.level,
             step=moment.step,
-            rate=f"{seen['rate']:,.0f}",
-            error=shown,
+            rate=f"{rate:,.0f}",
+            error=error,
         )
         if not live and moment.step == moment.stop:
-            console.print(
-                f"level {moment.level}/{levels}: {moment.rows} networks, "
-                f"{seen['rate']:,.0f} replica-steps/s, {now - begin:.0f} s"
+            say(
+                f"level {moment.level}/{last}: {moment.rows} networks, "
+                f"{rate:,.0f} replica-steps/s, {now - begin:.0f} s"
             )
-        new = np.flatnonzero(np.isfinite(curves.first_nan[: moment.rows]))
-        for row in set(new.tolist()) - seen.setdefault((moment.level, "nan"), set()):  # type: ignore[call-overload]
-            seen[(moment.level, "nan")].add(row)  # type: ignore[index]
-            console.print(
-                f"level {moment.level}: network {row} diverged at step "
-                f"{curves.first_nan[row]:.0f}; it is kept out of every average"
-            )
+        bad = np.isfinite(curves.first_nan[: moment.rows])
+        for row in np.flatnonzero(bad).tolist():
+            if (moment.level, row) not in diverged:
+                diverged.add((moment.level, row))
+                say(
+                    f"level {moment.level}: {names[row]} diverged at step "
+                    f"{curves.first_nan[row]:.0f}; it is kept out of every average"
+                )
 
     with bar:
         yield watch
 
 
-def _last_column(error: np.ndarray) -> int:
-    columns = np.flatnonzero(np.isfinite(error).any(axis=0))
-    return int(columns[-1]) if len(columns) else 0
+def _steps(plan: Plan, moment: Moment, first: int, stop: int) -> int:
+    """Steps of the levels [first, stop); level 0 is a whole run."""
+    later = (
+        moment.stop - moment.start if moment.level else plan.steps - plan.rewind_step
+    )
+    return sum(later if level else plan.steps for level in range(first, stop))
 
 
 def density_table(results: "xr.Dataset", accuracy: "xr.DataArray") -> Rows:
@@ -159,21 +174,51 @@ def show(
 ) -> None:
     """Prints the table, the verdicts, and the figure's path last."""
     console = Console()
-    grid = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"Test accuracy in %, mean [min, max] of {results.sizes['replica']} replicas",
-    )
+    grid = _grid(table)
+    if _width(console, grid) > console.width:
+        # The spread goes below the mean, and if even that is too wide nothing is cut.
+        rows = [[cell.replace(" [", "\n[") for cell in row] for row in table.rows]
+        grid = _grid(Rows([name.replace(" ", "\n") for name in table.header], rows))
+        console.width = max(console.width, _width(console, grid))
+    replicas = results.sizes["replica"]
+    lines = [f"Test accuracy in %: mean [min, max] of {replicas} replicas", grid]
+    lines += [*summarize(judged), *diverged(results)]
+    if note := results.attrs.get("note"):
+        lines.append(f"Data: {note}")
+    for line in [*lines, "", f"Figure: {figure}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=line is not grid)
+
+
+def _grid(table: Rows) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in table.header:
-        grid.add_column(name, justify="right", no_wrap=True)
+        grid.add_column(Text(name), justify="right", no_wrap=True)
     for row in table.rows:
-        grid.add_row(*row)
-    console.print(grid)
-    for line in summarize(judged):
-        console.print(line, highlight=False, soft_wrap=True)
-    note = results.attrs.get("note")
-    if note:
-        console.print(f"Data: {note}", highlight=False, soft_wrap=True)
-    console.print(f"\nFigure: {figure}", highlight=False, soft_wrap=True)
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def _width(console: Console, grid: Table) -> int:
+    unlimited = console.options.update(width=10_000)
+    return Measurement.get(console, unlimited, grid).maximum
+
+
+def diverged(results: "xr.Dataset") -> list[str]:
+    """One line per network that diverged, or whose mask was made from one that did."""
+    lines = []
+    flags = results["diverged"].transpose("chain", "arm", "replica", "level").values
+    for c, a, r in np.argwhere(flags.any(axis=-1)):
+        chain, arm, replica = (
+            results[name].values[i]
+            for name, i in zip(("chain", "arm", "replica"), (c, a, r))
+        )
+        levels = results["level"].values[flags[c, a, r] != 0]
+        prefix = f"{chain}: " if results.sizes["chain"] > 1 else ""
+        lines.append(
+            f"Diverged, and left out of every average: {prefix}{arm} of replica "
+            f"{replica} at level {', '.join(map(str, levels))}"
+        )
+    return lines
 
 
 def summarize(judged: Sequence[dict[str, Any]]) -> list[str]:

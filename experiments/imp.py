@@ -2,7 +2,7 @@
 
     python -m experiments.imp                                  # the demo: under a minute
     python -m experiments.imp mnist1d --levels 5 --out results/try
-    python -m experiments.imp --from results/try --level 3 --data digits
+    python -m experiments.imp --from results/try --level 3 --learning-rate 1e-3
 
 Trains a dense network, prunes the smallest weights, rewinds the others and trains again,
 level after level. Every level is compared with the same mask on fresh weights (reinit) and
@@ -21,13 +21,21 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 
 from experiments import display, launch
 from experiments.launch import Command, Preset
-from experiments.recipes import Recipe, load_data, make_optimizer, make_task
-from lottery_jax import imp, plots, records, schedules, tickets, training, verdicts
-from lottery_jax.replicas import Execution
+from experiments.recipes import (
+    Recipe,
+    load_data,
+    make_optimizer,
+    make_task,
+    parse_step,
+)
+from lottery_jax import imp, masks, plots, records, schedules, tickets, verdicts
+from lottery_jax.replicas import Execution, check_execution, default_execution
+from lottery_jax.types import Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -311,8 +319,8 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
     )
     return imp.check(
         imp.Plan(
-            steps=training.parse_step(cfg.steps, steps_per_epoch),
-            rewind_step=training.parse_step(cfg.rewind_step, steps_per_epoch),
+            steps=parse_step(cfg, "steps", steps_per_epoch),
+            rewind_step=parse_step(cfg, "rewind_step", steps_per_epoch),
             chains=chains,
             arms=cfg.arms,
             validate_every=cfg.validate_every,
@@ -324,16 +332,46 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
 
 
 def levels(cfg: Config) -> int:
-    """Number of prunings, from the target density if that is given."""
-    if cfg.target_density is not None:
-        return schedules.levels_to(cfg.target_density, cfg.fraction)
-    return cfg.levels
+    """Number of prunings, from the target density if that is given.
+
+    Raises:
+      ValueError: there is no such number; names the field.
+    """
+    if cfg.target_density is None:
+        if cfg.levels < 0:
+            raise ValueError(f"levels={cfg.levels}; it must be 0 or more")
+        return cfg.levels
+    if not 0 < cfg.target_density <= 1:
+        raise ValueError(f"target_density={cfg.target_density}; it must be in (0, 1]")
+    return schedules.levels_to(cfg.target_density, cfg.fraction)
+
+
+def check(cfg: Config, task: Task, protocol: imp.Plan) -> None:
+    """Finds what makes no sense before a run folder is made.
+
+    Raises:
+      ValueError: names the field.
+    """
+    if cfg.replicas < 1:
+        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
+    for field in ("tolerance", "checkpoint_seconds"):
+        if not getattr(cfg, field) >= 0:
+            raise ValueError(f"{field}={getattr(cfg, field)}; it must be 0 or more")
+    check_execution(execution(cfg) or default_execution())
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
+        try:
+            masks.matching(params, tuple(patterns))
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+    prunable = task.prunable(params) if task.prunable else masks.prunable(params)
+    masks.cuttable(params, prunable, task.exclude)
+    for chain in protocol.chains:
+        imp.keep_counts(chain, params, levels(cfg), prunable)
 
 
 def execution(cfg: Config) -> Execution | None:
     """The settings asked for, or None for stored or default ones."""
-    from lottery_jax.replicas import default_execution
-
     if cfg.devices is None and cfg.chunk is None:
         return None
     default = default_execution()
@@ -348,20 +386,21 @@ def execution(cfg: Config) -> Execution | None:
 
 def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     """Runs what is missing of a study in its folder, and returns all results."""
-    if cfg.replicas < 1:
-        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
     config = records.as_config(cfg)
-    stored = folder / "results.nc"
-    task = make_task(cfg)  # validates, before the folder is made
+    task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
+    check(cfg, task, protocol)
     records.claim_folder(folder, config, NOT_IDENTITY)
     number = levels(cfg)
     more = {"note": note} if (note := load_data(cfg).note) else {}
+    # A ticket says what determined it, and not how far the study went.
+    own = {name: x for name, x in config.items() if name not in NOT_IDENTITY}
     parts, seconds = [], 0.0
     for group, ids in _groups(folder, cfg.replicas):
         begin = time.monotonic()
-        with display.progress(number, protocol.steps, group / "metrics.jsonl") as watch:
+        names = _names(protocol, ids)
+        with display.progress(protocol, names, 0, number, group) as watch:
             study = imp.run(
                 task,
                 tx,
@@ -371,15 +410,26 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
                 execution=execution(cfg),
                 folder=group,
                 checkpoint_seconds=cfg.checkpoint_seconds,
-                metadata={"model": cfg.model, "task": cfg.data, "config": config},
+                metadata={"model": cfg.model, "task": cfg.data, "config": own},
                 watch=watch,
             )
         seconds += time.monotonic() - begin
-        parts.append(_dataset(study, protocol, ids, config, more))
+        parts.append(_dataset(study, protocol, ids, more))
     results = _merge(parts)
     results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
-    records.save(stored, results)
+    records.save(folder / "results.nc", results)
     return results
+
+
+def _names(protocol: imp.Plan, ids: list[int]) -> list[str]:
+    """What the networks of a study are called on the screen, in the order of its rows."""
+    several = len(protocol.chains) > 1
+    return [
+        f"{f'{chain.name}: ' if several else ''}{arm} of replica {i}"
+        for chain in protocol.chains
+        for i in ids
+        for arm in protocol.arms
+    ]
 
 
 def _groups(
@@ -402,7 +452,6 @@ def _dataset(
     study: imp.Study,
     protocol: imp.Plan,
     ids: list[int],
-    config: Mapping[str, Any],
     more: Mapping[str, Any],
 ) -> "xr.Dataset":
     number = study.records["test_error"][1].shape[3]
@@ -432,57 +481,108 @@ def _merge(parts: list["xr.Dataset"]) -> "xr.Dataset":
     return xr.concat(parts, "replica", combine_attrs="override", data_vars="minimal")
 
 
-def finished(cfg: Config, folder: pathlib.Path) -> bool:
-    """Whether the folder holds all that is asked for."""
+def stored(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
+    """The results in a folder, if they hold all that is asked for.
+
+    Raises:
+      ValueError: the folder holds a run with another configuration.
+    """
     path = folder / "results.nc"
-    if not (folder.is_dir() and records.intact(path)):
-        return False
-    stored = records.load(path)
-    enough = stored.sizes["level"] > levels(cfg)
-    return enough and stored.sizes["replica"] >= cfg.replicas
+    if cfg.replicas < 1 or not records.intact(path):
+        return None
+    found = records.load(path)
+    if found.sizes["level"] <= levels(cfg) or found.sizes["replica"] < cfg.replicas:
+        return None
+    records.claim_folder(folder, records.as_config(cfg), NOT_IDENTITY)
+    return found
 
 
 def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
-    """Trains one stored level again with changed fields."""
+    """Trains one stored level again with changed fields.
+
+    Raises:
+      ValueError: a field that makes no sense, or tickets that do not fit it.
+      FileNotFoundError: there are no tickets of that level; says of which there are.
+    """
     cfg, source, level = command.config, command.source, command.level
     assert source is not None and level is not None
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
+    tx = make_optimizer(cfg, task.steps_per_epoch)
+    check(cfg, task, protocol)
     groups = _groups(source, 0)
-    ids = [i for _, group_ids in groups for i in group_ids][: cfg.replicas]
-    where = {i: group for group, group_ids in groups for i in group_ids}
-    paths = [
-        [imp.ticket_path(where[i], chain.name, level, i) for i in ids]
-        for chain in protocol.chains
-    ]
-    missing = [path for row in paths for path in row if not path.is_file()]
-    if missing or not ids:
-        raise FileNotFoundError(
-            f"--level {level} of {source}: no tickets there"
-            + (f" (first missing: {missing[0]})" if missing else "")
-        )
-    found = [[tickets.load(path) for path in row] for row in paths]
+    where = {i: group for group, ids in groups for i in ids}
+    ids = sorted(where)[: cfg.replicas]
+    if len(ids) < cfg.replicas:
+        raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
+    found = _tickets(where, protocol, ids, level)
+    # A random mask keeps weights that the level's tickets have lost.
+    lost = level > 0 and "random_mask" in protocol.arms
+    dense = _tickets(where, protocol, ids, 0) if lost else None
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    try:
+        masks.check(found[0][0].mask, params)
+    except ValueError as error:
+        raise ValueError(
+            f"--level {level} of {source} does not fit model={cfg.model!r} on "
+            f"data={cfg.data!r}: {error}"
+        ) from None
+    origin = {
+        "retrained_from": records.identity(
+            records.read_config(source) or {}, NOT_IDENTITY
+        ),
+        "retrained_level": level,
+    }
     config = records.as_config(cfg)
-    records.claim_folder(folder, config, NOT_IDENTITY)
+    records.claim_folder(folder, config | origin, NOT_IDENTITY)
+    path = folder / "results.nc"
+    if records.intact(path):
+        results = records.load(path)
+        if results["replica"].values.tolist() == ids:
+            return results
     begin = time.monotonic()
-    with display.progress(0, protocol.steps, folder / "metrics.jsonl") as watch:
+    names = _names(protocol, ids)
+    with display.progress(protocol, names, level, level, folder) as watch:
         study = imp.retrain(
             task,
-            make_optimizer(cfg, task.steps_per_epoch),
+            tx,
             protocol,
             found,
             level=level,
             replicas=ids,
+            dense=dense,
             execution=execution(cfg),
             watch=watch,
         )
-    source_name = {"retrained_from": str(source), "retrained_level": level}
-    results = _dataset(study, protocol, ids, config, source_name)
+    more = {"note": note} if (note := load_data(cfg).note) else {}
+    results = _dataset(study, protocol, ids, origin | more)
     results = results.assign_coords(level=[level])
     seconds = time.monotonic() - begin
     results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
-    records.save(folder / "results.nc", results)
+    records.save(path, results)
     return results
+
+
+def _tickets(
+    where: Mapping[int, pathlib.Path], protocol: imp.Plan, ids: list[int], level: int
+) -> list[list[tickets.Ticket]]:
+    """The tickets of a level, by chain and replica."""
+
+    def path(chain: imp.Chain, i: int, level: int) -> pathlib.Path:
+        return imp.ticket_path(where[i], chain.name, level, i)
+
+    def there(level: int) -> bool:
+        return all(path(c, i, level).is_file() for c in protocol.chains for i in ids)
+
+    if not there(level):
+        stored = [str(number) for number in range(100) if there(number)]
+        raise FileNotFoundError(
+            f"--level {level}: there are no tickets of it; there are those of level "
+            + (", ".join(stored) or "none")
+        )
+    return [
+        [tickets.load(path(chain, i, level)) for i in ids] for chain in protocol.chains
+    ]
 
 
 # --- what came out --------------------------------------------------------------------
@@ -493,6 +593,12 @@ def accuracy(results: "xr.Dataset", name: str = "test_error") -> "xr.DataArray":
     return (100 * (1 - results[name])).where(results["diverged"] == 0)
 
 
+def _early_stop(results: "xr.Dataset") -> "xr.DataArray":
+    """The step of minimum validation loss; nan where diverged or not validated."""
+    steps = results["early_stop_step"]
+    return steps.where((steps >= 0) & (results["diverged"] == 0)).astype(float)
+
+
 def judge(results: "xr.Dataset", tolerance: float) -> list[dict[str, Any]]:
     """The verdicts at each level of each chain: matching or winning, and better than what.
 
@@ -501,28 +607,34 @@ def judge(results: "xr.Dataset", tolerance: float) -> list[dict[str, Any]]:
     """
     rewind_step = int(results.attrs["rewind_step"])
     rows = []
-    error = results["test_error"].where(results["diverged"] == 0)
+    sound = results["diverged"] == 0
+    error = results["test_error"].where(sound)
+    stops = _early_stop(results).sel(arm="ticket")
     names = [f"replica {i}" for i in results["replica"].values]
     for chain in results["chain"].values:
-        dense = error.sel(chain=chain, arm="ticket", level=0).values
-        for level in results["level"].values[1:]:
+        for level in results["level"].values[results["level"].values > 0]:
             at = error.sel(chain=chain, level=level)
             ticket = at.sel(arm="ticket").values
             claims = {}
-            if rewind_step == 0:
-                stops = results["early_stop_step"].sel(chain=chain, arm="ticket")
+            has_dense = 0 in results["level"]  # a retrained level has not
+            if has_dense:
+                dense = error.sel(chain=chain, arm="ticket", level=0).values
+                claims["matching"] = verdicts.matching(
+                    ticket, dense, tolerance, names=names
+                )
+            if has_dense and rewind_step == 0:
+                stop = stops.sel(chain=chain, level=level).values
+                dense_stop = stops.sel(chain=chain, level=0).values
+                validated = bool(np.isfinite(stops).any())
                 claims["winning"] = verdicts.winning(
                     ticket,
                     dense,
                     rewind_step=0,
                     tolerance=tolerance,
-                    early_stop_step=stops.sel(level=level).values.astype(float),
-                    dense_early_stop_step=stops.sel(level=0).values.astype(float),
+                    early_stop_step=stop if validated else None,
+                    dense_early_stop_step=dense_stop if validated else None,
                     names=names,
                 )
-            claims["matching"] = verdicts.matching(
-                ticket, dense, tolerance, names=names
-            )
             for arm in results["arm"].values:
                 if arm != "ticket":
                     control = at.sel(arm=arm).values
@@ -549,8 +661,7 @@ def draw(results: "xr.Dataset", folder: pathlib.Path, title: str) -> pathlib.Pat
     several = results.sizes["chain"] > 1
     lines, stops, density = {}, {}, []
     acc = accuracy(results)
-    stop = results["early_stop_step"].where(results["early_stop_step"] >= 0)
-    stop = stop.where(results["diverged"] == 0)
+    stop = _early_stop(results)
     for chain in results["chain"].values:
         for arm in results["arm"].values:
             label = f"{chain}: {arm}" if several else str(arm)
@@ -587,17 +698,19 @@ def draw(results: "xr.Dataset", folder: pathlib.Path, title: str) -> pathlib.Pat
     return first.with_suffix(".png")
 
 
+def _plain(verdict: verdicts.Verdict) -> dict[str, Any]:
+    """A verdict by field names, and its parts too."""
+    return verdict._asdict() | {"parts": [_plain(part) for part in verdict.parts]}
+
+
 def report(
     results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
 ) -> None:
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, folder, f"{preset}: {cfg.model} on {cfg.data}")
     judged = judge(results, cfg.tolerance)
-    text = json.dumps(
-        [row | {"verdict": row["verdict"]._asdict()} for row in judged],
-        indent=1,
-        default=str,
-    )
+    plain = [row | {"verdict": _plain(row["verdict"])} for row in judged]
+    text = json.dumps(records.finite(plain), indent=1)
     records.write_text(folder / "verdicts.json", text + "\n")
     table = display.density_table(results, accuracy(results))
     records.write_text(folder / "table.md", table.markdown() + "\n")
@@ -614,20 +727,19 @@ def main(arguments: list[str] | None = None) -> int:
         if command.source is not None:
             name = f"level{command.level:02d}-{digits}"
             folder = pathlib.Path(cfg.out or command.source / "retrained" / name)
+            results = retrain(command, folder)
         else:
             name = f"{command.preset}-{digits}"
             folder = pathlib.Path(cfg.out or pathlib.Path("results", "imp", name))
-        if finished(cfg, folder) if command.source is None else False:
-            records.claim_folder(folder, records.as_config(cfg), NOT_IDENTITY)
-            results = records.load(folder / "results.nc")
-        elif command.source is not None:
-            results = retrain(command, folder)
-        else:
-            results = run(cfg, folder)
+            found = stored(cfg, folder)
+            results = run(cfg, folder) if found is None else found
         report(results, cfg, command.preset, folder)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,17 +6,19 @@
 This module must be imported before JAX is used: it makes one host device per core.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
 from lottery_jax import records
+from lottery_jax.data.cache import cache_dir
 
 C = TypeVar("C")
 
@@ -64,29 +66,35 @@ def parse(
     source, rest = _take(rest, "--from")
     level, rest = _take(rest, "--level")
     if (source is None) != (level is None):
-        raise SystemExit(
-            "--from RUN and --level L go together: which level of which run?"
-        )
-    name = default
+        fail("--from RUN and --level L go together: which level of which run?")
+    name = None
     if rest and not rest[0].startswith("-"):
         name = rest.pop(0)
         if name not in presets:
-            raise SystemExit(
-                f"there is no preset {name!r}; choose one of {', '.join(presets)}"
-            )
-    config = presets[name].config
+            fail(f"there is no preset {name!r}; choose one of {', '.join(presets)}")
+    config = presets[name or default].config
     kind = type(config)
+    module = getattr(sys.modules[kind.__module__], "__spec__", None)
+    program = f"python -m {module.name if module else kind.__module__}"
     if source is not None and level is not None:
-        folder = pathlib.Path(source)
-        stored = records.read_config(folder)
-        if stored is None:
-            raise SystemExit(f"--from {source}: there is no run (no config.json there)")
+        if name is not None:
+            fail(f"--from {source} brings its own configuration; leave {name!r} out")
         if not level.isdecimal():
-            raise SystemExit(f"--level {level}: it must be a whole number, 0 or more")
-        config = from_stored(kind, stored)
+            fail(f"--level {level}: it must be a whole number, 0 or more")
+        folder = pathlib.Path(source)
+        try:
+            stored = records.read_config(folder)
+            if stored is None:
+                fail(f"--from {source}: there is no run (no config.json there)")
+            config = from_stored(kind, stored)
+        except (ValueError, OSError) as error:
+            fail(str(error))
         # A retraining is a run of its own.
         config = dataclasses.replace(config, out=None)
-        parsed = tyro.cli(kind, default=config, args=rest, description=description)
+        program += " --from RUN --level L"
+        parsed = tyro.cli(
+            kind, default=config, args=rest, prog=program, description=description
+        )
         return Command(parsed, folder.name, folder, int(level))
     width = max(len(p) for p in presets)
     listing = "\n".join(
@@ -99,7 +107,15 @@ def parse(
         for n, p in presets.items()
     )
     text = f"{description}\n\nPresets (the first argument; without one: {default}):\n{listing}"
-    return Command(tyro.cli(kind, default=config, args=rest, description=text), name)
+    program += " [PRESET]"
+    parsed = tyro.cli(kind, default=config, args=rest, prog=program, description=text)
+    return Command(parsed, name or default)
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program like wrong arguments do: a line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -109,7 +125,7 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
             return argument[len(flag) + 1 :], arguments[:i] + arguments[i + 1 :]
         if argument == flag:
             if i + 1 == len(arguments):
-                raise SystemExit(f"{flag} needs a value")
+                fail(f"{flag} needs a value")
             return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
     return None, arguments
 
@@ -140,10 +156,13 @@ def use_all_cores() -> None:
     """
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
-    cache = os.environ.get("LOTTERY_JAX_CACHE", "~/.cache/lottery_jax")
-    jax.config.update(
-        "jax_compilation_cache_dir", str(pathlib.Path(cache, "xla").expanduser())
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    config: Any = jax.config
+    if config.jax_num_cpu_devices < 0:  # nobody has chosen a number
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        # Refused once JAX has started, in a notebook say: then with the devices there are.
+        with contextlib.suppress(RuntimeError):
+            config.update("jax_num_cpu_devices", cores)
+    if config.jax_compilation_cache_dir is None:
+        config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -86,6 +88,8 @@ def load_data(recipe: Recipe) -> data.Dataset:
 
 @functools.lru_cache(maxsize=2)
 def _load_data(name: str, *options: Any) -> data.Dataset:
+    if name not in data.NAMES:
+        raise ValueError(f"data={name!r}; it must be one of {', '.join(data.NAMES)}")
     return data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
 
 
@@ -97,21 +101,44 @@ def make_task(recipe: Recipe) -> Task:
       FileNotFoundError: data that are not prepared; says how to.
     """
     dataset = load_data(recipe)
-    model = models.make(
-        recipe.model,
-        dataset.num_classes,
-        initializer=recipe.initializer,
-        bias=recipe.bias,
-        norm_scale=recipe.norm_scale,
-        unbiased=recipe.unbiased_variance,
-    )
-    return tasks.classification(
+    try:
+        model = models.make(
+            recipe.model,
+            dataset.num_classes,
+            initializer=recipe.initializer,
+            bias=recipe.bias,
+            norm_scale=recipe.norm_scale,
+            unbiased=recipe.unbiased_variance,
+        )
+    except ValueError as error:
+        raise ValueError(f"model={recipe.model!r}: {error}") from None
+    task = tasks.classification(
         dataset,
         model,
         batch_size=recipe.batch_size,
         augment=recipe.augment,
         exclude=recipe.exclude,
     )
+    try:
+        jax.eval_shape(task.init, jax.random.key(0))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
+            f"shape {dataset.shape}: {error}"
+        ) from None
+    return task
+
+
+def parse_step(recipe: Recipe, field: str, steps_per_epoch: int) -> int:
+    """The step that a field of a recipe names.
+
+    Raises:
+      ValueError: it names none; says which field.
+    """
+    try:
+        return training.parse_step(getattr(recipe, field), steps_per_epoch)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def make_optimizer(
@@ -127,7 +154,7 @@ def make_optimizer(
         ("weight_decay", 0.0),
         ("momentum", 0.0),
     ):
-        if getattr(recipe, field) < low:
+        if not low <= getattr(recipe, field) < math.inf:
             raise ValueError(
                 f"{field}={getattr(recipe, field)}; it must be {low:g} or more"
             )
@@ -142,16 +169,18 @@ def make_optimizer(
 
 
 def _schedule(recipe: Recipe, steps_per_epoch: int) -> Any:
-    def parse(text: str) -> int:
-        return training.parse_step(text, steps_per_epoch)
-
-    warmup, steps = parse(recipe.warmup), parse(recipe.steps)
+    warmup = parse_step(recipe, "warmup", steps_per_epoch)
+    steps = parse_step(recipe, "steps", steps_per_epoch)
     if recipe.schedule == "cosine":
         law = optax.cosine_decay_schedule(recipe.learning_rate, steps)
     elif recipe.schedule == "step":
         if not recipe.drops:
             raise ValueError("schedule='step' needs drops, such as --drops 80ep 120ep")
-        boundaries = {parse(drop): recipe.drop_factor for drop in recipe.drops}
+        try:
+            drops = [training.parse_step(d, steps_per_epoch) for d in recipe.drops]
+        except ValueError as error:
+            raise ValueError(f"drops: {error}") from None
+        boundaries = dict.fromkeys(drops, recipe.drop_factor)
         law = optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
     else:
         law = optax.constant_schedule(recipe.learning_rate)

@@ -1,1 +1,40 @@
-"""Lottery tickets in JAX."""
+"""Lottery tickets in JAX: masks are pytrees, applied by pure functions around optax.
+
+    import lottery_jax as lj
+
+    mask = lj.masks.ones_like(params)
+    tx = lj.transforms.masked(optax.adam(1e-3))
+    mask = lj.prune.global_topk(lj.scores.magnitude(trained), mask, fraction=0.2)
+    params = lj.masks.apply(mask, initial)
+
+The core (masks, scores, prune, schedules, transforms) works with any pytree of arrays and
+any training loop. `Task`, `training`, `replicas` and `imp` train whole studies.
+"""
+
+from lottery_jax import arms as arms
+from lottery_jax import checkpoints as checkpoints
+from lottery_jax import convolution as convolution
+from lottery_jax import data as data
+from lottery_jax import engine as engine
+from lottery_jax import imp as imp
+from lottery_jax import masks as masks
+from lottery_jax import models as models
+from lottery_jax import plots as plots
+from lottery_jax import prune as prune
+from lottery_jax import records as records
+from lottery_jax import replicas as replicas
+from lottery_jax import schedules as schedules
+from lottery_jax import scores as scores
+from lottery_jax import tasks as tasks
+from lottery_jax import tickets as tickets
+from lottery_jax import training as training
+from lottery_jax import transforms as transforms
+from lottery_jax import types as types
+from lottery_jax import verdicts as verdicts
+from lottery_jax.types import Mask as Mask
+from lottery_jax.types import Network as Network
+from lottery_jax.types import Params as Params
+from lottery_jax.types import Task as Task
+from lottery_jax.types import TrainState as TrainState
+
+__version__ = "0.1.0"

@@ -136,6 +136,8 @@ def compile_programs(
         state = training.start(functions, tx, network, stream, mask, step)
         if keep_optimizer:
             kept = training.transforms.mask_state(old, mask)
+            # Fine-tuning goes on elsewhere in the schedule than where this was kept.
+            kept = training.transforms.at_schedule_step(kept, step)
             # At step 0 there is nothing to keep yet.
             state = state._replace(
                 opt_state=jax.tree.map(
@@ -258,8 +260,12 @@ class Curves(NamedTuple):
 
 def empty_curves(rows: int, columns: int) -> Curves:
     """Curves in which nothing has happened yet."""
-    wide = [np.full((rows, columns), np.nan, np.float32) for _ in range(4)]
-    return Curves(*wide, first_nan=np.full((rows,), np.nan, np.float32))
+
+    def nan(*shape: int) -> np.ndarray:
+        return np.full(shape, np.nan, np.float32)
+
+    wide = (rows, columns)
+    return Curves(nan(*wide), nan(*wide), nan(*wide), nan(*wide), nan(rows))
 
 
 def run_level(

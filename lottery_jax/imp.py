@@ -19,6 +19,7 @@ References:
 """
 
 import dataclasses
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ class Chain:
       score: a name of `scores.SCORES`.
       retrain: "rewind" restores the weights of the rewind step k and trains k to the end;
         "lr_rewind" keeps the trained weights and rewinds the schedule to k; "finetune"
-        keeps both, going on for as many steps with the schedule past its end.
+        keeps both, going on for as many steps with the schedule past its end. The trained
+        weights are the last level's; with "one_shot" the dense network's.
     """
 
     name: str = "imp"
@@ -85,6 +87,11 @@ class Chain:
     rule: prune.Rule = "exact"
     score: str = "magnitude"
     retrain: Literal["rewind", "lr_rewind", "finetune"] = "rewind"
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether levels start from trained weights instead of rewound ones."""
+        return self.retrain != "rewind"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +210,10 @@ def keep_counts(
             fractions[i] = hits[0]
     law = schedules.linear if chain.schedule == "linear" else schedules.geometric
     per_leaf = [law(n, level, f)[level] for (_, n), f in zip(counted, fractions)]
-    in_all = law(sum(n for _, n in counted), level, chain.fraction)[level]
+    if chain.scope == "layerwise":
+        in_all = sum(per_leaf)
+    else:
+        in_all = law(sum(n for _, n in counted), level, chain.fraction)[level]
     return np.array([in_all, *per_leaf], np.int32)
 
 
@@ -243,7 +253,7 @@ def prune_chain(
 class Memory(NamedTuple):
     """What a study remembers between levels.
 
-    The first four have a row axis; the masks one of (chain, replica), padded.
+    The first four have a row axis; the others one of (chain, replica), padded.
 
     Attributes:
       trunk: each row's own network at the rewind step.
@@ -251,6 +261,7 @@ class Memory(NamedTuple):
       trunk_optimizer: its optimizer state there, or () if levels reset it.
       final: each row's network at the end of the last level.
       dense: the tickets' networks at the end of level 0; () without a one-shot chain.
+      begun: what the chains started the last level from, unmasked; () if from the trunk.
       mask: the chains' masks.
     """
 
@@ -259,6 +270,7 @@ class Memory(NamedTuple):
     trunk_optimizer: PyTree
     final: Network
     dense: Network | tuple[()]
+    begun: Network | tuple[()]
     mask: Mask
 
 
@@ -374,7 +386,8 @@ def run(
       The records and the last masks.
 
     Raises:
-      ValueError: a plan, execution or start that does not fit.
+      ValueError: a plan, execution or start that does not fit; a folder that holds a run
+        with another plan.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
     """
     check(plan)
@@ -384,6 +397,8 @@ def run(
             "replicas some different ids"
         )
     ids, store = tuple(replicas), None if folder is None else pathlib.Path(folder)
+    if store is not None:
+        _check_same(store, plan, ids)
     execution = execution or _stored_execution(store) or default_execution()
     setting = _set_up(task, tx, plan, ids, check_execution(execution), start)
     for chain in plan.chains:
@@ -410,14 +425,15 @@ def run(
                 watch(_moment(setting, timeline, level, step, curves))
             if store and step in columns and step < plan.steps and clock.due():
                 with clock:
-                    _save(setting, store, snapshot, level, step)
+                    _save(setting, store, snapshot, level, step, ids)
         snapshot, after = _end_level(setting, snapshot, level), None
         if store:
             _store_tickets(setting, snapshot, level, ids, store, metadata or {})
             if clock.due() or level == levels:
                 with clock:
-                    _save(setting, store, snapshot, level + 1, None)
-    return _study(setting, snapshot, _chain_networks(setting, snapshot.memory, levels))
+                    _save(setting, store, snapshot, level + 1, None, ids)
+    recorded = len(next(iter(snapshot.records.values())))
+    return _study(setting, snapshot, _begun(setting, snapshot.memory, recorded - 1))
 
 
 def retrain(
@@ -428,6 +444,7 @@ def retrain(
     *,
     level: int,
     replicas: Sequence[int],
+    dense: Sequence[Sequence[tickets.Ticket]] | None = None,
     execution: Execution | None = None,
     watch: Watcher | None = None,
 ) -> Study:
@@ -441,6 +458,8 @@ def retrain(
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
       replicas: the ids of the replicas, for their keys.
+      dense: the tickets of level 0 of the same chains and replicas. The arm "random_mask"
+        needs them: it trains weights that `found` has not kept.
       execution: devices and chunk; None for the platform's default.
       watch: called after every segment.
 
@@ -452,18 +471,32 @@ def retrain(
     """
     plan = check(dataclasses.replace(plan, optimizer="reset"))
     ids = tuple(replicas)
-    if [len(row) for row in found] != [len(ids)] * len(plan.chains):
-        raise ValueError("found: there must be a ticket for each chain and replica")
+    for name, given in (("found", found), ("dense", found if dense is None else dense)):
+        if [len(row) for row in given] != [len(ids)] * len(plan.chains):
+            raise ValueError(
+                f"{name}: there must be a ticket for each of {len(plan.chains)} chains and "
+                f"each of {len(ids)} replicas; got {[len(row) for row in given]}"
+            )
+    if level > 0 and "random_mask" in plan.arms:
+        if any(chain.keeps_weights for chain in plan.chains):
+            raise ValueError(
+                "arms: 'random_mask' trains weights that no ticket of a chain with "
+                "retrain='lr_rewind' or 'finetune' has kept; leave it out"
+            )
+        if dense is None:
+            raise ValueError(
+                "dense: the arm 'random_mask' needs the tickets of level 0, for weights "
+                "that the others have not kept"
+            )
     execution = check_execution(execution or default_execution())
     setting = _set_up(task, tx, plan, ids, execution, None)
-    flat = [ticket for row in found for ticket in row]
-    flat += [flat[-1]] * (len(setting.ticket_rows) - len(flat))
-    for ticket in flat:
-        masks.check(ticket.mask, setting.template)
     put = partial(place, execution=execution)
-    mask = put(jax.tree.map(lambda *m: np.stack(m), *[t.mask for t in flat]))
-    networks = [Network(t.params, t.model_state) for t in flat]
-    chain_networks = put(jax.tree.map(lambda *x: np.stack(x), *networks))
+    mask, chain_networks = put(_stack(setting, found))
+    if dense is not None:
+        rest = put(_stack(setting, dense))[1].params
+        own = chain_networks.params
+        params = jax.tree.map(lambda m, p, r: jnp.where(m, p, r), mask, own, rest)
+        chain_networks = chain_networks._replace(params=params)
     snapshot = _first(setting, tx)
     k = plan.rewind_step
     if k > 0 and setting.rows.is_arm("reinit").any():
@@ -486,6 +519,41 @@ def retrain(
             watch(_moment(setting, timeline, level, step, curves))
     snapshot = _end_level(setting, snapshot, level)
     return _study(setting, snapshot, chain_networks)
+
+
+def _stack(
+    setting: _Setting, found: Sequence[Sequence[tickets.Ticket]]
+) -> tuple[Mask, Network]:
+    """Tickets as arrays `[Q]`, in the tree structures of the task."""
+    params, model_state, _ = jax.eval_shape(setting.task.init, jax.random.key(0))
+
+    def fitted(ticket: tickets.Ticket) -> tuple[Mask, Network]:
+        mask = _fit("mask", ticket.mask, params)
+        masks.check(mask, params)
+        own = _fit("params", ticket.params, params)
+        return mask, Network(own, _fit("model_state", ticket.model_state, model_state))
+
+    flat = [fitted(ticket) for row in found for ticket in row]
+    flat += [flat[-1]] * (len(setting.ticket_rows) - len(flat))
+    return jax.tree.map(lambda *x: np.stack(x), *flat)
+
+
+def _fit(name: str, tree: PyTree, like: PyTree) -> PyTree:
+    """A ticket's tree, nested dicts perhaps, in the structure of the task's."""
+    leaves = dict(zip(masks.paths(tree), jax.tree.leaves(tree)))
+    wanted = dict(zip(masks.paths(like), jax.tree.leaves(like)))
+    if leaves.keys() != wanted.keys():
+        raise ValueError(
+            f"found: the {name} of a ticket has the leaves {sorted(leaves)}; the task's "
+            f"are {sorted(wanted)}"
+        )
+    for path, leaf in wanted.items():
+        if np.shape(leaves[path]) != leaf.shape:
+            raise ValueError(
+                f"found: leaf {path!r} of a ticket's {name} has shape "
+                f"{np.shape(leaves[path])}; the task's has {leaf.shape}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[p] for p in wanted])
 
 
 def _study(setting: _Setting, snapshot: Snapshot, rewound: Network) -> Study:
@@ -612,6 +680,7 @@ def _set_up(
         key: Key,
         noise: Key,
         order: Array,
+        stream: PyTree,
         initial: Network,
         rewind: Network,
         final: Network,
@@ -623,7 +692,7 @@ def _set_up(
         batches = _score_batches(bound, noise, order)
 
         def loss(params: Params, model_state: PyTree, batch: PyTree, key: Key) -> Array:
-            return task.loss(params, model_state, stream_template, batch, key)[0]
+            return task.loss(params, model_state, stream, batch, key)[0]
 
         def by(one: Chain) -> Mask:
             one_shot = one.schedule == "one_shot"
@@ -644,10 +713,6 @@ def _set_up(
 
         return jax.lax.switch(chain, [partial(by, one) for one in plan.chains])
 
-    stream_template = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(task.init, jax.random.key(0))[2],
-    )
     many = partial(parallel, execution=execution)
     return _Setting(
         task=task,
@@ -656,7 +721,7 @@ def _set_up(
         rows=rows,
         programs=programs,
         begin=many(begin, (0, 0, 0, 0, 0)),
-        cut=many(cut, (None, *[0] * 10)),
+        cut=many(cut, (None, *[0] * 11)),
         count=many(partial(_layer_counts, prunable=prunable), (0,)),
         first=first,
         stream=stream,
@@ -699,7 +764,7 @@ def _where_rows(condition: Array, yes: Array, no: Array) -> Array:
 
 def _spread(start: Network, first: Network, rows: Rows, number: int) -> Network:
     """Given weights, one copy per row; validates their shapes."""
-    if jax.tree.structure(start) != jax.tree.structure(first):
+    if not masks.same_structure(start, first):
         raise ValueError(
             f"start: its leaves {masks.paths(start)} are not those of the task, "
             f"{masks.paths(first)}"
@@ -738,12 +803,14 @@ def _first(setting: _Setting, tx: optax.GradientTransformation) -> Snapshot:
         setting.first, setting.stream, put(full), old if keeps else (), zeros
     )
     one_shot = any(chain.schedule == "one_shot" for chain in plan.chains)
+    trained = any(chain.keeps_weights for chain in plan.chains)
     memory = Memory(
         trunk=setting.first,
         trunk_stream=setting.stream,
         trunk_optimizer=old if keeps else (),
         final=setting.first,
         dense=programs.take(setting.first, setting.ticket_rows) if one_shot else (),
+        begun=programs.take(setting.first, setting.ticket_rows) if trained else (),
         mask=put(chains_mask),
     )
     columns = len(_timeline(setting, 0).validation_steps())
@@ -765,28 +832,50 @@ def _timeline(setting: _Setting, level: int) -> Timeline:
 
 def _remember_trunk(setting: _Setting, memory: Memory, running: Running) -> Memory:
     """Keeps every row's state at the rewind step; raw reinits keep their first weights."""
-    raw = jnp.asarray(setting.rows.is_arm("reinit_raw"))
-    state = running.state
-    now = Network(state.params, state.model_state)
-    trunk = jax.tree.map(lambda new, old: _where_rows(raw, old, new), now, memory.trunk)
-    keeps = setting.plan.optimizer == "rewind"
+    state, is_arm = running.state, setting.rows.is_arm
+
+    def unless(arm: str, now: PyTree, first: PyTree) -> PyTree:
+        stays = jnp.asarray(is_arm(arm))
+        kept = jax.tree.map(lambda n, f: _where_rows(stays, f, n), now, first)
+        return place(kept, setting.execution)
+
+    network, optimizer = (
+        Network(state.params, state.model_state),
+        memory.trunk_optimizer,
+    )
+    if setting.plan.optimizer == "rewind":
+        optimizer = unless("reinit_raw", state.opt_state, optimizer)
     return memory._replace(
-        trunk=place(trunk, setting.execution),
-        trunk_stream=state.stream_state,
-        trunk_optimizer=state.opt_state if keeps else (),
+        trunk=unless("reinit_raw", network, memory.trunk),
+        # A narrow network starts at step 0, and so do its environments.
+        trunk_stream=unless("small_dense", state.stream_state, memory.trunk_stream),
+        trunk_optimizer=optimizer,
     )
 
 
 def _chain_networks(setting: _Setting, memory: Memory, level: int) -> Network:
     """What each chain's ticket starts a level from, `[Q]`, unmasked."""
-    trunk = setting.programs.take(memory.trunk, setting.ticket_rows)
-    keeps = np.array([chain.retrain != "rewind" for chain in setting.plan.chains])
-    if level == 0 or not keeps.any():
-        return trunk
-    final = setting.programs.take(memory.final, setting.ticket_rows)
-    use_final = jnp.asarray(keeps[setting.rows.chain[setting.ticket_rows]])
-    chosen = jax.tree.map(lambda f, t: _where_rows(use_final, f, t), final, trunk)
+    take, at, chains = setting.programs.take, setting.ticket_rows, setting.plan.chains
+    chosen = take(memory.trunk, at)
+    if level == 0 or not any(chain.keeps_weights for chain in chains):
+        return chosen
+
+    def override(chosen: Network, trained: Network, which: list[bool]) -> Network:
+        use = jnp.asarray(np.array(which)[setting.rows.chain[at]])
+        return jax.tree.map(lambda t, c: _where_rows(use, t, c), trained, chosen)
+
+    chosen = override(chosen, take(memory.final, at), [c.keeps_weights for c in chains])
+    if isinstance(memory.dense, Network):
+        once = [c.keeps_weights and c.schedule == "one_shot" for c in chains]
+        chosen = override(chosen, memory.dense, once)
     return place(chosen, setting.execution)
+
+
+def _begun(setting: _Setting, memory: Memory, level: int) -> Network:
+    """What each chain's ticket started a level from, `[Q]`, when the level is over."""
+    if level > 0 and isinstance(memory.begun, Network):
+        return memory.begun
+    return setting.programs.take(memory.trunk, setting.ticket_rows)
 
 
 def _begin_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
@@ -811,6 +900,7 @@ def _begin_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
         put(score_keys),
         put(setting.noise[at]),
         programs.take(setting.order, at),
+        programs.take(memory.trunk_stream, at),
         programs.take(setting.first, at),
         programs.take(memory.trunk, at),
         programs.take(memory.final, at),
@@ -818,8 +908,9 @@ def _begin_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
         memory.mask,
         put(keep[rows.chain[at]]),
     )
-    memory = memory._replace(mask=mask)
     chain_networks = _chain_networks(setting, memory, level)
+    begun = chain_networks if isinstance(memory.begun, Network) else ()
+    memory = memory._replace(mask=mask, begun=begun)
     running = _start_rows(setting, memory, chain_networks, level)
     return Snapshot(memory, running, curves, snapshot.records)
 
@@ -898,7 +989,7 @@ def _end_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
         "density": counts.sum(axis=1) / total,
         "layer_density": counts / np.array(sizes),
     }
-    one_level["diverged"] = _diverged(setting, snapshot.records, curves)
+    one_level["diverged"] = _diverged(setting, snapshot.records, one_level)
     records = {
         name: np.concatenate([snapshot.records[name], value[None]])
         if name in snapshot.records
@@ -912,14 +1003,17 @@ def _end_level(setting: _Setting, snapshot: Snapshot, level: int) -> Snapshot:
 
 
 def _diverged(
-    setting: _Setting, records: Mapping[str, np.ndarray], curves: Curves
+    setting: _Setting,
+    before: Mapping[str, np.ndarray],
+    now: Mapping[str, np.ndarray],
 ) -> np.ndarray:
     """Rows not to be averaged: nan in this level, or a mask made from nan weights."""
-    now = np.isfinite(curves.first_nan)
-    if "first_nan" in records:
-        tickets_before = np.isfinite(records["first_nan"])[:, setting.ticket_rows]
-        now = now | tickets_before.any(axis=0)[setting.source]
-    return now.astype(np.int8)
+    # The update of the last step is seen by no training loss.
+    diverged = np.isfinite(now["first_nan"]) | ~np.isfinite(now["test_loss"])
+    if "diverged" in before:
+        tickets_before = before["diverged"][:, setting.ticket_rows].max(axis=0) > 0
+        diverged = diverged | tickets_before[setting.source]
+    return diverged.astype(np.int8)
 
 
 _AXES = {
@@ -965,6 +1059,7 @@ def _save(
     snapshot: Snapshot,
     level: int,
     after: int | None,
+    ids: tuple[int, ...],
 ) -> None:
     """Writes the moment after a segment (`after`), or before a level (None)."""
     where = folder / "checkpoints"
@@ -973,9 +1068,28 @@ def _save(
         "after": after,
         "levels_recorded": len(next(iter(snapshot.records.values()), ())),
         "execution": setting.execution._asdict(),
+        "plan": _as_json(setting.plan, ids),
         "rows": [len(setting.rows.arm), len(setting.ticket_rows)],
     }
     checkpoints.save(where, (checkpoints.latest(where) or 0) + 1, snapshot, metadata)
+
+
+def _as_json(plan: Plan, ids: tuple[int, ...]) -> dict[str, Any]:
+    """What a run in a folder must have in common with the one that began there."""
+    return json.loads(json.dumps({**dataclasses.asdict(plan), "replicas": ids}))
+
+
+def _check_same(folder: pathlib.Path, plan: Plan, ids: tuple[int, ...]) -> None:
+    found = checkpoints.metadata(folder / "checkpoints") or {}
+    now = _as_json(plan, ids)
+    stored = found.get("plan", now)
+    differ = [name for name in now if now[name] != stored.get(name, now[name])]
+    if differ:
+        was = ", ".join(f"{name}={stored[name]!r}" for name in differ)
+        raise ValueError(
+            f"{folder} holds a run with another plan, {was}; continue it with that, or "
+            "choose another folder"
+        )
 
 
 def _stored_execution(folder: pathlib.Path | None) -> Execution | None:
@@ -1005,7 +1119,7 @@ def _restore(
             lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), tree
         )
 
-    pair_fields = {"mask", "dense"}
+    pair_fields = {"mask", "dense", "begun"}
     like = Snapshot(
         Memory(
             **{
@@ -1085,7 +1199,7 @@ def _store_tickets(
     """Writes what each chain's level starts from, one file per replica."""
     plan = setting.plan
     mask = jax.tree.map(np.asarray, snapshot.memory.mask)
-    network = jax.tree.map(np.asarray, _chain_networks(setting, snapshot.memory, level))
+    network = jax.tree.map(np.asarray, _begun(setting, snapshot.memory, level))
     for pair in range(setting.pairs):
         chain, replica = plan.chains[pair // len(ids)], ids[pair % len(ids)]
         own_mask, own = jax.tree.map(lambda x, i=pair: x[i], (mask, network))

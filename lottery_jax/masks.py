@@ -145,9 +145,10 @@ def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
     """
     if prunable_ is None:
         prunable_ = prunable(tree)
-    elif callable(prunable_):
+    elif callable(prunable_) and jax.tree_util.all_leaves([prunable_]):
+        # A pytree of flags may be callable too: an Equinox module is.
         prunable_ = prunable_(tree)
-    if jax.tree.structure(prunable_) != jax.tree.structure(tree):
+    if not same_structure(prunable_, tree):
         raise ValueError(
             f"prunable: its leaves {paths(prunable_)} are not those of the tree, "
             f"{paths(tree)}"
@@ -155,9 +156,14 @@ def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
     return [bool(flag) for flag in jax.tree.leaves(prunable_)]
 
 
+def same_structure(a: PyTree, b: PyTree) -> bool:
+    """Whether two pytrees have the same structure, whatever their leaves are."""
+    return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+
+
 def check(mask: Mask, params: PyTree, name_of_params: str = "params") -> None:
     """Raises a ValueError that names the first leaf in which a mask does not fit."""
-    if jax.tree.structure(mask) != jax.tree.structure(params):
+    if not same_structure(mask, params):
         raise ValueError(
             f"mask: its leaves {paths(mask)} are not those of {name_of_params}, "
             f"{paths(params)}"

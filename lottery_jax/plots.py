@@ -118,15 +118,25 @@ def layer_densities(
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:
-    """Writes a figure in several formats beside each other and closes it."""
+    """Writes a figure in several formats beside each other and closes it.
+
+    Raises:
+      OSError: a file cannot be written; names it.
+    """
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in formats:
-        # No date in the file: the same figure makes the same bytes.
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150, metadata=metadata)
-    pyplot.close(figure)
+    try:
+        for suffix in formats:
+            # No date in the file: the same figure makes the same bytes.
+            metadata = {"Date": None} if suffix == "svg" else None
+            target = path.with_suffix(f".{suffix}")
+            figure.savefig(target, dpi=150, metadata=metadata)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {target}: {reason}") from error
+    finally:
+        pyplot.close(figure)
 
 
 def _figure() -> tuple[Any, Any]:

@@ -12,12 +12,12 @@ weights to keep, and `keep` a number of weights.
 the output layer of LeNet and VGG and spares it).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lottery_jax import masks
 from lottery_jax.masks import Patterns, PrunableLike
@@ -85,7 +85,7 @@ def global_topk(
         if fraction is not None:
             number = _share_of(fraction, counted, "round")
         else:
-            number = jnp.maximum(counted - keep, 0)
+            number = jnp.maximum(counted - jnp.asarray(keep), 0)
         survivors = _drop_lowest(flat_scores, alive, number)
     else:
         raise ValueError(f"rule={rule!r}; it must be 'exact' or 'open_lth'")
@@ -307,8 +307,10 @@ def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> A
         raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
     share = masks.exact(fraction)
     if not isinstance(alive, jax.core.Tracer):
-        value = share * int(alive)
-        return np.int32(masks.exact_round(value) if how == "round" else -(-value // 1))
+        exact = share * int(alive)
+        return jnp.int32(
+            masks.exact_round(exact) if how == "round" else math.ceil(exact)
+        )
     if share.denominator > masks.LARGEST_DENOMINATOR:
         raise ValueError(
             f"fraction={fraction} has too many digits to be counted exactly inside "

@@ -7,6 +7,7 @@ numbers. The numbers of levels and replicas, the folder and the devices are not 
 them, so a study can be extended.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Config = Mapping[str, Any]
+
+_DIGEST = "digest"
 
 
 def as_config(config: Any) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) ->
     ignored = set(ignore)
     stored = read_config(folder) if folder.exists() else None
     if stored is None:
-        if folder.exists() and any(folder.iterdir()):
+        # A kill may have left a temporary file of ours behind.
+        if folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
             raise ValueError(
                 f"out={str(folder)!r} is not empty and holds no run; choose a new folder"
             )
@@ -75,7 +79,9 @@ def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) ->
                 f"out={str(folder)!r} holds a run with another configuration; choose "
                 f"another folder, or the stored values:{lines}"
             )
-    write_text(folder / "config.json", json.dumps(dict(config), indent=1) + "\n")
+    if stored != config:
+        signed = {**config, _DIGEST: identity(config, ())}
+        write_text(folder / "config.json", json.dumps(signed, indent=1) + "\n")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -91,9 +97,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text())
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
+        # Without a digest, say restored by hand, it is taken as it is.
+        digest = config.pop(_DIGEST, None)
+        if digest is not None and digest != identity(config, ()):
+            raise ValueError("it is not what was written")
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}); delete it to start anew"
+            f"{path} is damaged: {error}. Its fields are also in the attribute 'config' "
+            "of results.nc; to start anew, choose another folder"
         ) from None
     return config
 
@@ -104,21 +115,31 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
-    _write(path, lambda temporary: temporary.write_text(text))
+    _write(path, text.encode())
 
 
-def _write(path: pathlib.Path, write: Any) -> None:
+def _write(path: pathlib.Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
+        for stale in path.parent.glob(
+            f".{path.name}.*"
+        ):  # of a process that was killed
+            stale.unlink(missing_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"cannot write {path}: {reason}") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> OSError:
+    """The same error, naming the file."""
+    return OSError(f"cannot write {path}: {error.strerror or error}")
 
 
 # --- results --------------------------------------------------------------------------
@@ -197,7 +218,8 @@ def save(path: pathlib.Path, results: "xr.Dataset") -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
-    _write(path, lambda temporary: results.to_netcdf(temporary, engine="h5netcdf"))
+    # By way of memory: HDF5 crashes the process when it meets a full disk.
+    _write(path, bytes(results.to_netcdf(engine="h5netcdf")))
     write_text(_checksum(path), _sha256(path) + "\n")
 
 
@@ -251,25 +273,31 @@ def resume_stream(path: pathlib.Path, level: int, step: int) -> None:
     for line in path.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # cut off by a kill
+            before = (entry["level"], entry["step"]) <= (level, step)
+        except (ValueError, KeyError, TypeError):  # cut off by a kill
             continue
-        if (entry["level"], entry["step"]) <= (level, step):
+        if before:
             kept.append(line)
     write_text(path, "".join(line + "\n" for line in kept))
 
 
 def append_stream(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
     """Adds one JSON line; nan becomes null."""
-    clean = {name: _finite(value) for name, value in entry.items()}
-    with open(path, "a") as file:
-        file.write(json.dumps(clean) + "\n")
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(finite(entry)) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same for JSON, which has neither arrays nor nan nor infinity: they are null."""
     if isinstance(value, np.ndarray):
-        return _finite(value.tolist())
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return finite(value.tolist())
+    if isinstance(value, Mapping):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

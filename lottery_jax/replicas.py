@@ -98,10 +98,13 @@ def parallel(
       divide (`padded`). Replica i's output depends on replica i's inputs alone.
 
     Raises:
-      ValueError: an entry of in_axes is neither 0 nor None, or execution does not fit.
+      ValueError: an entry of in_axes is neither 0 nor None, or none is 0; execution does
+        not fit.
     """
-    if any(axis not in (0, None) for axis in in_axes):
-        raise ValueError(f"in_axes={in_axes}; every entry must be 0 or None")
+    if any(axis not in (0, None) for axis in in_axes) or 0 not in in_axes:
+        raise ValueError(
+            f"in_axes={in_axes}; every entry must be 0 or None, and one of them 0"
+        )
     check_execution(execution)
     specs = tuple(PartitionSpec(AXIS) if a == 0 else PartitionSpec() for a in in_axes)
 
@@ -127,6 +130,9 @@ def parallel(
             return jax.tree.map(lambda y: jnp.asarray(y)[None], first)
         if execution.chunk == 0 or execution.chunk >= number:
             return jax.vmap(one)(own)
-        return jax.lax.map(one, own, batch_size=max(execution.chunk, 1))
+        if execution.chunk == 1:
+            # Not batch_size=1, which vmaps over one replica: `cond` would run both sides.
+            return jax.lax.map(one, own)
+        return jax.lax.map(one, own, batch_size=execution.chunk)
 
     return run

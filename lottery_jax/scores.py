@@ -98,14 +98,15 @@ def mean_gradient(key: Key, inputs: Inputs, params: Params) -> Params:
     Raises:
       ValueError: no loss or no batches among the inputs.
     """
-    if inputs.loss is None or inputs.batches is None:
+    loss = inputs.loss
+    if loss is None or inputs.batches is None:
         raise ValueError("this score needs inputs.loss and inputs.batches")
     params = masks.apply(inputs.mask, params)
     number = jax.tree.leaves(inputs.batches)[0].shape[0]
 
     def one(total: Params, item: tuple[Key, Batch]) -> tuple[Params, None]:
         batch_key, batch = item
-        gradients = jax.grad(inputs.loss)(params, inputs.model_state, batch, batch_key)
+        gradients = jax.grad(loss)(params, inputs.model_state, batch, batch_key)
         return jax.tree.map(lambda t, g: t + g / number, total, gradients), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -111,13 +111,13 @@ def step_gradient(
     indices = jax.lax.dynamic_index_in_dim(indices, row, keepdims=False)
     batch = task.batch(task.data, indices, keys.batch, step)
     loss_key = jax.random.fold_in(keys.loss, step)
-    gradients, (model_state, stream_state, metrics) = jax.grad(task.loss, has_aux=True)(
-        state.params, state.model_state, state.stream_state, batch, loss_key
-    )
+    (loss, (model_state, stream_state, metrics)), gradients = jax.value_and_grad(
+        task.loss, has_aux=True
+    )(state.params, state.model_state, state.stream_state, batch, loss_key)
     return (
         gradients,
         state._replace(model_state=model_state, stream_state=stream_state),
-        metrics,
+        {"loss": loss} | metrics,
     )
 
 
@@ -149,10 +149,15 @@ def train(
       active: False returns the state as it is, for replicas that have not joined.
 
     Returns:
-      The state after the segment, and the metrics of each step: what the loss reports,
-      float32 `[capacity]`, nan from index `stop - start` on (and throughout for an
-      inactive replica).
+      The state after the segment, and the metrics of each step: `loss` and what else the
+      loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
+      for an inactive replica).
+
+    Raises:
+      ValueError: outside `jit`, where the bounds are known: a segment longer than
+        capacity, or one that order does not cover.
     """
+    _check_segment(task, order, start, stop, capacity, offset)
     optimizer = transforms.masked(tx)
 
     def one_step(
@@ -184,6 +189,29 @@ def train(
     # A real branch where replicas run one after another; under vmap both sides run and
     # the old state is selected, once per segment.
     return jax.lax.cond(active, run, lambda carry: carry, (state, buffers))
+
+
+def _check_segment(
+    task: Task,
+    order: Array,
+    start: Array | int,
+    stop: Array | int,
+    capacity: int,
+    offset: Array | int,
+) -> None:
+    if not (isinstance(start, int) and isinstance(stop, int)):
+        return
+    if stop - start > capacity:
+        raise ValueError(
+            f"capacity={capacity} is too small for the {stop - start} steps of "
+            f"[{start}, {stop})"
+        )
+    covered = order.shape[0] * task.steps_per_epoch
+    if isinstance(offset, int) and stop > start and stop + offset > covered:
+        raise ValueError(
+            f"order covers {covered} steps, {order.shape[0]} epochs; stop={stop} with "
+            f"offset={offset} lies beyond"
+        )
 
 
 def update_mask(

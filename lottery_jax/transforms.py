@@ -88,9 +88,11 @@ def masked(
 
     def update(updates, state, params=None, *, mask=None, **extra):
         mask = _one_mask(bound, mask)
+        if params is None:
+            raise ValueError("masked: pass params to update")
         # Decay and trust ratios read the weights: what is frozen off the mask is no
         # part of the subnetwork.
-        seen = None if params is None else masks.apply(mask, params)
+        seen = masks.apply(mask, params)
         updates, state = inner.update(masks.apply(mask, updates), state, seen, **extra)
         return last.update(updates, optax.EmptyState(), params, mask=mask)[0], state
 
@@ -110,10 +112,9 @@ def _one_mask(bound: Mask | None, passed: Mask | None) -> Mask:
 
 def mask_state(opt_state: PyTree, mask: Mask) -> PyTree:
     """Sets moments off the mask to 0, in every part of the state shaped like params."""
-    structure = jax.tree.structure(mask)
 
     def like_params(node: PyTree) -> bool:
-        return jax.tree.structure(node) == structure
+        return masks.same_structure(node, mask)
 
     def zero(node: PyTree) -> PyTree:
         if not like_params(node):
@@ -127,7 +128,7 @@ def mask_state(opt_state: PyTree, mask: Mask) -> PyTree:
             node,
         )
 
-    if structure == jax.tree.structure(0):  # params are one array: match by shape
+    if masks.same_structure(mask, 0):  # params are one array: match by shape
         return jax.tree.map(zero, opt_state)
     return jax.tree.map(zero, opt_state, is_leaf=like_params)
 

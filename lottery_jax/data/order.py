@@ -108,7 +108,9 @@ def gather(
     if "weight" in arrays:
         raise ValueError('arrays must not hold "weight": gather makes it')
     if full:
-        batch = {n: a.at[indices].get(mode="promise_in_bounds") for n, a in arrays.items()}
+        batch = {
+            n: a.at[indices].get(mode="promise_in_bounds") for n, a in arrays.items()
+        }
         return batch | {"weight": jnp.ones(indices.shape, jnp.float32)}
     real = indices >= 0
     turn = jnp.arange(len(indices)) % jnp.maximum(real.sum(), 1)

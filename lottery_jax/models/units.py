@@ -39,6 +39,9 @@ class Axis(NamedTuple):
 Axes = dict[str, tuple[Axis, ...]]
 """The axes of every parameter, by its key path."""
 
+Plan = list[tuple[str, str | None, str | None]]
+"""(layer, units it reads, units it makes); None for inputs and classes."""
+
 
 def units(model: nn.Module, params: Params) -> Axes:
     """The axes of all parameters of a model of this package.
@@ -53,6 +56,7 @@ def units(model: nn.Module, params: Params) -> Axes:
     Raises:
       ValueError: another kind of model.
     """
+    plan: Plan
     match model:
         case ResidualMLP():
             plan = [("dense_0", None, "stream"), ("dense_1", "stream", "stream")]
@@ -73,9 +77,9 @@ def units(model: nn.Module, params: Params) -> Axes:
     return _axes(params, plan)
 
 
-def _residual(params: Params) -> list[tuple[str, str | None, str | None]]:
+def _residual(params: Params) -> Plan:
     """(layer, units it reads, units it makes) for every convolution and the head."""
-    plan: list[tuple[str, str | None, str | None]] = [("stem", None, "stem")]
+    plan: Plan = [("stem", None, "stem")]
     stream = "stem"
     blocks = sorted(
         (n for n in params if n.startswith("stage_")),
@@ -92,7 +96,7 @@ def _residual(params: Params) -> list[tuple[str, str | None, str | None]]:
     return [*plan, ("head", stream, None)]
 
 
-def _axes(params: Params, plan: list[tuple[str, str | None, str | None]]) -> Axes:
+def _axes(params: Params, plan: Plan) -> Axes:
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -197,7 +201,7 @@ def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:
     paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
     shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, leaves)}
     widths = narrow_widths(axes, shapes, count)
-    glorot = model.choices.initializer == "glorot_normal"  # type: ignore[attr-defined]
+    glorot = model.choices.initializer == "glorot_normal"
 
     def kept(axis: Axis, size: int) -> np.ndarray:
         if axis.group is None:

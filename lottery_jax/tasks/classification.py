@@ -112,8 +112,8 @@ class _Classification:
                 train=False,
             )
             label = batch["label"]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)  # type: ignore[arg-type]
-            wrong = jnp.argmax(logits, axis=-1) != label  # type: ignore[arg-type]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+            wrong = jnp.argmax(logits, axis=-1) != label
             weight = batch["weight"]
             return jnp.sum(losses * weight), jnp.sum(wrong * weight)
 

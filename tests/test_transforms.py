@@ -1,0 +1,509 @@
+"""`transforms`: no optimizer moves a weight off the mask, or lets it matter."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lottery_jax import masks, transforms
+
+STEPS = 20
+SHAPES = {
+    "dense": {"kernel": (6, 5), "bias": (5,)},
+    "head": {"kernel": (5, 3), "bias": (3,)},
+}
+
+
+def tree_of(make):
+    return {
+        layer: {name: make(shape) for name, shape in leaves.items()}
+        for layer, leaves in SHAPES.items()
+    }
+
+
+def normals(seed, *axes):
+    rng = np.random.default_rng(seed)
+    return tree_of(lambda s: jnp.asarray(rng.normal(size=axes + s), jnp.float32))
+
+
+def some_mask(seed=0, density=0.5):
+    rng = np.random.default_rng(seed)
+    return tree_of(
+        lambda s: jnp.asarray(
+            rng.random(s) < density if len(s) > 1 else np.ones(s, bool)
+        )
+    )
+
+
+MASK, START, NOISE = some_mask(), normals(1), normals(2, STEPS)
+SCHEDULE = optax.cosine_decay_schedule(0.1, 30)
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.01),
+    "adamw": optax.adamw(0.01, weight_decay=0.1),
+    "nadam": optax.nadam(SCHEDULE),
+    "amsgrad": optax.amsgrad(0.01),
+    "rmsprop": optax.rmsprop(0.01, centered=True, momentum=0.9),
+    "adagrad": optax.adagrad(0.1),
+    "lion": optax.lion(0.01, weight_decay=0.1),
+    "lamb": optax.lamb(0.01, weight_decay=0.1),
+    "lars": optax.lars(0.1, weight_decay=0.1),
+    "adafactor": optax.adafactor(
+        0.1, min_dim_size_to_factor=2, weight_decay_rate=0.01, momentum=0.9
+    ),
+    "fromage": optax.fromage(0.01),
+    "noisy": optax.noisy_sgd(0.1, key=0),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9)),
+    "decay_last": optax.chain(optax.adam(0.01), optax.add_decayed_weights(-0.1)),
+    "multi_steps": optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation(),
+    "sam": optax.contrib.sam(
+        optax.sgd(0.1), optax.sgd(0.05), sync_period=2, opaque_mode=False
+    ),
+    "injected": optax.inject_hyperparams(optax.adamw)(SCHEDULE, weight_decay=0.1),
+}
+
+
+def runner(transform):
+    """All weights after each of 20 steps, from gradients that depend on the weights."""
+
+    def run(params, noise, mask):
+        def step(carry, noise):
+            params, state = carry
+            gradients = jax.tree.map(lambda n, p: n + 0.3 * p, noise, params)
+            updates, state = transform.update(gradients, state, params, mask=mask)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        return jax.lax.scan(step, (params, transform.init(params)), noise)[1]
+
+    return run
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint32)
+
+
+def off(mask, history):
+    """The bits off the mask, [steps, weights]."""
+    return np.concatenate(
+        [
+            bits(h)[:, ~np.asarray(m)]
+            for m, h in zip(jax.tree.leaves(mask), jax.tree.leaves(history))
+        ],
+        axis=1,
+    )
+
+
+def on(mask, history):
+    return np.concatenate(
+        [
+            np.asarray(h)[:, np.asarray(m)]
+            for m, h in zip(jax.tree.leaves(mask), jax.tree.leaves(history))
+        ],
+        axis=1,
+    )
+
+
+def poisoned(mask, noise, value=jnp.nan):
+    return jax.tree.map(lambda m, n: jnp.where(m[None], n, value), mask, noise)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- the invariant, for many optimizers -----------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_moves_off_the_mask_and_nothing_there_matters(name):
+    """Both anchors after every step; nan gradients off the mask; frozen weights."""
+    inner = OPTIMIZERS[name]
+    zero = runner(transforms.masked(inner))
+    frozen = runner(transforms.masked(inner, anchor="frozen"))
+    both = jax.jit(lambda p, n, m: (zero(masks.apply(m, p), n, m), frozen(p, n, m)))
+    at_zero, at_start = both(START, NOISE, MASK)
+
+    assert (off(MASK, at_zero) == 0).all()  # bits: -0.0 would not do
+    initial = off(MASK, jax.tree.map(lambda x: x[None], START))
+    np.testing.assert_array_equal(off(MASK, at_start), np.tile(initial, (STEPS, 1)))
+    assert initial.all()
+
+    alive = on(MASK, at_zero)
+    assert np.isfinite(alive).all()
+    moved = alive[-1] != on(MASK, jax.tree.map(lambda x: x[None], START))[0]
+    assert moved.all()  # the subnetwork does train
+    # What is frozen off the mask takes no part: decay, trust ratios, scales.
+    np.testing.assert_allclose(on(MASK, at_start), alive, rtol=1e-4, atol=1e-6)
+
+    again = both(START, poisoned(MASK, NOISE), MASK)
+    assert_same(again, (at_zero, at_start))
+
+
+@pytest.mark.parametrize(
+    "name", ["momentum", "adamw", "rmsprop", "lamb", "lars", "clipped", "fromage"]
+)
+def test_the_subnetwork_trains_as_if_it_were_all_there_is(name):
+    """Against the plain optimizer on the surviving weights alone, gathered."""
+    inner = OPTIMIZERS[name]
+    plain = optax.GradientTransformationExtraArgs(
+        inner.init, lambda u, s, p, mask=None: inner.update(u, s, p)
+    )
+    gather = lambda x, m: np.asarray(x)[..., np.asarray(m)]  # noqa: E731
+    start, noise = (jax.tree.map(gather, tree, MASK) for tree in (START, NOISE))
+    alone = jax.jit(runner(plain))(start, noise, None)
+    whole = jax.jit(runner(transforms.masked(inner)))(
+        masks.apply(MASK, START), NOISE, MASK
+    )
+    expected = np.concatenate(jax.tree.leaves(alone), axis=1)
+    np.testing.assert_allclose(on(MASK, whole), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_battery_can_fail():
+    """Masked gradients alone let warm momentum and decay move dead weights."""
+    inner = optax.adamw(0.01, weight_decay=0.1)
+
+    def update(updates, state, params, mask):
+        return inner.update(masks.apply(mask, updates), state, params)
+
+    gradients_only = optax.GradientTransformationExtraArgs(inner.init, update)
+    history = jax.jit(runner(gradients_only))(START, NOISE, MASK)
+    assert (off(MASK, history) != 0).any()
+    assert (off(MASK, history)[-1] != off(MASK, history)[0]).any()
+
+
+def test_a_mask_may_be_passed_or_bound():
+    start = masks.apply(MASK, START)
+    passed = jax.jit(runner(transforms.masked(optax.adamw(0.01))))(start, NOISE, MASK)
+    for anchor in ("zero", "frozen"):
+        bound = transforms.masked(optax.adamw(0.01), MASK, anchor)
+        history = jax.jit(runner(bound))(start, NOISE, None)
+        assert_same(history, passed)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_keep_masked_is_the_last_of_ones_own_chain(bound):
+    """Whatever came before it; a warm momentum included."""
+    last = transforms.keep_masked(MASK) if bound else transforms.keep_masked()
+    chain = optax.chain(
+        optax.adamw(0.01, weight_decay=0.1), optax.add_noise(0.1, 0.5, key=0), last
+    )
+    history = jax.jit(runner(chain))(START, NOISE, None if bound else MASK)
+    assert (off(MASK, history) == 0).all()
+    assert np.isfinite(on(MASK, history)).all() and (on(MASK, history)[-1] != 0).all()
+
+    frozen = optax.chain(optax.adamw(0.01), transforms.keep_masked(anchor="frozen"))
+    history = jax.jit(runner(frozen))(START, NOISE, MASK)
+    np.testing.assert_array_equal(
+        off(MASK, history)[-1], off(MASK, jax.tree.map(lambda x: x[None], START))[0]
+    )
+
+
+def test_weights_that_were_dense_are_set_to_zero_by_the_first_step():
+    """The mask changes under a warm optimizer: dead weights do not come back."""
+    tx = transforms.masked(optax.sgd(0.1, momentum=0.9))
+    run = jax.jit(runner(tx))
+    history = run(START, NOISE, MASK)
+    assert (off(MASK, history) == 0).all()
+    smaller = jax.tree.map(jnp.logical_and, MASK, some_mask(5))
+    state, params = tx.init(START), START
+    for mask in (masks.ones_like(START), smaller):
+        gradients = jax.tree.map(lambda n: n[0], NOISE)
+        updates, state = tx.update(gradients, state, params, mask=mask)
+        params = optax.apply_updates(params, updates)
+    assert (off(smaller, jax.tree.map(lambda x: x[None], params)) == 0).all()
+
+
+def test_clipping_sees_the_subnetwork_alone():
+    tx = transforms.masked(optax.clip_by_global_norm(0.5))
+    gradients = poisoned(MASK, jax.tree.map(lambda n: n[:1], NOISE), 1e6)
+    gradients = jax.tree.map(lambda g: g[0], gradients)
+    start = masks.apply(MASK, START)
+    updates, _ = tx.update(gradients, tx.init(start), start, mask=MASK)
+    alive = jax.tree.map(lambda m, g: np.where(m, g, 0), MASK, gradients)
+    norm = np.sqrt(sum((g.astype(float) ** 2).sum() for g in jax.tree.leaves(alive)))
+    assert norm > 0.5
+    found = on(MASK, jax.tree.map(lambda x: x[None], updates))
+    expected = on(MASK, jax.tree.map(lambda x: x[None] * 0.5 / norm, alive))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_masked_is_the_same_vmapped():
+    several = [some_mask(seed, 0.4) for seed in range(3)]
+    run = runner(transforms.masked(optax.adamw(0.01)))
+    stacked = jax.tree.map(lambda *m: jnp.stack(m), *several)
+    together = jax.jit(jax.vmap(run, (None, None, 0)))(START, NOISE, stacked)
+    compiled = jax.jit(run)
+    for i, mask in enumerate(several):
+        alone = compiled(START, NOISE, mask)
+        mine = jax.tree.map(lambda x, i=i: x[i], together)
+        assert (off(mask, mine) == 0).all()
+        np.testing.assert_allclose(
+            on(mask, mine), on(mask, alone), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_half_precision_and_extra_arguments():
+    params = {"kernel": jnp.full((2, 4), 0.7, jnp.bfloat16)}
+    mask = {"kernel": jnp.tile(jnp.array([[True, False]]), (2, 2))}
+    tx = transforms.masked(optax.polyak_sgd())  # asks for value=
+    gradients = {"kernel": jnp.full((2, 4), 0.3, jnp.bfloat16)}
+    updates, _ = tx.update(gradients, tx.init(params), params, mask=mask, value=2.0)
+    after = optax.apply_updates(params, updates)["kernel"]
+    assert after.dtype == jnp.bfloat16
+    assert (np.asarray(after, float)[~np.asarray(mask["kernel"])] == 0).all()
+    assert (np.asarray(after, float)[np.asarray(mask["kernel"])] != 0.7).all()
+
+
+# --- the state of an optimizer --------------------------------------------------------
+
+
+def warm_state(tx, steps=4):
+    """The state after some steps on dense gradients."""
+
+    def step(carry, gradients):
+        params, state = carry
+        updates, state = tx.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    first = jax.tree.map(lambda n: n[:steps], NOISE)
+    run = jax.jit(lambda: jax.lax.scan(step, (START, tx.init(START)), first))
+    return run()[0][1]
+
+
+def test_mask_state_sets_moments_to_zero_and_nothing_else():
+    tx = optax.inject_hyperparams(
+        lambda lr: optax.chain(optax.clip(1.0), optax.adam(lr))
+    )
+    state = warm_state(tx(SCHEDULE))
+    after = transforms.mask_state(state, MASK)
+    adam, before = after.inner_state[1][0], state.inner_state[1][0]
+    for found, old in ((adam.mu, before.mu), (adam.nu, before.nu)):
+        assert_same(found, masks.apply(MASK, old))
+        assert all(np.asarray(x).all() for x in jax.tree.leaves(old))
+    unmasked = after._replace(
+        inner_state=(
+            after.inner_state[0],
+            (adam._replace(mu=before.mu, nu=before.nu), *after.inner_state[1][1:]),
+        )
+    )
+    assert_same(unmasked, state)  # counts and hyperparameters are as they were
+
+
+def test_mask_state_finds_every_moment():
+    for name in ("momentum", "rmsprop", "lamb", "lion", "multi_steps"):
+        state = warm_state(OPTIMIZERS[name])
+        after = jax.jit(transforms.mask_state)(state, MASK)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        kernels = [
+            (x, MASK[layer]["kernel"])
+            for x in jax.tree.leaves(after)
+            for layer in SHAPES
+            if x.shape == SHAPES[layer]["kernel"]
+        ]
+        assert kernels
+        for x, mask in kernels:
+            assert (np.asarray(x)[~np.asarray(mask)] == 0).all()
+            assert (np.asarray(x)[np.asarray(mask)] != 0).any()
+
+
+def test_mask_state_leaves_factored_moments_alone():
+    tx = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    state = warm_state(tx)
+    after = transforms.mask_state(state, MASK)
+    assert_same(after[0], state[0])  # row and column means belong to all weights
+
+
+def test_mask_state_where_params_are_one_array():
+    tx = optax.adam(0.1)
+    mask = jnp.array([[True, False, True]])
+    params = jnp.ones((1, 3))
+    _, state = tx.update(2 * params, tx.init(params), params)
+    after = transforms.mask_state(state, mask)
+    assert (after[0].mu[~mask] == 0).all() and (after[0].mu[mask] != 0).all()
+    assert after[0].count == 1
+
+
+def learning_rate(tx, state):
+    """The step that a constant gradient of 1 is answered with."""
+    params = jax.tree.map(jnp.zeros_like, START)
+    ones = jax.tree.map(jnp.ones_like, START)
+    updates, state = tx.update(ones, state, params)
+    return -float(updates["dense"]["bias"][0]), state
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sgd(SCHEDULE),
+        optax.sgd(SCHEDULE, momentum=0.0),
+        optax.chain(optax.clip(5.0), optax.sgd(SCHEDULE)),
+        optax.inject_hyperparams(optax.sgd)(SCHEDULE),
+        optax.chain(optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE)),
+        optax.adam(SCHEDULE, b1=0.0, b2=0.0, eps=0.0),
+        optax.partition(
+            {"all": optax.sgd(SCHEDULE)}, lambda p: jax.tree.map(lambda _: "all", p)
+        ),
+    ],
+    ids=["sgd", "momentum", "chain", "inject", "inject_in_chain", "adam", "partition"],
+)
+def test_schedules_move_to_the_step(tx):
+    state = transforms.at_schedule_step(tx.init(START), 17)
+    first, state = learning_rate(tx, state)
+    second, _ = learning_rate(tx, state)
+    np.testing.assert_allclose([first, second], [SCHEDULE(17), SCHEDULE(18)], rtol=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(START))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.adam(SCHEDULE), optax.inject_hyperparams(optax.adam)(SCHEDULE)],
+    ids=["adam", "inject"],
+)
+def test_the_bias_correction_does_not_move(tx):
+    """A fresh Adam at schedule step 17 takes a first step of the rate at 17."""
+    at = jax.jit(transforms.at_schedule_step)
+    state = at(tx.init(START), 17)
+    adam = [n for n in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(n)]
+    assert [int(node.count) for node in adam] == [0]
+    # mu and nu are corrected to 1 each; a moved count would answer 3.2 times as much.
+    rate, _ = learning_rate(tx, state)
+    np.testing.assert_allclose(rate, SCHEDULE(17), rtol=1e-5)
+    warm = at(warm_state(tx), 5)
+    adam = [n for n in jax.tree.leaves(warm, is_leaf=is_adam) if is_adam(n)]
+    assert [int(node.count) for node in adam] == [4]
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+def test_schedules_move_by_replica():
+    """Counts with a leading axis, and one step for each under vmap."""
+    tx = optax.sgd(SCHEDULE)
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), tx.init(START))
+    assert transforms.at_schedule_step(several, 4)[1].count.tolist() == [4, 4]
+    moved = jax.vmap(transforms.at_schedule_step)(several, jnp.array([3, 8]))
+    assert moved[1].count.tolist() == [3, 8]
+
+
+def test_a_state_without_schedules_stays():
+    state = warm_state(optax.adam(0.1))
+    assert_same(transforms.at_schedule_step(state, 9), state)
+
+
+# --- gradual pruning ------------------------------------------------------------------
+
+
+def test_gradual_magnitude_reaches_the_exact_density_by_nested_masks(getkey):
+    shape = (40, 25)
+    params = {
+        "dense": {"kernel": jax.random.normal(getkey(), shape), "bias": jnp.zeros(25)}
+    }
+    rule = transforms.gradual_magnitude(0.0333, 100, 600, every=50)
+    assert rule.steps() == list(range(100, 601, 50))
+    tx = optax.adam(0.1)
+    ones = jax.tree.map(jnp.ones_like, params)
+    _, opt_state = tx.update(ones, tx.init(params), params)
+    mask, total, kept = masks.ones_like(params), 1000, []
+    compiled = jax.jit(rule.update)
+    for step in rule.steps():
+        key = getkey()
+        new, opt_state = compiled(key, jnp.int32(step), params, ones, mask, opt_state)
+        assert masks.is_subset(new, mask)
+        assert_same(opt_state[0].mu, masks.apply(new, opt_state[0].mu))
+        magnitudes = np.abs(np.asarray(params["dense"]["kernel"]))
+        alive = np.asarray(new["dense"]["kernel"])
+        if not alive.all():
+            assert magnitudes[alive].min() > magnitudes[~alive].max()
+        kept.append(int(masks.count(new)))
+        assert np.asarray(new["dense"]["bias"]).all()
+        mask = new
+    t = (np.array(rule.steps()) - 100) / 500
+    expected = total * (0.0333 + (1 - 0.0333) * (1 - t) ** 3)
+    np.testing.assert_allclose(kept, expected, atol=0.51)
+    assert kept[0] == total and kept[-1] == round(Fraction("0.0333") * total)
+    # Early steps remove more; a mask that is sparser already is left alone.
+    assert (np.diff(kept, 2) >= -1).all()
+    sparser = masks.random(getkey(), params, 0.01)
+    same, _ = compiled(key, jnp.int32(600), params, ones, sparser, opt_state)
+    assert_same(same, sparser)
+
+
+def test_gradual_magnitude_counts_what_it_spares(getkey):
+    params = {
+        name: {"kernel": jax.random.normal(getkey(), (10, 10))}
+        for name in ("a", "head")
+    }
+    rule = transforms.gradual_magnitude(0.6, 0, 10, every=5, exclude="head")
+    full = masks.ones_like(params)
+    mask, _ = jax.jit(rule.update)(getkey(), jnp.int32(10), params, params, full, ())
+    assert int(mask["a"]["kernel"].sum()) == 20
+    assert mask["head"]["kernel"].all()
+
+
+@pytest.mark.parametrize(
+    "every, begin, end, steps",
+    [
+        (100, 0, 300, [0, 100, 200, 300]),
+        (100, 150, 400, [200, 300, 400]),
+        (1, 3, 5, [3, 4, 5]),
+        (50, 49, 50, [50]),
+        (50, 60, 90, []),
+    ],
+)
+def test_the_steps_at_which_a_rule_acts(every, begin, end, steps):
+    rule = transforms.MaskUpdate(lambda *args: None, every, begin, end)
+    assert rule.steps() == steps
+
+
+# --- errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: transforms.masked(optax.sgd(1.0), anchor="init"),
+            "anchor='init'.*'zero'",
+        ),
+        (lambda: transforms.keep_masked(anchor="one"), "anchor='one'.*'frozen'"),
+        (lambda: update(transforms.masked(optax.sgd(1.0))), "pass a mask either"),
+        (
+            lambda: update(transforms.masked(optax.sgd(1.0), MASK), mask=MASK),
+            "pass a mask either",
+        ),
+        (lambda: update(transforms.keep_masked()), "pass a mask either"),
+        (
+            lambda: transforms.masked(optax.sgd(1.0)).update(START, (), mask=MASK),
+            "pass params to update",
+        ),
+        (
+            lambda: update(transforms.masked(optax.sgd(1.0)), mask=MASK["head"]),
+            "mask: its leaves .*dense/kernel",
+        ),
+        (
+            lambda: update(transforms.keep_masked(), mask=START),
+            "'dense/bias' has dtype float32, not bool",
+        ),
+        (lambda: transforms.gradual_magnitude(0.1, 0, 150), "end=150 .*every=100"),
+        (lambda: transforms.gradual_magnitude(0.1, 0, 100, every=0), "every=0"),
+        (lambda: transforms.gradual_magnitude(0.1, 100, 100), "begin=100, end=100"),
+        (lambda: transforms.gradual_magnitude(1.5, 0, 100), "final_density=1.5"),
+        (lambda: transforms.gradual_magnitude(0.0, 0, 100), "final_density=0.0"),
+    ],
+)
+def test_errors_name_the_argument_and_what_would_be_valid(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def update(transform, **arguments):
+    return transform.update(START, transform.init(START), START, **arguments)
