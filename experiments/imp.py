@@ -14,6 +14,7 @@ Frankle and Carbin, The Lottery Ticket Hypothesis, 2019.
 
 import dataclasses
 import json
+import logging
 import pathlib
 import re
 import sys
@@ -722,6 +723,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
     cfg = command.config
     launch.use_all_cores()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises
     try:
         digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
         if command.source is not None:

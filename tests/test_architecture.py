@@ -30,7 +30,11 @@ ARROWS = {
     "tickets": ("masks",),
     "checkpoints": ("masks",),
     # Methods.
-    "imp": ("engine", "tickets", "checkpoints", "verdicts", "records"),
+    "chains": ("arms", "prune", "scores", "schedules"),
+    "setting": ("chains", "engine"),
+    "study": ("setting",),
+    "resume": ("study", "tickets", "checkpoints"),
+    "imp": ("resume", "verdicts", "records"),
     "connectivity": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "supermask": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "strong": ("replicas", "tickets", "checkpoints", "verdicts", "records"),

@@ -106,11 +106,9 @@ class _Classification:
 
         def some(rows: Array) -> tuple[Array, Array]:
             batch = datasets.gather(arrays, rows)
-            logits = self.model.apply(
-                {"params": params, **model_state},
-                datasets.normalize(batch["image"], self.mean, self.std),
-                train=False,
-            )
+            images = datasets.normalize(batch["image"], self.mean, self.std)
+            variables = {"params": params, **model_state}
+            logits: Any = self.model.apply(variables, images, train=False)
             label = batch["label"]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
             wrong = jnp.argmax(logits, axis=-1) != label
