@@ -53,6 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
             )
             continue
         load, begin = os.getloadavg()[0], time.perf_counter()
+        if load > 0.5 and not chosen.quick and name == chosen.rows[0]:
+            print(
+                f"load {load:.1f}: other processes are running, and sides with several "
+                "threads suffer from that most",
+                file=sys.stderr,
+            )
         try:
             found = row.run(chosen.quick)
         except RuntimeError as error:

@@ -494,7 +494,10 @@ def stored(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
     found = records.load(path)
     if found.sizes["level"] <= levels(cfg) or found.sizes["replica"] < cfg.replicas:
         return None
-    records.claim_folder(folder, records.as_config(cfg), NOT_IDENTITY)
+    # What it says of its size stays, when less is asked for.
+    own = records.read_config(folder) or {}
+    size = {name: own[name] for name in NOT_IDENTITY if name in own}
+    records.claim_folder(folder, records.as_config(cfg) | size, NOT_IDENTITY)
     return found
 
 

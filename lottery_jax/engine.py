@@ -59,10 +59,13 @@ def make_rows(
     number = len(grid)
     grid += [grid[-1]] * (replicas.padded(number, execution) - number)
     chain, replica, arm = (np.array(column, np.int32) for column in zip(*grid))
-    keys = [arms.replica_keys(seed, i) for i in ids]
-    stacked = jax.tree.map(lambda *k: jnp.stack(k), *keys)
-    rows_keys = jax.tree.map(lambda k: k[replica], stacked)
-    return Rows(chain, replica, arm, number, replicas.place(rows_keys, execution))
+    # One small program: made one by one, the keys took seconds of a run's start.
+    draw = jax.jit(
+        jax.vmap(partial(arms.replica_keys, seed)),
+        out_shardings=replicas.sharded(execution),
+    )
+    keys = draw(np.array(ids, np.int32)[replica])
+    return Rows(chain, replica, arm, number, keys)
 
 
 class Running(NamedTuple):

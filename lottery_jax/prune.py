@@ -294,7 +294,7 @@ def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
     ties = alive & (scores == threshold)
     left = number - jnp.sum(below, dtype=jnp.int32)
     first = ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left)
-    return alive & ~(number > 0) | alive & ~below & ~first
+    return alive & ~below & ~first
 
 
 def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> Array:

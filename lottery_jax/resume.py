@@ -204,6 +204,12 @@ def store_tickets(
     plan = setting.plan
     mask = jax.tree.map(np.asarray, snapshot.memory.mask)
     network = jax.tree.map(np.asarray, begun(setting, snapshot.memory, level))
+    flags = masks.resolve(setting.template, setting.prunable)
+    total = masks.total(setting.template, setting.prunable)
+
+    def counted(tree: Mask) -> list[np.ndarray]:
+        return [m for m, take in zip(jax.tree.leaves(tree), flags) if take]
+
     for pair in range(setting.pairs):
         chain, replica = plan.chains[pair // len(ids)], ids[pair % len(ids)]
         own_mask, own = jax.tree.map(lambda x, i=pair: x[i], (mask, network))
@@ -211,7 +217,7 @@ def store_tickets(
             model=str(metadata.get("model", "")),
             task=str(metadata.get("task", "")),
             rewind_step=plan.rewind_step,
-            density=float(masks.density(own_mask, setting.prunable)),
+            density=sum(m.sum() for m in counted(own_mask)) / total,
             level=level,
             init={"seed": plan.seed, "replica": replica},
             found=f"{chain.score}, {chain.schedule}, {chain.scope}, {chain.retrain}",

@@ -50,6 +50,8 @@ def set_up(
     start: Network | None,
 ) -> Setting:
     """Lays out rows and builds the programs; nothing is trained yet."""
+    if "small_dense" in plan.arms and task.narrow is None:
+        raise ValueError("arms: 'small_dense' needs a task that says how to narrow it")
     shape = (len(plan.chains), len(ids), len(plan.arms))
     rows = engine.make_rows(shape[0], plan.arms, ids, plan.seed, execution)
     pairs = shape[0] * shape[1]
@@ -95,6 +97,7 @@ def set_up(
 
     def cut(
         data: PyTree,
+        level: Array,
         chain: Array,
         key: Key,
         noise: Key,
@@ -126,8 +129,9 @@ def set_up(
                 loss=loss,
                 batches=batches,
             )
+            score_key = jax.random.fold_in(key, level)
             return prune_chain(
-                one, key, inputs, keep, prunable=prunable, exclude=task.exclude
+                one, score_key, inputs, keep, prunable=prunable, exclude=task.exclude
             )
 
         return jax.lax.switch(chain, [partial(by, one) for one in plan.chains])
@@ -140,7 +144,7 @@ def set_up(
         rows=rows,
         programs=programs,
         begin=many(begin, (0, 0, 0, 0, 0)),
-        cut=many(cut, (None, *[0] * 11)),
+        cut=many(cut, (None, None, *[0] * 11)),
         count=many(partial(_layer_counts, prunable=prunable), (0,)),
         first=first,
         stream=stream,

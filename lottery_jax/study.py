@@ -78,7 +78,9 @@ def outcome(setting: Setting, snapshot: Snapshot, rewound: Network) -> Study:
     chains, number, _ = setting.shape
 
     def square(x: Array) -> Array:
-        return x[: setting.pairs].reshape(chains, number, *x.shape[1:])
+        # On the host: a slice of each shape would be a program of its own.
+        rows = np.asarray(x)[: setting.pairs]
+        return jnp.asarray(rows.reshape(chains, number, *x.shape[1:]))
 
     return Study(
         _name_axes(setting, snapshot.records),
@@ -116,10 +118,10 @@ def first_snapshot(setting: Setting, tx: optax.GradientTransformation) -> Snapsh
     rows, plan, programs = setting.rows, setting.plan, setting.programs
     put = partial(place, execution=setting.execution)
     full = jax.tree.map(
-        lambda p: jnp.ones((len(rows.arm), *p.shape), jnp.bool_), setting.template
+        lambda p: np.ones((len(rows.arm), *p.shape), np.bool_), setting.template
     )
     chains_mask = jax.tree.map(
-        lambda p: jnp.ones((len(setting.ticket_rows), *p.shape), jnp.bool_),
+        lambda p: np.ones((len(setting.ticket_rows), *p.shape), np.bool_),
         setting.template,
     )
     fresh_optimizer = parallel(tx.init, (0,), setting.execution)
@@ -206,19 +208,20 @@ def begin_level(setting: Setting, snapshot: Snapshot, level: int) -> Snapshot:
     keep = np.stack(
         [keep_counts(c, setting.template, level, setting.prunable) for c in plan.chains]
     )
-    score_keys = jax.vmap(lambda key: jax.random.fold_in(key, level))(
-        rows.keys.score[at]
+    of_rows = (
+        rows.keys.score,
+        setting.noise,
+        setting.order,
+        memory.trunk_stream,
+        setting.first,
+        memory.trunk,
+        memory.final,
     )
     mask = setting.cut(
         setting.data,
+        np.int32(level),
         put(rows.chain[at]),
-        put(score_keys),
-        put(setting.noise[at]),
-        programs.take(setting.order, at),
-        programs.take(memory.trunk_stream, at),
-        programs.take(setting.first, at),
-        programs.take(memory.trunk, at),
-        programs.take(memory.final, at),
+        *programs.take(of_rows, at),
         memory.dense,
         memory.mask,
         put(keep[rows.chain[at]]),
@@ -259,8 +262,7 @@ def _small_dense(
 ) -> tuple[Network, Mask]:
     """Replaces the rows of that arm by narrow networks of as many weights."""
     narrow = setting.task.narrow
-    if narrow is None:
-        raise ValueError("arms: 'small_dense' needs a task that says how to narrow it")
+    assert narrow is not None  # `set_up` saw to it
     counts = np.asarray(setting.count(mask)).sum(axis=1)
     rows = setting.rows
     host = jax.tree.map(np.array, (network, row_mask))

@@ -43,8 +43,8 @@ def distinct_scores(seed=0):
     ranks = iter(np.split(rng.permutation(TOTAL) + 1.0, np.cumsum(SIZES)))
     return {
         name: {
-            "kernel": jnp.asarray(next(ranks).reshape(shape), jnp.float32),
-            "bias": jnp.zeros(shape[-1:]),
+            "kernel": next(ranks).reshape(shape).astype(np.float32),
+            "bias": np.zeros(shape[-1:], np.float32),
         }
         for name, shape in SHAPES.items()
     }
@@ -62,8 +62,8 @@ def as_tree(vector):
     parts = np.split(np.asarray(vector), np.cumsum(SIZES)[:-1])
     return {
         name: {
-            "kernel": jnp.asarray(part.reshape(shape)),
-            "bias": jnp.ones(shape[-1:], part.dtype),
+            "kernel": part.reshape(shape),
+            "bias": np.ones(shape[-1:], part.dtype),
         }
         for (name, shape), part in zip(SHAPES.items(), parts)
     }
@@ -147,13 +147,6 @@ def test_a_fraction_beyond_exact_int32_arithmetic_is_refused_inside_jit():
         jax.jit(lambda s, m: prune.global_topk(s, m, fraction=digits))(scores, mask)
 
 
-def test_half_a_weight_goes_to_the_even_number():
-    for size, removed in ((1, 0), (3, 2), (5, 2)):
-        scores = {"kernel": jnp.arange(float(size)).reshape(1, size)}
-        mask = prune.global_topk(scores, masks.ones_like(scores), fraction=0.5)
-        assert int(masks.count(mask)) == size - removed
-
-
 @pytest.mark.parametrize("fraction", [0.2, 0.37, 1 / 3, 0.9])
 def test_global_topk_removes_the_lowest_of_what_is_alive(fraction):
     scores, mask, alive = distinct_scores(), full_mask(), np.ones(TOTAL, bool)
@@ -207,9 +200,9 @@ def test_vmapped_is_looped():
 def test_of_equal_scores_the_first_goes_first():
     """Tree order over the leaves, row-major order within."""
     scores = as_tree(np.ones(TOTAL, np.float32))
-    mask = prune.global_topk(scores, full_mask(), keep=TOTAL - 80)
+    mask = _keep(scores, full_mask(), TOTAL - 80)
     np.testing.assert_array_equal(flat(mask), np.arange(TOTAL) >= 80)
-    mask = prune.layerwise_topk(scores, full_mask(), fraction=0.5)
+    mask = _halve_layers(scores, full_mask())
     for kernel in kernels(mask):
         places = np.arange(kernel.size) >= kernel.size // 2
         np.testing.assert_array_equal(kernel.reshape(-1), places)
@@ -234,11 +227,11 @@ def test_nan_scores_lowest_and_infinities_are_ordinary():
         expected = remove_lowest(values, np.ones(TOTAL, bool), TOTAL - keep)
         np.testing.assert_array_equal(flat(mask), expected)
     every = as_tree(np.full(TOTAL, np.nan, np.float32))
-    assert int(masks.count(prune.global_topk(every, full_mask(), fraction=0.25))) == (
-        TOTAL - share(0.25, TOTAL)
+    np.testing.assert_array_equal(
+        flat(_keep(every, full_mask(), 90)), np.arange(TOTAL) >= TOTAL - 90
     )
     nan_row = {"kernel": jnp.array([[jnp.nan, 1.0, 0.0, 2.0]])}
-    kept = prune.n_of_m(nan_row, masks.ones_like(nan_row), 3, 4, axis=1)
+    kept = jax.jit(lambda s: prune.n_of_m(s, masks.ones_like(s), 3, 4, axis=1))(nan_row)
     assert kept["kernel"].tolist() == [[False, True, True, True]]
 
 
@@ -291,9 +284,7 @@ def distinct_like(shapes):
     assert total % prime and total < 2**24
     ranks = (np.arange(total) * prime % total).astype(np.float32)
     ranks = np.split(ranks, np.cumsum(sizes))
-    return jax.tree.unflatten(
-        structure, [jnp.asarray(r.reshape(s)) for r, s in zip(ranks, leaves)]
-    )
+    return jax.tree.unflatten(structure, [r.reshape(s) for r, s in zip(ranks, leaves)])
 
 
 def test_open_lth_lenet_300_100():
@@ -307,13 +298,10 @@ def test_open_lth_lenet_300_100():
 
     compiled = jax.jit(cut)
     mask, kept = masks.ones_like(scores), []
-    for level in range(len(LENET_KEPT)):
+    for _ in LENET_KEPT:
         kept.append(int(masks.count(mask)))
         assert np.asarray(mask["head"]["kernel"]).all()
-        after = compiled(mask)
-        if level == 3:
-            assert_same(cut(mask), after)
-        mask = after
+        mask = compiled(mask)
     assert tuple(kept) == LENET_KEPT
 
 
@@ -335,9 +323,10 @@ def resnet20_shapes():
 def test_open_lth_resnet_20():
     scores = distinct_like(resnet20_shapes())
     cut = jax.jit(lambda m: prune.global_topk(scores, m, fraction=0.2, rule="open_lth"))
-    mask, kept = masks.ones_like(scores), []
+    count = jax.jit(masks.count)
+    mask, kept = jax.tree.map(lambda s: np.ones(s.shape, bool), scores), []
     for _ in RESNET20_KEPT:
-        kept.append(int(masks.count(mask)))
+        kept.append(int(count(mask)))
         mask = cut(mask)
     assert tuple(kept) == RESNET20_KEPT
 
@@ -467,9 +456,10 @@ def test_n_of_m_keeps_the_best_of_each_group(n, m, axis):
 
 
 def test_n_of_m_counts_the_dead_among_the_removed():
-    alive = jnp.array([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]], bool)
-    scores = {"kernel": jnp.tile(jnp.array([[4.0, 3.0, 2.0, 1.0]]), (4, 1))}
-    kept = prune.n_of_m(scores, {"kernel": alive}, 2, 4, axis=-1)["kernel"]
+    alive = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]], bool)
+    scores = {"kernel": np.tile(np.float32([[4, 3, 2, 1]]), (4, 1))}
+    cut = jax.jit(lambda s, m: prune.n_of_m(s, m, 2, 4, axis=-1))
+    kept = cut(scores, {"kernel": alive})["kernel"]
     assert kept.astype(int).tolist() == [
         [1, 1, 0, 0],
         [0, 1, 1, 0],

@@ -26,7 +26,9 @@ def half_of(params, prunable=None):
         rng.permutation(p.size).reshape(p.shape) < (p.size // 2 if take else p.size)
         for p, take in zip(jax.tree.leaves(params), flags)
     ]
-    return jax.tree.unflatten(jax.tree.structure(params), list(map(jnp.asarray, leaves)))
+    return jax.tree.unflatten(
+        jax.tree.structure(params), list(map(jnp.asarray, leaves))
+    )
 
 
 def draw_orders(task, key, epochs):
@@ -136,7 +138,9 @@ def test_orders_hold_every_example_once_per_epoch():
 # --- resuming -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["classification", "language_model", "policy_gradient"])
+@pytest.mark.parametrize(
+    "kind", ["classification", "language_model", "policy_gradient"]
+)
 @pytest.mark.parametrize("cuts", [(19,), (7,), (1, 2, 6, 13), tuple(range(1, 20))])
 def test_any_split_gives_the_same_bits(kind, cuts):
     _, _, train, state, key, order = setting(kind)
@@ -249,9 +253,13 @@ def test_weights_and_moments_off_the_mask_are_exactly_zero(name):
         for m, p in zip(jax.tree.leaves(state.mask), jax.tree.leaves(state.params)):
             assert (np.asarray(p)[~np.asarray(m)] == 0).all()
             assert np.isfinite(p).all()
-    toys.assert_equal(state.opt_state, lj.transforms.mask_state(state.opt_state, state.mask))
+    toys.assert_equal(
+        state.opt_state, lj.transforms.mask_state(state.opt_state, state.mask)
+    )
     toys.assert_equal(state.mask, first.mask)
-    moved = jax.tree.map(lambda a, b: (np.asarray(a) != b).any(), state.params, first.params)
+    moved = jax.tree.map(
+        lambda a, b: (np.asarray(a) != b).any(), state.params, first.params
+    )
     assert all(jax.tree.leaves(moved))
 
 
@@ -361,7 +369,9 @@ def test_environments_go_on_where_they_were():
 def _numpy_training(params, mask, batches, optimizer):
     """Masked training of an MLP in float64: forward, backward, optimizer, written out."""
     names = ("dense_0", "dense_1", "head")
-    flat = {(n, k): np.array(params[n][k], np.float64) for n in names for k in params[n]}
+    flat = {
+        (n, k): np.array(params[n][k], np.float64) for n in names for k in params[n]
+    }
     keep = {(n, k): np.asarray(mask[n][k]) for n in names for k in params[n]}
     flat = {name: np.where(keep[name], w, 0) for name, w in flat.items()}
     first = {name: np.zeros_like(w) for name, w in flat.items()}

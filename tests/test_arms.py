@@ -1,0 +1,531 @@
+"""The controls: what each arm of each chain starts a level from, to the bit."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+import lottery_jax as lj
+from lottery_jax import arms, imp, tickets, training
+from lottery_jax.replicas import Execution
+from lottery_jax.types import Network
+
+K, STEPS, LEVELS = toys.REWIND, toys.STEPS, 3
+SIZES = {"head": 12 * 4, "hidden": 8 * 12}
+TOTAL = sum(SIZES.values())
+ITERATIVE = ("imp", "linear", "lr_rewind", "finetune", "open_lth", "rates")
+ALL = tuple(chain.name for chain in toys.CHAINS)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return toys.many_chains()
+
+
+def kernels(mask):
+    """The prunable leaves, in tree order."""
+    return {name: np.asarray(mask[name]["kernel"]) for name in SIZES}
+
+
+def masked(mask, params):
+    """Weights with zeros off the mask, by NumPy."""
+    return jax.tree.map(lambda m, p: np.where(m, p, 0), mask, params)
+
+
+# --- by itself ------------------------------------------------------------------------
+
+
+def _half_masked(seed):
+    rng = np.random.default_rng(seed)
+    params = {
+        name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[-1:])}
+        for name, shape in {"a": (5, 7), "b": (3, 3, 2, 4)}.items()
+    }
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    for name in mask:
+        mask[name]["kernel"] = jnp.asarray(
+            rng.random(params[name]["kernel"].shape) < 0.4
+        )
+    return params, mask
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_surviving_weights_are_dealt_anew_among_the_surviving_places(seed):
+    params, mask = _half_masked(seed)
+    shuffled = arms.shuffle_surviving(jax.random.key(seed), params, mask)
+    for name in params:
+        old, new = (
+            np.asarray(params[name]["kernel"]),
+            np.asarray(shuffled[name]["kernel"]),
+        )
+        alive = np.asarray(mask[name]["kernel"])
+        np.testing.assert_array_equal(np.sort(new[alive]), np.sort(old[alive]))
+        assert (new[alive] != old[alive]).any()
+        np.testing.assert_array_equal(shuffled[name]["bias"], params[name]["bias"])
+    again = arms.shuffle_surviving(jax.random.key(seed + 50), params, mask)
+    assert (again["b"]["kernel"] != shuffled["b"]["kernel"]).any()
+
+
+def test_every_place_is_equally_likely():
+    params = {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)}
+    mask = {"kernel": jnp.array([[True, False, True], [True, True, False]])}
+    keys = jax.random.split(jax.random.key(0), 2000)
+    deal = jax.vmap(lambda key: arms.shuffle_surviving(key, params, mask)["kernel"])
+    first = np.asarray(jax.jit(deal)(keys))[:, 0, 0]
+    counts = [(first == value).sum() for value in (1, 3, 4, 5)]
+    assert sum(counts) == 2000 and min(counts) > 500 - 6 * np.sqrt(2000 * 3 / 16)
+
+
+def test_keys_of_replicas_and_roles_all_differ():
+    keys = [k for seed in (0, 1) for i in range(4) for k in arms.replica_keys(seed, i)]
+    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == len(keys)
+
+
+# --- masks ----------------------------------------------------------------------------
+
+
+def geometric(level, fraction=0.2):
+    """Counts of removing round(fraction * alive), half to even, exactly."""
+    alive = {name: size for name, size in SIZES.items()} | {"all": TOTAL}
+    for _ in range(level):
+        alive = {n: a - round(Fraction(str(fraction)) * a) for n, a in alive.items()}
+    return alive
+
+
+def expected_count(chain, level):
+    if chain == "linear":
+        return TOTAL - round(Fraction("0.2") * level * TOTAL)
+    if chain == "open_lth":
+        alive = TOTAL
+        for _ in range(level):  # np.sort(...)[ceil(fraction * alive)] goes too
+            alive -= -(-alive // 5) + 1
+        return alive
+    if chain == "rates":
+        return geometric(level, 0.1)["head"] + geometric(level, 0.3)["hidden"]
+    return geometric(level)["all"]
+
+
+@pytest.mark.parametrize("chain", ALL)
+def test_counts_are_those_of_the_schedule(study, chain):
+    expected = [expected_count(chain, level) for level in range(LEVELS + 1)]
+    for arm in study.plan.arms:
+        alive = study.record("alive", chain, arm)
+        np.testing.assert_array_equal(alive, [expected] * len(study.ids))
+    density = study.record("density", chain, "ticket")
+    np.testing.assert_allclose(density[0], np.array(expected) / TOTAL)
+
+
+def test_rates_count_in_each_layer(study):
+    for replica in study.ids:
+        for level in range(LEVELS + 1):
+            mask = kernels(study.start("rates", replica, "ticket", level).mask)
+            assert mask["head"].sum() == geometric(level, 0.1)["head"]
+            assert mask["hidden"].sum() == geometric(level, 0.3)["hidden"]
+
+
+@pytest.mark.parametrize("chain", ALL)
+@pytest.mark.parametrize("arm", ["ticket", "random_mask"])
+def test_masks_are_nested_and_spare_what_is_not_prunable(study, chain, arm):
+    for replica in study.ids:
+        for level in range(1, LEVELS + 1):
+            outer = study.start(chain, replica, arm, level - 1).mask
+            inner = study.start(chain, replica, arm, level).mask
+            within = jax.tree.map(lambda i, o: (~i | o).all(), inner, outer)
+            assert all(jax.tree.leaves(within))
+            for leaf in (inner["hidden"]["bias"], *jax.tree.leaves(inner["norm"])):
+                assert leaf.all()
+
+
+@pytest.mark.parametrize("chain", ALL)
+def test_masks_keep_the_largest_weights(study, chain):
+    """Which they are is found here by a stable sort of what the level before ended with."""
+    for replica in study.ids:
+        for level in range(1, LEVELS + 1):
+            once = chain.startswith("one_shot")
+            before = 0 if once else level - 1
+            params = study.end(chain, replica, "ticket", before).params
+            outer = kernels(study.start(chain, replica, "ticket", before).mask)
+            got = kernels(study.start(chain, replica, "ticket", level).mask)
+            groups = [[n] for n in SIZES] if chain == "rates" else [list(SIZES)]
+            for group in groups:
+                size = np.concatenate(
+                    [np.abs(params[n]["kernel"]).reshape(-1) for n in group]
+                )
+                alive = np.concatenate([outer[n].reshape(-1) for n in group])
+                found = np.concatenate([got[n].reshape(-1) for n in group])
+                order = np.argsort(np.where(alive, size, np.inf), kind="stable")
+                expected = alive.copy()
+                expected[order[: alive.sum() - found.sum()]] = False
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_controls_share_the_chains_mask(study):
+    for chain in ALL:
+        for level in range(LEVELS + 1):
+            mask = study.start(chain, 1, "ticket", level).mask
+            for arm in ("reinit", "reinit_raw", "shuffled_weights"):
+                toys.assert_equal(study.start(chain, 1, arm, level).mask, mask)
+
+
+def test_random_masks_have_the_tickets_layer_counts_and_no_more_of_it(study):
+    for chain in ALL:
+        for replica in study.ids:
+            for level in range(1, LEVELS + 1):
+                ticket = kernels(study.start(chain, replica, "ticket", level).mask)
+                random = kernels(study.start(chain, replica, "random_mask", level).mask)
+                for name in SIZES:
+                    assert random[name].sum() == ticket[name].sum()
+                    assert (random[name] != ticket[name]).any()
+        density = study.record("layer_density", chain, "random_mask")
+        np.testing.assert_array_equal(
+            density, study.record("layer_density", chain, "ticket")
+        )
+    one, other = (
+        kernels(study.start("imp", i, "random_mask", LEVELS).mask)["hidden"]
+        for i in (0, 1)
+    )
+    assert (one != other).any()
+
+
+# --- weights --------------------------------------------------------------------------
+
+
+@functools.cache
+def reference():
+    """The same networks by a plain loop over one replica: jit and nothing else."""
+    study = toys.many_chains()
+
+    @jax.jit
+    def draw(init_key, noise_key):
+        params, model_state, _ = study.task.init(init_key)
+        epochs = training.epochs_of(study.task, 2 * STEPS)
+        order = training.orders(study.task, noise_key, epochs)
+        return Network(params, model_state), order
+
+    @jax.jit
+    def train(network, mask, key, order, a, b, offset):
+        state = training.start(study.task, study.tx, network, (), mask, step=a + offset)
+        state, _ = training.train(
+            study.task,
+            study.tx,
+            state,
+            key,
+            order,
+            a,
+            b,
+            capacity=STEPS,
+            offset=offset,
+        )
+        return Network(state.params, state.model_state)
+
+    def run(init, noise, mask, a, b, network=None, offset=0):
+        drawn, order = draw(init, noise)
+        network = drawn if network is None else network
+        mask = jax.tree.map(jnp.asarray, mask)
+        return train(network, mask, noise, order, *map(np.int32, (a, b, offset)))
+
+    return draw, run
+
+
+def test_at_level_0_the_controls_of_masks_and_places_are_the_ticket(study):
+    for name, (axes, values) in study.study.records.items():
+        if axes[0] == "chain":
+            arm = dict(zip(study.plan.arms, np.moveaxis(values, 1, 0)))
+            for control in ("random_mask", "shuffled_weights"):
+                np.testing.assert_array_equal(
+                    arm[control][:, :, 0], arm["ticket"][:, :, 0], err_msg=name
+                )
+            np.testing.assert_array_equal(
+                arm["reinit"][:, :, 0], arm["reinit_raw"][:, :, 0]
+            )
+    loss = study.record("test_loss", "imp", "ticket")
+    assert (loss[:, 0] != study.record("test_loss", "imp", "reinit")[:, 0]).all()
+    assert (loss[:, 1:] != study.record("test_loss", "imp", "random_mask")[:, 1:]).all()
+
+
+@pytest.mark.parametrize("chain", ["imp", "linear", "one_shot", "open_lth", "rates"])
+def test_rewound_weights_are_those_of_the_rewind_step_bit_for_bit(study, chain):
+    for replica in study.ids:
+        keys = arms.replica_keys(study.plan.seed, replica)
+        # What level 0's ticket holds is the whole network at the rewind step.
+        trunk = tickets.load(imp.ticket_path(study.folder, chain, 0, replica))
+        full = study.start(chain, replica, "ticket", 0).mask
+        by_hand = _numpy(reference()[1](keys.init, keys.noise, full, 0, K))
+        toys.assert_close(Network(trunk.params, trunk.model_state), by_hand, 1e-6)
+        for level in range(1, LEVELS + 1):
+            for arm in ("ticket", "random_mask"):
+                began = study.start(chain, replica, arm, level)
+                assert began.step == K
+                toys.assert_equal(began.network.model_state, trunk.model_state)
+                toys.assert_equal(
+                    masked(began.mask, began.network.params),
+                    masked(began.mask, trunk.params),
+                )
+
+
+def test_rewinding_resets_momentum_and_trains_with_the_noise_of_the_rewind_step(study):
+    keys = arms.replica_keys(study.plan.seed, 2)
+    began = study.start("imp", 2, "ticket", 2)
+    end = reference()[1](keys.init, keys.noise, began.mask, K, STEPS, began.network)
+    toys.assert_close(_numpy(end), study.end("imp", 2, "ticket", 2))
+    assert study.plan.optimizer == "reset" and began.optimizer == ()
+
+
+@pytest.mark.parametrize("chain", ["lr_rewind", "finetune"])
+def test_chains_that_keep_weights_go_on_from_the_last_level(study, chain):
+    for level in range(1, LEVELS + 1):
+        for replica in study.ids:
+            began = study.start(chain, replica, "ticket", level)
+            final = study.end(chain, replica, "ticket", level - 1)
+            toys.assert_equal(began.network, final)
+
+
+def test_one_shot_finetuning_starts_from_the_dense_network_at_every_level(study):
+    for level in range(1, LEVELS + 1):
+        for replica in study.ids:
+            began = study.start("one_shot_finetune", replica, "ticket", level)
+            dense = study.end("one_shot_finetune", replica, "ticket", 0)
+            toys.assert_equal(began.network, dense)
+
+
+@pytest.mark.parametrize(
+    ("chain", "offset"),
+    [("lr_rewind", 0), ("finetune", STEPS - K), ("one_shot_finetune", STEPS - K)],
+)
+def test_schedules_are_rewound_or_go_on_past_the_end(study, chain, offset):
+    keys = arms.replica_keys(study.plan.seed, 0)
+    began = study.start(chain, 0, "ticket", 1)
+    assert began.step == K + offset
+
+    def retrained(offset):
+        return _numpy(
+            reference()[1](
+                keys.init, keys.noise, began.mask, K, STEPS, began.network, offset
+            )
+        )
+
+    got = study.end(chain, 0, "ticket", 1)
+    toys.assert_close(retrained(offset), got)
+    elsewhere = retrained(STEPS - K - offset)
+    assert (
+        np.abs(elsewhere.params["head"]["kernel"] - got.params["head"]["kernel"]).max()
+        > 1e-3
+    )
+    fresh = study.start(chain, 0, "reinit", 1)  # has its own trunk, at k
+    assert fresh.step == K
+
+
+def test_reinit_is_a_fresh_draw_trained_to_the_rewind_step_under_its_own_noise(study):
+    draw, run = reference()
+    for replica in study.ids:
+        keys = arms.replica_keys(study.plan.seed, replica)
+        full = study.start("imp", replica, "ticket", 0).mask
+        trained = run(keys.fresh_init, keys.fresh_noise, full, 0, K)
+        first = study.start("imp", replica, "reinit", 1)
+        toys.assert_close(first.network, _numpy(trained), 1e-6)
+        for chain in ("imp", "finetune"):
+            for level in (1, LEVELS):
+                began = study.start(chain, replica, "reinit", level)
+                assert began.step == K
+                toys.assert_equal(began.network, first.network)
+        ticket = study.start("imp", replica, "ticket", 1)
+        drawn = draw(keys.init, keys.noise)[0].params
+        fresh = draw(keys.fresh_init, keys.noise)[0].params
+        for name in ("hidden", "head"):
+            own = began.network.params[name]["kernel"]
+            assert (own != ticket.network.params[name]["kernel"]).all()
+        # Norm scales are part of the law, and drawn anew.
+        assert (fresh["norm"]["scale"] != drawn["norm"]["scale"]).all()
+        assert ((fresh["norm"]["scale"] > 0) & (fresh["norm"]["scale"] < 1)).all()
+    # The noise is its own, too: under the ticket's it would be elsewhere.
+    other = run(keys.fresh_init, keys.noise, full, 0, K)
+    difference = other.params["head"]["kernel"] - trained.params["head"]["kernel"]
+    assert np.abs(difference).max() > 1e-3
+
+
+def test_raw_reinits_are_untrained(study):
+    for replica in study.ids:
+        keys = arms.replica_keys(study.plan.seed, replica)
+        drawn = _numpy(reference()[0](keys.fresh_init, keys.noise)[0])
+        for level in range(1, LEVELS + 1):
+            began = study.start("imp", replica, "reinit_raw", level)
+            toys.assert_equal(began.network, drawn)
+            assert began.step == K
+
+
+def test_shuffled_weights_are_the_tickets_in_other_places(study):
+    for chain in ("imp", "lr_rewind"):
+        for replica in study.ids:
+            for level in range(1, LEVELS + 1):
+                ticket = study.start(chain, replica, "ticket", level)
+                shuffled = study.start(chain, replica, "shuffled_weights", level)
+                mask = kernels(ticket.mask)
+                for name in SIZES:
+                    a = ticket.network.params[name]["kernel"][mask[name]]
+                    b = shuffled.network.params[name]["kernel"][mask[name]]
+                    np.testing.assert_array_equal(np.sort(a), np.sort(b))
+                    assert (a != b).any()
+                for leaf in ("norm", "hidden"):
+                    for part in set(ticket.network.params[leaf]) - {"kernel"}:
+                        np.testing.assert_array_equal(
+                            shuffled.network.params[leaf][part],
+                            ticket.network.params[leaf][part],
+                        )
+                toys.assert_equal(
+                    shuffled.network.model_state, ticket.network.model_state
+                )
+
+
+def test_weights_off_the_mask_end_at_exactly_zero(study):
+    for level, (began, end) in enumerate(zip(study.starts, study.ends)):
+        for m, p in zip(*map(jax.tree.leaves, (began.mask, end.params))):
+            assert (p[~m] == 0).all() and np.isfinite(p).all()
+        assert level == 0 or not all(m.all() for m in jax.tree.leaves(began.mask))
+
+
+def _numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+# --- what is handed out and stored ----------------------------------------------------
+
+
+@pytest.mark.parametrize("chain", ALL)
+def test_tickets_hold_what_their_level_started_from(study, chain):
+    for replica in study.ids:
+        for level in range(LEVELS + 1):
+            path = imp.ticket_path(study.folder, chain, level, replica)
+            ticket = tickets.load(path)
+            began = study.start(chain, replica, "ticket", level)
+            toys.assert_equal(ticket.mask, began.mask)
+            assert ticket.metadata["level"] == level
+            assert ticket.metadata["rewind_step"] == K
+            assert ticket.metadata["init"] == {"seed": 0, "replica": replica}
+            if level > 0:
+                toys.assert_equal(
+                    ticket.params, masked(began.mask, began.network.params)
+                )
+                toys.assert_equal(ticket.model_state, began.network.model_state)
+
+
+def test_a_study_hands_out_the_last_level(study):
+    for c, chain in enumerate(ALL):
+        for replica in study.ids:
+            began = study.start(chain, replica, "ticket", LEVELS)
+
+            def own(tree, at=(c, replica)):
+                return jax.tree.map(lambda x: np.asarray(x[at]), tree)
+
+            toys.assert_equal(own(study.study.masks), began.mask)
+            toys.assert_equal(own(study.study.rewound), began.network)
+
+
+# --- from step 0, with kept moments, and narrow ---------------------------------------
+
+
+def test_at_rewind_step_0_weights_are_the_draws_themselves():
+    study = toys.one_chain()
+    init = jax.jit(study.task.init)
+    for replica in study.ids:
+        keys = arms.replica_keys(study.plan.seed, replica)
+        drawn, fresh = (_numpy(init(k)[0]) for k in (keys.init, keys.fresh_init))
+        for level in range(1, 5):
+            for arm, params in (
+                ("ticket", drawn),
+                ("random_mask", drawn),
+                ("reinit", fresh),
+            ):
+                began = study.start("imp", replica, arm, level)
+                assert began.step == 0
+                toys.assert_equal(began.network.params, params)
+
+
+@functools.cache
+def kept_moments():
+    """Moments of the rewind step kept; a narrow network, whose environment is nothing."""
+    plan = imp.Plan(
+        steps=8,
+        rewind_step=3,
+        chains=(imp.Chain("imp"), imp.Chain("finetune", retrain="finetune")),
+        arms=("ticket", "reinit", "reinit_raw", "random_mask", "small_dense"),
+        validate_every=4,
+        optimizer="rewind",
+    )
+    task = toys.classification()._replace(narrow=toys.narrow)
+    tx = optax.adam(toys.SCHEDULE)
+    return toys.watched(task, tx, plan, (0,), Execution(1, 1), levels=2)
+
+
+def test_kept_moments_are_those_of_the_rewind_step():
+    study = kept_moments()
+    keys = arms.replica_keys(0, 0)
+
+    @jax.jit
+    def to_k(init, noise):
+        params, model_state, stream = study.task.init(init)
+        network, full = Network(params, model_state), lj.masks.ones_like(params)
+        state = training.start(study.task, study.tx, network, stream, full)
+        order = training.orders(study.task, noise, 1)
+        state, _ = training.train(
+            study.task, study.tx, state, noise, order, 0, 3, capacity=3
+        )
+        return state.opt_state
+
+    own, fresh = to_k(keys.init, keys.noise), to_k(keys.fresh_init, keys.fresh_noise)
+    untrained = _numpy(study.tx.init(study.start("imp", 0, "ticket", 0).network.params))
+    for arm, expected in {
+        "ticket": own,
+        "random_mask": own,
+        "reinit": fresh,
+        "reinit_raw": untrained,
+    }.items():
+        for level in (1, 2):
+            stored = study.start("imp", 0, arm, level).optimizer
+            toys.assert_close(stored, _numpy(expected), atol=1e-7)
+    assert int(own[0].count) == int(own[1].count) == 3
+
+
+def test_kept_moments_start_a_level_masked_and_where_the_schedule_goes_on():
+    study = kept_moments()
+    programs, began = study.setting.programs, study.starts[2]
+    put = functools.partial(lj.replicas.place, execution=study.execution)
+    running = programs.start(*map(put, began))
+    for chain, arm, step, count in (
+        ("imp", "ticket", 3, 3),
+        ("imp", "reinit_raw", 3, 0),
+        ("finetune", "ticket", 8, 3),
+        ("imp", "small_dense", 0, 0),
+    ):
+        row = study.row(chain, 0, arm)
+        adam, schedule = jax.tree.map(lambda x, r=row: x[r], running.state.opt_state)
+        assert (int(schedule.count), int(adam.count)) == (step, count)
+        mask = jax.tree.map(lambda x, r=row: x[r], began.mask)
+        stored = jax.tree.map(lambda x, r=row: x[r], began.optimizer)[0].mu
+        expected = (
+            masked(mask, stored) if count else jax.tree.map(np.zeros_like, stored)
+        )
+        toys.assert_equal(_numpy(adam.mu), expected)
+
+
+def test_small_dense_networks_start_from_step_0_with_as_many_weights():
+    study = kept_moments()
+    keys = arms.replica_keys(0, 0)
+    for level in (1, 2):
+        began = study.start("imp", 0, "small_dense", level)
+        assert began.step == 0
+        alive = geometric(level)["all"]
+        network, mask = toys.narrow(keys.fresh_init, alive)
+        toys.assert_equal((began.network, began.mask), _numpy((network, mask)))
+        units = round(alive / 12)
+        assert study.record("alive", "imp", "small_dense")[0, level] == 12 * units
+    # It trains from 0; the others join at k.
+    row, ticket = study.row("imp", 0, "small_dense"), study.row("imp", 0, "ticket")
+    later = [t for t in study.trains if not t[3][ticket]]
+    assert [(a, b) for a, b, _, _ in later] == [(0, 3), (0, 3)]
+    assert all(active[row] for *_, active in study.trains)

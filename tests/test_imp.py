@@ -1,0 +1,635 @@
+"""Studies: replicas, chains, interruptions, divergence, retraining, errors."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+import lottery_jax as lj
+from lottery_jax import checkpoints, imp, tickets
+from lottery_jax.replicas import Execution
+from lottery_jax.types import Network
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """Programs are kept between studies of the same kind."""
+    monkeypatch.setattr(imp, "set_up", toys.compiled)
+
+
+def again(found, **changes):
+    """A watched study run again, perhaps with other arguments."""
+    arguments = {
+        "levels": len(found.starts) - 1,
+        "replicas": found.ids,
+        "execution": found.execution,
+    }
+    return imp.run(found.task, found.tx, found.plan, **(arguments | changes))
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def killed_after(number):
+    """Something to watch a run with, that kills it after so many segments."""
+    seen = []
+
+    def watch(moment):
+        if not moment.resumed:
+            seen.append(moment)
+            if len(seen) > number:
+                raise Killed
+
+    return watch
+
+
+# --- compilation ----------------------------------------------------------------------
+
+
+def test_one_compilation_serves_all_levels_chains_and_arms():
+    study = toys.many_chains()
+    assert len(study.starts) == 4 and len(study.plan.chains) == 8
+    programs = study.setting.programs
+    for name in ("init", "order", "start", "train", "validate", "test"):
+        assert getattr(programs, name)._cache_size() == 1, name
+    for name in ("begin", "cut", "count"):
+        assert getattr(study.setting, name)._cache_size() == 1, name
+    # Level 0's first segment traces the loss; after it nothing does.
+    assert len(set(study.traces)) == 1 and study.traces[0] <= 2
+
+
+# --- one replica, one chain -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_of_many():
+    """Replica 1 and the first chain of the large study, alone."""
+    study = toys.many_chains()
+    plan = toys.only(study, "imp")
+    return toys.watched(study.task, study.tx, plan, (1,), study.execution, levels=2)
+
+
+def test_a_chain_and_a_replica_alone_give_the_same_bits(one_of_many):
+    together = toys.many_chains()
+    where, into = np.index_exp[:1, :, 1:2, :3], np.index_exp[:]
+    a, b = together.study.records, one_of_many.study.records
+    toys.assert_same_records(a, b, where, into)
+    for name in ("step", "layer"):
+        np.testing.assert_array_equal(a[name][1], b[name][1])
+    for level in range(3):
+        for arm in together.plan.arms:
+            toys.assert_equal(
+                together.start("imp", 1, arm, level),
+                one_of_many.start("imp", 1, arm, level),
+            )
+            toys.assert_equal(
+                together.end("imp", 1, arm, level),
+                one_of_many.end("imp", 1, arm, level),
+            )
+
+
+def test_records_have_named_axes():
+    study = toys.many_chains()
+    chains, arms, replicas, levels = 8, 5, 3, 4
+    for name, (axes, values) in study.study.records.items():
+        assert len(axes) == values.ndim, name
+        if axes[0] == "chain":
+            assert axes[:4] == ("chain", "arm", "replica", "level")
+            assert values.shape[:4] == (chains, arms, replicas, levels)
+    records = study.study.records
+    assert records["validation_loss"][0][4:] == ("step",)
+    np.testing.assert_array_equal(records["step"][1], [10, 20])
+    assert list(records["layer"][1]) == ["head/kernel", "hidden/kernel"]
+    density = records["layer_density"][1] * np.array([48, 96])
+    np.testing.assert_allclose(density.sum(axis=-1), records["alive"][1])
+    assert study.study.execution == study.execution
+
+
+def test_records_are_what_the_networks_score():
+    study = toys.many_chains()
+    task = study.task
+    evaluate = jax.jit(task.evaluate, static_argnums=4)
+    for chain, arm, level in (("imp", "ticket", 0), ("finetune", "random_mask", 3)):
+        network = study.end(chain, 2, arm, level)
+        for split, names in {
+            "test": ("test_error", "test_loss"),
+            "validation": ("validation_error", "validation_loss"),
+        }.items():
+            metrics = evaluate(*network, task.data, jax.random.key(0), split)
+            for name, metric in zip(names, ("error", "loss")):
+                value = study.record(name, chain, arm)[2, level]
+                last = value if split == "test" else value[-1]
+                np.testing.assert_allclose(last, metrics[metric], rtol=1e-5)
+
+
+def test_early_stopping_takes_the_minimum_of_validation_loss():
+    study = toys.many_chains()
+    records = {name: values for name, (_, values) in study.study.records.items()}
+    best = records["step"][records["validation_loss"].argmin(axis=-1)]
+    np.testing.assert_array_equal(records["early_stop_step"], best)
+    at_end = best == toys.STEPS
+    assert at_end.any() and not at_end.all()
+    for name in ("test_error", "test_loss"):
+        early, late = records[f"{name}_early"], records[name]
+        np.testing.assert_array_equal(early[at_end], late[at_end])
+    assert (records["test_loss_early"] != records["test_loss"])[~at_end].all()
+
+
+def test_training_curves_are_means_over_the_steps_a_row_trained():
+    study = toys.one_chain()
+    keys = lj.arms.replica_keys(study.plan.seed, 0)
+    task = study.task
+
+    @jax.jit
+    def by_hand(init, noise):
+        params, model_state, stream = task.init(init)
+        full = lj.masks.ones_like(params)
+        state = lj.training.start(
+            task, study.tx, Network(params, model_state), stream, full
+        )
+        order = lj.training.orders(task, noise, 3)
+        return lj.training.train(
+            task, study.tx, state, noise, order, 0, 12, capacity=12
+        )[1]
+
+    metrics = by_hand(keys.init, keys.noise)
+    for name in ("loss", "error"):
+        expected = np.asarray(metrics[name]).reshape(3, 4).mean(axis=1)
+        got = study.record(f"train_{name}", "imp", "ticket")[0, 0]
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+    # After rewinding to step 6 the first column is the mean of steps 6 to 9.
+    rewound = toys.many_chains().record("train_loss", "imp", "ticket")
+    assert np.isfinite(rewound).all()
+    segments = [(a, b) for a, b, *_ in toys.many_chains().trains]
+    assert segments == [(0, 6), (6, 10), (10, 20)] + 3 * [(6, 10), (10, 20)]
+
+
+# --- interruptions --------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_in_every_segment_ends_in_the_same_bits(tmp_path):
+    study, kills, levels = toys.one_chain(), 0, 2
+    while True:
+        try:
+            done = again(
+                study,
+                levels=levels,
+                folder=tmp_path,
+                checkpoint_seconds=0,
+                watch=killed_after(1),
+            )
+        except Killed:
+            kills += 1
+            continue
+        if levels == 4:
+            break
+        levels = 4  # what is finished is extended
+    # Three segments for each of five levels; each call gets through one, the last
+    # before either end through two.
+    assert kills == 5 * 3 - 2
+    toys.assert_same_records(study.study.records, done.records)
+    toys.assert_equal(study.study.masks, done.masks)
+    toys.assert_equal(study.study.rewound, done.rewound)
+    for level in range(5):
+        for replica in study.ids:
+            paths = [
+                imp.ticket_path(folder, "imp", level, replica)
+                for folder in (study.folder, tmp_path)
+            ]
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+    # A finished run trains nothing more, and hands out the same.
+    repeated = again(study, folder=tmp_path, watch=killed_after(0))
+    toys.assert_same_records(study.study.records, repeated.records)
+    toys.assert_equal(study.study.rewound, repeated.rewound)
+
+
+def test_chains_that_keep_weights_resume_and_hand_out_what_they_started_from(tmp_path):
+    study = toys.many_chains()
+    with pytest.raises(Killed):
+        again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(6))
+    assert checkpoints.metadata(tmp_path / "checkpoints")["level"] == 2
+    done = again(study, folder=tmp_path)
+    repeated = again(study, folder=tmp_path, watch=killed_after(0))
+    for other in (done, repeated):
+        toys.assert_same_records(study.study.records, other.records)
+        toys.assert_equal(study.study.masks, other.masks)
+        toys.assert_equal(study.study.rewound, other.rewound)
+
+
+def test_a_run_goes_on_with_fewer_devices_from_its_exact_state(tmp_path):
+    study = toys.one_chain()
+    with pytest.raises(Killed):
+        again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(4))
+    seen = []
+    done = again(study, folder=tmp_path, execution=Execution(1, 1), watch=seen.append)
+    # Taken up in the middle of level 1, after its first segment.
+    assert [(m.level, m.step, m.resumed) for m in seen[:2]] == [
+        (1, 4, True),
+        (1, 8, False),
+    ]
+    assert done.execution == Execution(1, 1)
+    # One after another on one device or two: the same bits.
+    toys.assert_same_records(study.study.records, done.records)
+    toys.assert_equal(jax.tree.map(np.asarray, study.study.masks), done.masks)
+
+
+def test_stored_settings_are_reused(tmp_path, monkeypatch):
+    study = toys.one_chain()
+    with pytest.raises(Killed):
+        again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(1))
+    used = []
+
+    def set_up(task, tx, plan, ids, execution, start):
+        used.append(execution)
+        raise Killed
+
+    monkeypatch.setattr(imp, "set_up", set_up)
+    for execution in (None, Execution(1, 0)):
+        with pytest.raises(Killed):
+            again(study, folder=tmp_path, execution=execution)
+    assert used == [study.execution, Execution(1, 0)]
+
+
+def test_a_folder_with_another_plan_is_refused(tmp_path):
+    study = toys.one_chain()
+    with pytest.raises(Killed):
+        again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(1))
+    for field, value in {"seed": 4, "rewind_step": 2, "arms": ("ticket",)}.items():
+        other = study._replace(plan=dataclasses.replace(study.plan, **{field: value}))
+        with pytest.raises(ValueError, match=f"another plan, {field}="):
+            again(other, folder=tmp_path)
+    with pytest.raises(ValueError, match="another plan, replicas="):
+        again(study, folder=tmp_path, replicas=(0, 2))
+
+
+def test_checkpoints_are_as_rare_as_asked(tmp_path):
+    study = toys.one_chain()
+    with pytest.raises(Killed):
+        again(study, folder=tmp_path, watch=killed_after(5))
+    assert checkpoints.latest(tmp_path / "checkpoints") is None
+    again(study, folder=tmp_path, levels=1)
+    assert checkpoints.latest(tmp_path / "checkpoints") == 1
+
+
+# --- divergence and given weights -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    """Three replicas from given weights, of which the second breaks at step 7."""
+    task = toys.fragile()
+    plan = imp.Plan(
+        steps=10, rewind_step=3, arms=("ticket", "reinit"), validate_every=5
+    )
+    draws = jax.vmap(lambda i: task.init(jax.random.fold_in(jax.random.key(77), i))[0])
+    params = draws(jnp.arange(3))
+    start = Network(params, {"bad_step": jnp.array([-1, 7, -1])})
+    study = toys.watched(
+        task, optax.sgd(0.1), plan, (4, 5, 6), Execution(1, 1), 2, start=start
+    )
+    return study, start
+
+
+def test_given_weights_are_started_from_and_fresh_ones_are_not(poisoned):
+    study, start = poisoned
+    for position, replica in enumerate(study.ids):
+        began = study.start("imp", replica, "ticket", 0)
+        given = jax.tree.map(lambda x, i=position: np.asarray(x[i]), start)
+        toys.assert_equal(began.network, given)
+        keys = lj.arms.replica_keys(study.plan.seed, replica)
+        fresh = jax.jit(study.task.init)(keys.fresh_init)[0]
+        began = study.start("imp", replica, "reinit", 0)
+        toys.assert_equal(began.network.params, jax.tree.map(np.asarray, fresh))
+
+
+def test_a_replica_that_breaks_is_reported_by_name_and_step(poisoned):
+    study, _ = poisoned
+    first_nan = study.record("first_nan", "imp", "ticket")
+    np.testing.assert_array_equal(first_nan[1], [7, 7, 7])
+    assert np.isnan(first_nan[[0, 2]]).all()
+    np.testing.assert_array_equal(
+        study.record("diverged", "imp", "ticket"), [[0] * 3, [1] * 3, [0] * 3]
+    )
+    # Its reinit trains well under a mask made from nan weights, which is no control.
+    np.testing.assert_array_equal(
+        study.record("diverged", "imp", "reinit")[1], [0, 1, 1]
+    )
+    assert np.isfinite(study.record("test_loss", "imp", "reinit")).all()
+    assert np.isnan(study.record("first_nan", "imp", "reinit")).all()
+    # What it did before it broke is on record; counts are exact all the same.
+    loss = study.record("validation_loss", "imp", "ticket")[1]
+    assert np.isfinite(loss[:, 0]).all() and np.isnan(loss[:, 1]).all()
+    np.testing.assert_array_equal(
+        study.record("early_stop_step", "imp", "ticket")[1], 5
+    )
+    alive = study.record("alive", "imp", "ticket")
+    assert (alive == alive[0]).all() and alive[0, 2] < alive[0, 1] < alive[0, 0]
+
+
+def test_a_replica_that_breaks_harms_no_other(poisoned, monkeypatch):
+    study, _ = poisoned
+
+    def healthy(*args):
+        setting = toys.compiled(*args)
+        state = jnp.full_like(setting.first.model_state["bad_step"], -1)
+        return setting._replace(
+            first=setting.first._replace(model_state={"bad_step": state})
+        )
+
+    monkeypatch.setattr(imp, "set_up", healthy)
+    # The start is that of the fixture, so that the programs are, too.
+    other = again(study, start=poisoned[1])
+    assert not other.records["diverged"][1].any()
+    for replica in (0, 2):
+        at = np.index_exp[:, :, replica]
+        toys.assert_same_records(study.study.records, other.records, at, at)
+    one = jax.tree.map(lambda m: np.asarray(m[0, [0, 2]]), study.study.masks)
+    toys.assert_equal(
+        one, jax.tree.map(lambda m: np.asarray(m[0, [0, 2]]), other.masks)
+    )
+
+
+def test_weights_that_break_in_the_last_update_are_noticed():
+    study = toys.one_chain()
+    row = study.row("imp", 1, "ticket")
+    setting = study.setting
+
+    def test(data, network):
+        metrics = dict(setting.programs.test(data, network))
+        metrics["loss"] = metrics["loss"].at[row].set(jnp.nan)
+        return metrics
+
+    broken = setting._replace(programs=setting.programs._replace(test=test))
+    imp.set_up = lambda *_: broken  # put back by the fixture
+    records = again(study, levels=1).records
+    assert np.isnan(records["first_nan"][1]).all()
+    diverged = records["diverged"][1][0]  # [arm, replica, level]
+    np.testing.assert_array_equal(diverged[:, 0], 0)
+    np.testing.assert_array_equal(diverged[:, 1], [[1, 1], [0, 1], [0, 1]])
+
+
+# --- training a stored level again ----------------------------------------------------
+
+
+def stored(study, chain, level, ids=None):
+    """A level's tickets, from the disk."""
+    return [
+        [
+            tickets.load(imp.ticket_path(study.folder, chain, level, replica))
+            for replica in (study.ids if ids is None else ids)
+        ]
+    ]
+
+
+def retrain(study, level, **changes):
+    """A stored level of a watched study, trained again."""
+    arguments = {
+        "task": study.task,
+        "tx": study.tx,
+        "plan": study.plan,
+        "found": stored(study, "imp", level),
+        "dense": stored(study, "imp", 0),
+        "level": level,
+        "replicas": study.ids,
+        "execution": study.execution,
+    } | changes
+    return imp.retrain(**arguments)
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_a_level_from_step_0_is_reproduced_bit_for_bit(level):
+    study = toys.one_chain()
+    again = retrain(study, level)
+    at = np.index_exp[:, :, :, level : level + 1]
+    toys.assert_same_records(study.study.records, again.records, at)
+    began = study.start("imp", 0, "ticket", level)
+    toys.assert_equal(
+        jax.tree.map(lambda m: np.asarray(m[0, 0]), again.masks), began.mask
+    )
+
+
+def test_a_rewound_level_is_reproduced_bit_for_bit_with_all_arms(one_of_many):
+    again = retrain(one_of_many, 2)
+    at = np.index_exp[:, :, :, 2:3]
+    toys.assert_same_records(one_of_many.study.records, again.records, at)
+
+
+def test_a_level_of_kept_weights_is_reproduced():
+    """By the loop of `test_arms`, which the tickets of such chains must fit as well."""
+    study = toys.many_chains()
+    found = stored(study, "lr_rewind", 2)
+    for ticket, replica in zip(found[0], study.ids):
+        mask = ticket.mask
+        before = study.end("lr_rewind", replica, "ticket", 1).params
+        kept = jax.tree.map(lambda m, p: np.where(m, p, 0), mask, before)
+        toys.assert_equal(ticket.params, kept)
+
+
+def test_a_level_under_other_data_length_and_arms():
+    study = toys.one_chain()
+    task = study.task
+    labels = (task.data["train"]["label"] + 1) % 4
+    data = task.data | {"train": task.data["train"] | {"label": labels}}
+    plan = dataclasses.replace(study.plan, steps=8, arms=("ticket", "shuffled_weights"))
+    again = retrain(
+        study,
+        3,
+        task=task._replace(data=data),
+        plan=plan,
+        replicas=(1,),
+        found=stored(study, "imp", 3, (1,)),
+        dense=None,
+        execution=Execution(1, 0),
+    )
+    axes, error = again.records["test_error"]
+    assert axes == ("chain", "arm", "replica", "level") and error.shape == (1, 2, 1, 1)
+    np.testing.assert_array_equal(again.records["step"][1], [4, 8])
+    alive = study.record("alive", "imp", "ticket")[1, 3]
+    assert (again.records["alive"][1] == alive).all()
+    first = study.record("train_loss", "imp", "ticket")[1, 3, 0]
+    assert again.records["train_loss"][1][0, 0, 0, 0, 0] > first  # the labels moved
+
+
+def _with(ticket, **changes):
+    return ticket._replace(**changes)
+
+
+def test_tickets_that_do_not_fit_are_refused():
+    study = toys.one_chain()
+    good = stored(study, "imp", 1)
+
+    def refused(match, **changes):
+        with pytest.raises(ValueError, match=match):
+            retrain(study, 1, **changes)
+
+    refused("found: there must be a ticket", found=[good[0][:1]])
+    refused("found: there must be a ticket", found=[])
+    refused("dense: there must be a ticket", dense=[])
+    refused("dense: the arm 'random_mask' needs", dense=None)
+    one, other = good[0]
+    cut = jax.tree.map(lambda x: x[:3], one.params)
+    refused(
+        "found: leaf .* of a ticket's params", found=[[_with(one, params=cut), other]]
+    )
+    cut = jax.tree.map(lambda x: x[:3], one.mask)
+    refused("found: leaf .* of a ticket's mask", found=[[one, _with(other, mask=cut)]])
+    less = {"head": one.params["head"]}
+    refused(
+        "found: the params of a ticket has", found=[[_with(one, params=less), other]]
+    )
+    state = {"batch_stats": {"mean": np.zeros(3)}}
+    refused("found: the model_state", found=[[_with(one, model_state=state), other]])
+    number = jax.tree.map(lambda m: m.astype(np.float32), one.mask)
+    refused("dtype float32, not bool", found=[[_with(one, mask=number), other]])
+    kept = toys.only(toys.many_chains(), "lr_rewind", steps=12)
+    refused("'random_mask' trains weights that no ticket", plan=kept)
+
+
+# --- what makes no sense --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps=0; it must be 1 or more"),
+        ({"validate_every": 0}, "validate_every=0"),
+        ({"rewind_step": 10}, r"rewind_step=10 .* \[0, 10\)"),
+        ({"rewind_step": -1}, "rewind_step=-1"),
+        ({"optimizer": "keep"}, "optimizer='keep'; .* reset, rewind"),
+        ({"random_scope": "all"}, "random_scope='all'"),
+        ({"arms": ("ticket", "tocket")}, "arms='tocket'; .* small_dense"),
+        ({"arms": ("reinit",)}, "'ticket' must be there"),
+        ({"arms": ("ticket", "ticket")}, "each arm once"),
+        ({"chains": ()}, "chains: "),
+        ({"chains": (imp.Chain(), imp.Chain())}, "different names"),
+    ],
+)
+def test_plans_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        imp.check(dataclasses.replace(imp.Plan(steps=10), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cubic"}, "schedule='cubic'; .* one_shot"),
+        ({"scope": "both"}, "scope='both'"),
+        ({"rule": "close"}, "rule='close'"),
+        ({"retrain": "rewund"}, "retrain='rewund'"),
+        ({"score": "size"}, "score='size'; .*magnitude"),
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"fraction": 1.0}, "fraction=1.0"),
+        ({"scope": "layerwise", "rates": (("a", 1.5),)}, "fraction=1.5"),
+        ({"rates": (("head", 0.1),)}, "rates .* scope='layerwise'"),
+        ({"rule": "open_lth", "scope": "layerwise"}, "rule='open_lth' needs"),
+        ({"rule": "open_lth", "schedule": "one_shot"}, "rule='open_lth' needs"),
+    ],
+)
+def test_chains_that_make_no_sense(changes, message):
+    chain = dataclasses.replace(imp.Chain(), **changes)
+    with pytest.raises(ValueError, match=message):
+        imp.check(imp.Plan(steps=10, chains=(chain,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": -1}, "levels=-1"),
+        ({"replicas": ()}, r"replicas=\(\)"),
+        ({"replicas": (1, 1)}, "different ids"),
+        ({"execution": Execution(3, 1)}, "devices=3"),
+    ],
+)
+def test_runs_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        again(toys.one_chain(), **changes)
+
+
+def test_starts_that_do_not_fit():
+    study = toys.one_chain()
+    params = jax.tree.map(
+        jnp.asarray, study.start("imp", 0, "ticket", 0).network.params
+    )
+    missing = {name: params[name] for name in ("dense_0", "head")}
+    with pytest.raises(ValueError, match="start: its leaves"):
+        again(study, start=Network(missing, {}))
+    longer = params | {"head": params["head"] | {"bias": jnp.zeros(5)}}
+    with pytest.raises(ValueError, match="start: leaf 'params/head/bias' has shape"):
+        again(study, start=Network(longer, {}))
+
+
+def test_levels_that_would_remove_everything():
+    study = toys.many_chains()
+    plan = toys.only(study, "linear")
+    with pytest.raises(ValueError, match="levels=5 .* at most 4"):
+        imp.run(study.task, study.tx, plan, levels=5, replicas=(0,))
+
+
+def test_small_dense_needs_a_task_that_narrows():
+    study = toys.one_chain()
+    plan = dataclasses.replace(study.plan, arms=("ticket", "small_dense"), steps=2)
+    with pytest.raises(ValueError, match="arms: 'small_dense' needs a task"):
+        imp.run(
+            study.task._replace(narrow=None),
+            study.tx,
+            plan,
+            levels=1,
+            replicas=(0,),
+            execution=Execution(1, 1),
+        )
+
+
+# --- counts ---------------------------------------------------------------------------
+
+SHAPES = {
+    "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 2, 5), np.float32)},
+    "head": {
+        "bias": jax.ShapeDtypeStruct((7,), np.float32),
+        "kernel": jax.ShapeDtypeStruct((11, 7), np.float32),
+    },
+}
+
+
+def counts(level, **chain):
+    flags = lj.masks.prunable(SHAPES)
+    return imp.keep_counts(imp.Chain(**chain), SHAPES, level, flags).tolist()
+
+
+def test_keep_counts():
+    assert counts(0) == [167, 90, 77]
+    assert counts(1) == [167 - 33, 90 - 18, 77 - 15]
+    assert counts(2)[0] == 134 - 27
+    assert counts(2, schedule="one_shot") == counts(2)
+    assert counts(3, schedule="linear", fraction=0.1) == [117, 63, 77 - 23]
+    rates = (("head", 0.1), ("kernel", 0.5))
+    assert counts(1, scope="layerwise", rates=rates) == [45 + 69, 45, 69]
+    # Rates replace `fraction`, whose levels would long be exhausted.
+    rates = (("kernel", 0.05),)
+    linear = {"scope": "layerwise", "schedule": "linear", "fraction": 0.5}
+    assert counts(3, rates=rates, **linear) == [76 + 65, 76, 65]
+
+
+def test_keep_counts_names_the_layer_without_a_rate():
+    with pytest.raises(ValueError, match="rates: no pattern matches .*'conv/kernel'"):
+        counts(1, scope="layerwise", rates=(("head", 0.1),))
+    with pytest.raises(ValueError, match="pattern 'haed' matches no leaf"):
+        counts(1, scope="layerwise", rates=(("haed", 0.1), ("conv", 0.1)))
+
+
+def test_moments_and_metadata_are_json(tmp_path):
+    study, seen = toys.one_chain(), []
+    meta = {"model": "mlp", "task": "toy", "config": {"lr": 0.1}}
+    again(study, levels=0, folder=tmp_path, metadata=meta, watch=seen.append)
+    assert [(m.level, m.step, m.start, m.stop, m.rows) for m in seen] == [
+        (0, step, 0, 12, 6) for step in (4, 8, 12)
+    ]
+    ticket = tickets.load(imp.ticket_path(tmp_path, "imp", 0, 1))
+    assert ticket.metadata["model"] == "mlp" and ticket.metadata["task"] == "toy"
+    assert ticket.metadata["density"] == 1.0
+    json.dumps(ticket.metadata)
