@@ -9,7 +9,9 @@
 | shuffled_weights | the chain's | the chain's surviving ones, permuted in each layer |
 | small_dense | a dense narrower network of as many weights | a fresh draw, from step 0 |
 
-At level 0 every mask is full, so random_mask and shuffled_weights repeat the ticket.
+Level 0 is the dense network for every arm: nothing is permuted there, so random_mask and
+shuffled_weights repeat the ticket. Layers that are counted but never cut keep their mask
+in every arm; shuffled_weights permutes their weights all the same.
 """
 
 from typing import NamedTuple

@@ -35,8 +35,9 @@ def keep_masked(
     Args:
       mask: the mask, or None if it is passed to `update` as `mask=`.
       anchor: "zero" makes the update off the mask `-params`, so that the weight is
-        exactly 0 after it. "frozen" makes it exactly 0, so that the weight stays what it
-        was; set such weights once, before training.
+        exactly 0 after it (an infinite or nan weight would stay nan: apply the mask
+        once before training, as `training.start` does). "frozen" makes the update 0, so
+        that the weight stays what it was; set such weights once, before training.
 
     Raises:
       ValueError: unknown anchor; in `update`: no mask, no params, a mask that does not

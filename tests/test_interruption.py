@@ -1,0 +1,381 @@
+"""Kills, full disks and damaged files: what is on the disk is right, or refused."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lottery_jax import checkpoints, records
+
+xr = pytest.importorskip("xarray")
+
+ROOT = pathlib.Path(__file__).parent.parent
+STUDY = (
+    "mnist1d --model mlp-8 --subset 200 --steps 12it --rewind-step 2it --validate-every 4 "
+    "--levels 2 --replicas 2 --arms ticket reinit small_dense --level-optimizer rewind "
+    "--schedule cosine --checkpoint-seconds 0"
+).split()
+"""All that a run carries along: a trunk, fresh and late rows, moments, a schedule."""
+LINES = 9  # of metrics: three levels of three validations
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of the processes: compiled programs and data are made once for all of them."""
+    cache = tmp_path_factory.mktemp("cache")
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "LOTTERY_JAX_CACHE": str(cache),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def start(environment, folder, *flags):
+    command = [sys.executable, *flags, "-m", "experiments.imp", *STUDY]
+    return subprocess.Popen(
+        [*command, "--out", str(folder)],
+        cwd=folder.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(environment, folder):
+    """Runs the command to its end; returns stderr."""
+    process = start(environment, folder)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return err
+
+
+def kill_when(environment, folder, happened):
+    """Starts the command and kills it as soon as something has happened."""
+    process = start(environment, folder)
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return err
+
+
+def lines(folder):
+    path = folder / "replicas-000-001" / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(environment, folder)
+    assert lines(folder) == LINES
+    return folder
+
+
+def bits(folder):
+    """Everything that must not depend on interruptions, by name."""
+    found = {}
+    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as results:
+        for name in results.variables:
+            if not name.startswith(("time", "seconds", "steps_per_")):
+                found[name] = results[name].values.tobytes()
+    group = folder / "replicas-000-001"
+    for path in sorted(group.glob("tickets/*/*")):
+        found[str(path.relative_to(group))] = path.read_bytes()
+    newest = group / "checkpoints" / f"{checkpoints.latest(group / 'checkpoints'):08d}"
+    header = json.loads((newest / "metadata.json").read_text())
+    found["checkpoint"] = [header["leaves"], header["metadata"]]
+    for path in sorted(newest.glob("state/leaves/*")):
+        found[f"checkpoint/{path.name}"] = path.read_bytes()
+    return found
+
+
+def same(folder, other):
+    one, two = bits(folder), bits(other)
+    assert one.keys() == two.keys()
+    assert len(one) > 25
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bits(
+    environment, undisturbed, tmp_path
+):
+    folder = tmp_path / "run"
+    moments = [
+        lambda: (folder / "config.json").is_file(),  # nothing is trained yet
+        lambda: lines(folder) >= 2,  # in level 0
+        lambda: lines(folder) >= 5,  # in level 1
+        lambda: lines(folder) >= LINES,  # about to write the last checkpoint, results
+    ]
+    for happened in moments:
+        kill_when(environment, folder, happened)
+    finish(environment, folder)
+    same(folder, undisturbed)
+    # The stream is continued: a line for each validation, in order.
+    stream = (folder / "replicas-000-001" / "metrics.jsonl").read_text().splitlines()
+    where = [(json.loads(x)["level"], json.loads(x)["step"]) for x in stream]
+    assert where == [(level, step) for level in range(3) for step in (4, 8, 12)]
+    # Nothing half-written is left over.
+    left = [p for p in folder.rglob(".*") if p.name not in (".zarray", ".zattrs")]
+    assert left == []
+
+
+def test_a_full_disk_is_said_and_loses_nothing(environment, undisturbed, tmp_path):
+    """No file can grow beyond a limit, so a checkpoint cannot be written."""
+    folder = tmp_path / "run"
+    code = (
+        "import resource, sys; from experiments import imp;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (13_000, -1));"
+        "sys.exit(imp.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *STUDY, "--out", str(folder)],
+        env=environment | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "could not write checkpoint 1 to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "results.nc").exists()
+    finish(environment, folder)
+    same(folder, undisturbed)
+
+
+# --- in this process ------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(environment, monkeypatch):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+    from experiments import imp, recipes
+
+    monkeypatch.setenv("LOTTERY_JAX_CACHE", environment["LOTTERY_JAX_CACHE"])
+    monkeypatch.setattr(imp.launch, "use_all_cores", lambda: None)
+
+    def command(*arguments):
+        recipes._load_data.cache_clear()
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = imp.main(list(map(str, arguments)))
+            except SystemExit as stop:
+                status = stop.code
+        assert "Traceback" not in err.getvalue()
+        return status, out.getvalue(), err.getvalue()
+
+    yield command
+    recipes._load_data.cache_clear()
+
+
+@pytest.fixture
+def copy(undisturbed, tmp_path):
+    return pathlib.Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+damages = pytest.mark.parametrize("damage", [truncate, flip])
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    from lottery_jax import engine
+
+    def train(*_, **__):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(engine, "run_level", train)
+
+
+@damages
+@pytest.mark.parametrize("name", ["results.nc", "results.nc.sha256"])
+def test_damaged_results_are_made_again_without_training(
+    copy, undisturbed, here, no_training, name, damage
+):
+    damage(copy / name)
+    if name == "results.nc":
+        with pytest.raises(ValueError, match="results.nc is damaged"):
+            records.load(copy / name)
+    status, out, err = here(*STUDY, "--out", copy)
+    assert status == 0, err
+    same(copy, undisturbed)
+
+
+@damages
+def test_a_damaged_configuration_is_refused(copy, here, damage):
+    damage(copy / "config.json")
+    for arguments in (STUDY, ["--from", copy, "--level", "1"]):
+        status, _, err = here(*arguments, "--out", copy)
+        assert status == 2
+        assert "config.json is damaged" in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_configuration_may_be_restored_by_hand(copy, here, no_training):
+    (copy / "config.json").unlink()
+    config = records.load(copy / "results.nc").attrs["config"]
+    status, _, err = here(*STUDY, "--out", copy)
+    assert status == 2 and "holds no run" in err
+    (copy / "config.json").write_text(config)
+    assert here(*STUDY, "--out", copy)[0] == 0
+
+
+@damages
+def test_a_damaged_ticket_is_refused(copy, here, damage):
+    (path,) = copy.glob("replicas-*/tickets/imp/level01-replica01.safetensors")
+    damage(path)
+    arguments = ["--from", copy, "--level", 1, "--out", copy / "new"]
+    status, _, err = here(*arguments)
+    assert status == 2 and str(path) in err and "ticket" in err
+    assert not (copy / "new").exists()
+
+
+def newest(folder):
+    where = folder / "replicas-000-001" / "checkpoints"
+    return sorted(p for p in where.iterdir() if p.name.isdecimal())[-1]
+
+
+def checkpoint_files(folder):
+    return sorted(p for p in newest(folder).rglob("*") if p.is_file())
+
+
+@damages
+def test_any_damaged_checkpoint_file_is_noticed(copy, damage):
+    where = copy / "replicas-000-001" / "checkpoints"
+    last = checkpoints.latest(where)
+    assert last is not None
+    files = checkpoint_files(copy)
+    assert len(files) >= 4
+    for path in files:
+        content = path.read_bytes()
+        damage(path)
+        with pytest.warns(RuntimeWarning, match=path.name):
+            assert checkpoints.latest(where) == last - 1
+        path.write_bytes(content)
+    assert checkpoints.latest(where) == last
+
+
+def test_without_the_newest_checkpoint_it_goes_on_from_the_one_before(
+    copy, undisturbed, here
+):
+    (copy / "results.nc").unlink()
+    flip(newest(copy) / "state" / "leaves" / "0")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with pytest.warns(RuntimeWarning, match="falling back to checkpoint"):
+            status, _, err = here(*STUDY, "--out", copy)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert status == 0, err
+    assert "continuing at level 2, step 8" in err
+    same(copy, undisturbed)
+
+
+def test_without_any_checkpoint_it_says_what_to_delete(copy, here):
+    (copy / "results.nc").unlink()
+    folders = [p for p in newest(copy).parent.iterdir() if p.name.isdecimal()]
+    for folder in folders:
+        truncate(folder / "metadata.json")
+    status, _, err = here(*STUDY, "--out", copy)
+    assert status == 2 and "delete" in err
+    assert all(str(folder) in err for folder in folders)
+
+
+def full(monkeypatch, *names):
+    """From now on files of these names cannot be put in place: the disk is full."""
+    real = os.replace
+
+    def replace(source, target):
+        if pathlib.Path(target).name in names:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize(
+    "name", ["results.nc", "results.nc.sha256", "verdicts.json", "table.md"]
+)
+def test_whatever_cannot_be_written_is_named_and_made_later(
+    copy, undisturbed, here, monkeypatch, no_training, name
+):
+    (copy / name).unlink()
+    if not name.startswith("results"):
+        expected = (undisturbed / name).read_text()
+    with monkeypatch.context() as patch:
+        full(patch, name)
+        status, _, err = here(*STUDY, "--out", copy)
+    assert status == 2
+    assert f"cannot write {copy / name}: No space left on device" in err
+    assert not (copy / name).exists()
+    assert here(*STUDY, "--out", copy)[0] == 0
+    same(copy, undisturbed)
+    if not name.startswith("results"):
+        assert (copy / name).read_text() == expected
+
+
+def test_a_ticket_that_cannot_be_written_is_written_later(
+    copy, undisturbed, here, monkeypatch
+):
+    for path in (copy / "results.nc", *copy.glob("replicas-*/tickets/imp/level02*")):
+        path.unlink()
+    shutil.rmtree(newest(copy))  # the last one said that level 2 is over
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with monkeypatch.context() as patch:
+            full(patch, "level02-replica01.safetensors")
+            status, _, err = here(*STUDY, "--out", copy)
+        assert status == 2 and "level02-replica01.safetensors: No space left" in err
+        assert not (copy / "results.nc").exists()
+        assert here(*STUDY, "--out", copy)[0] == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    same(copy, undisturbed)
+
+
+def test_a_kill_between_folder_and_configuration_is_harmless(copy, here, tmp_path):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / ".config.json.4711").write_text('{"da')
+    config = records.read_config(copy)
+    assert config is not None
+    records.claim_folder(folder, config, [])
+    assert [p.name for p in folder.iterdir()] == ["config.json"]
+    assert records.read_config(folder) == config
+
+
+def test_results_hold_no_nan_where_something_was_measured(undisturbed):
+    results = records.load(undisturbed / "results.nc")
+    assert not results["diverged"].any()
+    for name in ("test_error", "test_loss", "validation_loss", "train_loss"):
+        assert np.isfinite(results[name]).all(), name
