@@ -58,7 +58,7 @@ def test_one_compilation_serves_all_levels_chains_and_arms():
     programs = study.setting.programs
     for name in ("init", "order", "start", "train", "validate", "test"):
         assert getattr(programs, name)._cache_size() == 1, name
-    for name in ("begin", "cut", "count"):
+    for name in ("begin", "count"):
         assert getattr(study.setting, name)._cache_size() == 1, name
     # Level 0's first segment traces the loss; after it nothing does.
     assert len(set(study.traces)) == 1 and study.traces[0] <= 2

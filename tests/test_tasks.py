@@ -157,14 +157,12 @@ def test_a_language_model_trains_and_prunes():
         arms=("ticket", "reinit", "random_mask"),
         validate_every=20,
     )
-    study = imp.run(
-        task,
-        optax.adam(0.03),
-        plan,
-        levels=2,
-        replicas=(0, 1),
-        execution=Execution(1, 0),
+    found = toys.watched(
+        task, optax.adam(0.03), plan, (0, 1), Execution(1, 0), levels=2
     )
+    # Training traces the loss at level 0, pruning at level 1, and then nothing does.
+    assert found.traces[0] == found.traces[2] < found.traces[3] == found.traces[-1]
+    study = found.study
     records = {name: values for name, (_, values) in study.records.items()}
     assert list(records["layer"]) == ["layers/hidden", "layers/output"]
     sizes = 16 * 24, 24 * toys.VOCABULARY
