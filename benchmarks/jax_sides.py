@@ -435,9 +435,7 @@ def _arguments(
         params,
         prunable,
     )
-    start = replicas.parallel(
-        partial(training.start, task.functions, tx), (0, 0, 0), execution
-    )
+    start = replicas.parallel(partial(training.start, tx), (0, 0, 0), execution)
     states = start(place(Network(params, model_state)), place(stream), place(mask))
     keys = place(jax.random.split(jax.random.key(0), number))
     orders = place(_orders(task, number, steps))

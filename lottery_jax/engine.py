@@ -136,7 +136,7 @@ def compile_programs(
     def start(
         network: Network, stream: PyTree, mask: Mask, old: PyTree, step: Array
     ) -> Running:
-        state = training.start(functions, tx, network, stream, mask, step)
+        state = training.start(tx, network, stream, mask, step)
         if keep_optimizer:
             kept = training.transforms.mask_state(old, mask)
             # Fine-tuning goes on elsewhere in the schedule than where this was kept.

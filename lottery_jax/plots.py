@@ -33,7 +33,8 @@ def against_density(
     Args:
       density: `[levels]`, or one row per line `[lines, levels]`, in (0, 1].
       values: per label `[replicas, levels]`; nan entries are left out. A label
-        "chain: arm" gets the arm's colour and the chain's line style.
+        "chain: arm" gets the arm's colour and the chain's line style; where all have the
+        same arm, the chains get colours.
       ylabel: with its unit.
       title: above the axes.
       baseline: a horizontal line.
@@ -44,12 +45,14 @@ def against_density(
     """
     figure, axes = _figure()
     density = np.broadcast_to(density, (len(values), np.shape(density)[-1]))
-    chains: list[str] = []
+    parts = {label: label.rpartition(": ") for label in values}
+    chains = list(dict.fromkeys(chain for chain, _, _ in parts.values()))
+    one_arm = len({arm for _, _, arm in parts.values()}) == 1 < len(chains)
     for x, (label, y) in zip(density, values.items()):
-        chain, _, arm = label.rpartition(": ")
-        if chain not in chains:
-            chains.append(chain)
+        chain, _, arm = parts[label]
         color, marker = STYLES.get(arm, ("#222222", "o"))
+        if one_arm:
+            color, marker = list(STYLES.values())[chains.index(chain) % len(STYLES)]
         seen = np.isfinite(y).any(axis=0)
         y, x = y[:, seen], x[seen]
         mean = np.nanmean(y, axis=0)
@@ -101,13 +104,17 @@ def layer_densities(
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for color, (name, y) in zip(colors, layers.items()):
         y = np.where(y > 0, y, np.nan)
-        axes.plot(100 * density, 100 * y, color=color, label=name, linewidth=1.5)
+        axes.plot(
+            *(100 * density, 100 * y, "."), color=color, label=name, linestyle="-"
+        )
     axes.plot(
         100 * density, 100 * density, color="#999999", linewidth=0.8, linestyle=":"
     )
     _density_axis(axes, density)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    low, high = axes.get_ylim()
+    axes.set_yticks(*_ticks(low, high))
+    axes.set_yticks([], minor=True)
     axes.set_ylabel("weights remaining in the layer (%)")
     axes.set_title(title, fontsize=10)
     columns = 1 if len(layers) <= 8 else 2 if len(layers) <= 20 else 3
@@ -160,7 +167,15 @@ def _density_axis(axes: Any, density: np.ndarray) -> None:
     axes.set_xscale("log")
     high, low = 100 * np.max(density), 100 * np.min(density)
     axes.set_xlim(high * 1.08, low / 1.08)
-    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if low / 1.08 <= t]
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xticks(*_ticks(low / 1.08, high * 1.08))
     axes.set_xticks([], minor=True)
     axes.set_xlabel("weights remaining (%)")
+
+
+def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Round numbers on a logarithmic axis of percent, and their labels."""
+    rounds = [a * 10.0**b for b in range(-4, 3) for a in (1, 2, 5)]
+    inside = [tick for tick in rounds if low <= tick <= high]
+    if len(inside) < 2:  # the axis is short: whatever numbers lie at its quarters
+        inside = [low ** (1 - t) * high**t for t in (0.25, 0.5, 0.75)]
+    return inside, [f"{tick:.3g}" for tick in inside]

@@ -5,7 +5,7 @@ every length, levels and arms with their own masks, and branches that start late
 not training (evaluation, snapshots, checkpoints, new masks) happens between segments:
 
     order = lj.training.orders(task, key, epochs)
-    state = lj.training.start(task, tx, network, stream_state, mask)
+    state = lj.training.start(tx, network, stream_state, mask)
     for a, b in lj.training.segments(0, 3000, every=100):
         state, metrics = train(task, tx, state, key, order, a, b, capacity=100)
 
@@ -68,7 +68,6 @@ def epochs_of(task: Task, stop: int) -> int:
 
 
 def start(
-    task: Task,
     tx: optax.GradientTransformation,
     network: Network,
     stream_state: StreamState,
@@ -78,7 +77,6 @@ def start(
     """A network about to be trained: masked, with a fresh optimizer.
 
     Args:
-      task: the task, for nothing but its name in errors.
       tx: the optimizer.
       network: weights and model state.
       stream_state: of the noise.

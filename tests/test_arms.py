@@ -210,7 +210,7 @@ def reference():
 
     @jax.jit
     def train(network, mask, key, order, a, b, offset):
-        state = training.start(study.task, study.tx, network, (), mask, step=a + offset)
+        state = training.start(study.tx, network, (), mask, step=a + offset)
         state, _ = training.train(
             study.task,
             study.tx,
@@ -470,7 +470,7 @@ def test_kept_moments_are_those_of_the_rewind_step():
     def to_k(init, noise):
         params, model_state, stream = study.task.init(init)
         network, full = Network(params, model_state), lj.masks.ones_like(params)
-        state = training.start(study.task, study.tx, network, stream, full)
+        state = training.start(study.tx, network, stream, full)
         order = training.orders(study.task, noise, 1)
         state, _ = training.train(
             study.task, study.tx, state, noise, order, 0, 3, capacity=3

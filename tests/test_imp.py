@@ -11,7 +11,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import checkpoints, imp, tickets
+from lottery_jax import checkpoints, imp, setting, tickets
 from lottery_jax.replicas import Execution
 from lottery_jax.types import Network
 
@@ -150,9 +150,7 @@ def test_training_curves_are_means_over_the_steps_a_row_trained():
     def by_hand(init, noise):
         params, model_state, stream = task.init(init)
         full = lj.masks.ones_like(params)
-        state = lj.training.start(
-            task, study.tx, Network(params, model_state), stream, full
-        )
+        state = lj.training.start(study.tx, Network(params, model_state), stream, full)
         order = lj.training.orders(task, noise, 3)
         return lj.training.train(
             task, study.tx, state, noise, order, 0, 12, capacity=12
@@ -552,23 +550,22 @@ def test_runs_that_make_no_sense(changes, message):
 
 
 def test_starts_that_do_not_fit():
-    study = toys.one_chain()
-    params = jax.tree.map(
-        jnp.asarray, study.start("imp", 0, "ticket", 0).network.params
-    )
-    missing = {name: params[name] for name in ("dense_0", "head")}
-    with pytest.raises(ValueError, match="start: its leaves"):
-        again(study, start=Network(missing, {}))
+    found = toys.one_chain().setting
+    params = jax.tree.map(lambda x: x[0], found.first.params)
+
+    def refused(params, message):
+        with pytest.raises(ValueError, match=message):
+            setting._spread(Network(params, {}), found.first, found.rows, 2)
+
+    refused({name: params[name] for name in ("dense_0", "head")}, "start: its leaves")
     longer = params | {"head": params["head"] | {"bias": jnp.zeros(5)}}
-    with pytest.raises(ValueError, match="start: leaf 'params/head/bias' has shape"):
-        again(study, start=Network(longer, {}))
+    refused(longer, r"start: leaf 'params/head/bias' has shape \(5,\); .* \(2, 4\)")
+    setting._spread(Network(params, {}), found.first, found.rows, 2)
 
 
 def test_levels_that_would_remove_everything():
-    study = toys.many_chains()
-    plan = toys.only(study, "linear")
     with pytest.raises(ValueError, match="levels=5 .* at most 4"):
-        imp.run(study.task, study.tx, plan, levels=5, replicas=(0,))
+        again(toys.many_chains(), levels=5)
 
 
 def test_small_dense_needs_a_task_that_narrows():

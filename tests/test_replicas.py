@@ -29,7 +29,7 @@ def trained(devices, chunk, first=0, number=NUMBER):
         bound = task._replace(data=data)
         params, model_state, stream = task.init(jax.random.fold_in(key, 0))
         mask = jax.tree.map(lambda p: jnp.abs(p) > 0.1, params)
-        state = training.start(task, tx, Network(params, model_state), stream, mask)
+        state = training.start(tx, Network(params, model_state), stream, mask)
         order = training.orders(bound, key, training.epochs_of(bound, STEPS))
         return training.train(
             bound, tx, state, key, order, 0, STEPS, capacity=STEPS, active=active

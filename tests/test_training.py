@@ -52,13 +52,22 @@ def _setting(kind, tx_name):
     key = jax.random.key(7)
     params, model_state, stream = jax.jit(task.init)(jax.random.key(1))
     mask = half_of(params, task.prunable(params) if task.prunable else None)
-    state = training.start(task, tx, Network(params, model_state), stream, mask)
+    state = training.start(tx, Network(params, model_state), stream, mask)
     order = draw_orders(task, key, training.epochs_of(task, STEPS))
 
     @jax.jit
-    def train(state, key, order, a, b, active=True):
+    def train(state, key, order, a, b, active=True, offset=0):
         return training.train(
-            task, tx, state, key, order, a, b, capacity=STEPS, active=active
+            task,
+            tx,
+            state,
+            key,
+            order,
+            a,
+            b,
+            capacity=STEPS,
+            active=active,
+            offset=offset,
         )
 
     return task, tx, train, state, key, order
@@ -271,7 +280,7 @@ def test_start_masks_and_refuses_masks_that_do_not_fit():
         np.testing.assert_array_equal(p, np.where(m, q, 0))
     wrong = state.mask | {"head": {"kernel": jnp.ones((3, 4), bool)}}
     with pytest.raises(ValueError, match="mask: "):
-        training.start(task, tx, network, stream, wrong)
+        training.start(tx, network, stream, wrong)
 
 
 def test_update_mask_zeroes_what_it_removes():
@@ -303,7 +312,7 @@ def test_a_level_starts_with_the_learning_rate_of_the_rewind_step():
     task, tx, train, state, key, order = setting()
     k, stop = 6, 9
     at_k = training.start(
-        task, tx, Network(state.params, state.model_state), (), state.mask, k
+        tx, Network(state.params, state.model_state), (), state.mask, k
     )
     got, _ = train(at_k, key, order, k, stop)
 
@@ -329,7 +338,7 @@ def test_a_level_of_adam_starts_with_the_schedule_but_without_moments():
     tx = optax.adam(toys.SCHEDULE)
     task, _, _, state, _, _ = setting()
     network = Network(state.params, state.model_state)
-    started = training.start(task, tx, network, (), state.mask, 6)
+    started = training.start(tx, network, (), state.mask, 6)
     fresh = tx.init(state.params)
     toys.assert_equal(started.opt_state[0], fresh[0])  # moments, bias correction
     assert int(started.opt_state[1].count) == 6
@@ -349,6 +358,14 @@ def test_noise_is_a_function_of_key_and_step():
     keys = training.noise_keys(key)
     data = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
     assert len(data) == len(keys) == 3
+
+
+def test_an_offset_moves_the_position_in_the_noise():
+    _, _, train, state, key, order = setting("language_model")
+    moved = train(state, key, order, 2, 6, True, 12)
+    toys.assert_equal(moved, train(state, key, order, 14, 18))
+    there = train(state, key, order, 2, 6)[0].params.layers["output"]
+    assert (moved[0].params.layers["output"] != there).any()
 
 
 def test_environments_go_on_where_they_were():
@@ -419,7 +436,7 @@ def test_training_equals_numpy(optimizer):
     params, model_state, stream = jax.jit(task.init)(jax.random.key(5))
     mask = half_of(params)
     order = draw_orders(task, key, 1)
-    state = training.start(task, tx, Network(params, model_state), stream, mask)
+    state = training.start(tx, Network(params, model_state), stream, mask)
     state, metrics = jax.jit(
         functools.partial(training.train, task, tx, capacity=5, start=0, stop=5)
     )(state, key, order)

@@ -270,6 +270,8 @@ class _Compiled:
 
 compiled = _Compiled()
 
+_folders: list[tempfile.TemporaryDirectory] = []  # removed when Python ends
+
 
 class Started(NamedTuple):
     """What every row of a level began with, `[P]`: the arguments of `Programs.start`."""
@@ -370,7 +372,8 @@ def watched(task, tx, plan, ids, execution, levels, start=None) -> Watched:
         spied = real._replace(start=start, train=train, test=test)
         return setting._replace(programs=spied)
 
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="lottery-jax-test-"))
+    _folders.append(tempfile.TemporaryDirectory(prefix="lottery-jax-test-"))
+    folder = pathlib.Path(_folders[-1].name)
     original, imp.set_up = imp.set_up, set_up
     try:
         study = imp.run(

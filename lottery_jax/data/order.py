@@ -109,7 +109,8 @@ def gather(
         raise ValueError('arrays must not hold "weight": gather makes it')
     if full:
         batch = {
-            n: a.at[indices].get(mode="promise_in_bounds") for n, a in arrays.items()
+            n: jnp.asarray(a).at[indices].get(mode="promise_in_bounds")
+            for n, a in arrays.items()
         }
         return batch | {"weight": jnp.ones(indices.shape, jnp.float32)}
     real = indices >= 0

@@ -1,0 +1,98 @@
+"""Figures show the numbers they are given."""
+
+import numpy as np
+import pytest
+
+from lottery_jax import plots
+
+pytest.importorskip("matplotlib")
+
+DENSITY = np.array([1.0, 0.8, 0.64])
+
+
+def lines_of(figure):
+    axes = figure.axes[0]
+    return {
+        container.get_label(): container.lines[0].get_xydata()
+        for container in axes.containers
+    }
+
+
+def test_lines_are_means_and_bars_reach_from_minimum_to_maximum():
+    values = np.array([[90.0, 80.0, np.nan], [92.0, 84.0, np.nan], [94.0, 94.0, 70.0]])
+    figure = plots.against_density(
+        DENSITY, {"ticket": values}, ylabel="accuracy (%)", title="title"
+    )
+    axes = figure.axes[0]
+    expected = np.stack([[100, 80, 64], [92, 86, 70]], axis=1)
+    np.testing.assert_allclose(lines_of(figure)["ticket"], expected)
+    (bars,) = axes.containers[0].lines[2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[90, 94], [80, 94], [70, 70]])
+    assert axes.get_ylabel() == "accuracy (%)" and axes.get_title() == "title"
+    assert axes.get_xscale() == "log"
+    left, right = axes.get_xlim()
+    assert left > 100 > 64 > right  # density falls from left to right
+
+
+def test_points_and_lines_without_a_number_are_left_out():
+    values = np.array([[90.0, np.nan, 70.0]])
+    figure = plots.against_density(
+        DENSITY,
+        {"ticket": values, "reinit": np.full((2, 3), np.nan)},
+        ylabel="accuracy (%)",
+    )
+    found = lines_of(figure)
+    np.testing.assert_allclose(found["ticket"], [[100, 90], [64, 70]])
+    assert len(found["reinit"]) == 0
+
+
+def test_arms_keep_their_colour_and_chains_their_line_style():
+    values = {
+        f"{chain}: {arm}": np.ones((2, 3))
+        for chain in ("geometric", "one_shot")
+        for arm in ("ticket", "random_mask")
+    }
+    figure = plots.against_density(DENSITY, values, ylabel="y")
+    drawn = [c.lines[0] for c in figure.axes[0].containers]
+    colors, styles = [x.get_color() for x in drawn], [x.get_linestyle() for x in drawn]
+    ticket, random_mask = (plots.STYLES[n][0] for n in ("ticket", "random_mask"))
+    assert colors == [ticket, random_mask] * 2
+    assert styles == ["-", "-", "--", "--"]
+
+
+def test_every_line_may_have_densities_of_its_own():
+    own = np.array([[1.0, 0.8], [1.0, 0.5]])
+    values = {"a": np.ones((1, 2)), "b": np.zeros((1, 2))}
+    found = lines_of(plots.against_density(own, values, ylabel="y"))
+    np.testing.assert_allclose(found["a"][:, 0], [100, 80])
+    np.testing.assert_allclose(found["b"][:, 0], [100, 50])
+
+
+def test_layers_are_drawn_in_percent_and_empty_ones_left_out():
+    layers = {"dense": DENSITY**2, "head": np.array([1.0, 0.5, 0.0])}
+    figure = plots.layer_densities(DENSITY, layers, "title")
+    drawn = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_allclose(drawn["dense"].get_ydata(), 100 * DENSITY**2)
+    np.testing.assert_array_equal(drawn["head"].get_ydata(), [100, 50, np.nan])
+
+
+def test_files_are_written_the_same_each_time_and_figures_closed(tmp_path):
+    from matplotlib import pyplot
+
+    for folder in ("one", "two"):
+        figure = plots.against_density(
+            DENSITY, {"ticket": np.ones((2, 3))}, ylabel="y", baseline=1.0
+        )
+        plots.save(figure, tmp_path / folder / "figure")
+    for name in ("figure.png", "figure.svg"):
+        one, two = ((tmp_path / f / name).read_bytes() for f in ("one", "two"))
+        assert len(one) > 1000 and one == two
+    assert figure.number not in pyplot.get_fignums()
+
+
+def test_a_figure_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "figure.png").mkdir()
+    figure = plots.against_density(DENSITY, {"ticket": np.ones((2, 3))}, ylabel="y")
+    with pytest.raises(OSError, match=r"cannot write .*figure.png"):
+        plots.save(figure, tmp_path / "figure")
