@@ -115,9 +115,9 @@ def progress(
             error=error,
         )
         if not live and moment.step == moment.stop:
-            speed = f"{rate:,.0f} replica-steps/s, " if rate else ""
+            shown = f"{rate:,.0f} replica-steps/s, " if rate else ""
             say(
-                f"level {moment.level}/{last}: {moment.rows} networks, {speed}"
+                f"level {moment.level}/{last}: {moment.rows} networks, {shown}"
                 f"{now - begin:.0f} s"
             )
         bad = np.isfinite(curves.first_nan[: moment.rows])
