@@ -132,8 +132,8 @@ def run(
     ):
         snapshot, first_level, after = found
         if watch and first_level <= levels:
-            step = after if after is not None else plan.rewind_step
             timeline = timeline_of(setting, first_level)
+            step = after if after is not None else int(timeline.join.min())
             watch(_moment(setting, timeline, first_level, step, snapshot.curves, True))
     clock = _Clock(checkpoint_seconds)
     for level in range(first_level, levels + 1):

@@ -104,9 +104,8 @@ def layer_densities(
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for color, (name, y) in zip(colors, layers.items()):
         y = np.where(y > 0, y, np.nan)
-        axes.plot(
-            *(100 * density, 100 * y, "."), color=color, label=name, linestyle="-"
-        )
+        # With points, so that a single level is seen.
+        axes.plot(100 * density, 100 * y, ".-", color=color, label=name)
     axes.plot(
         100 * density, 100 * density, color="#999999", linewidth=0.8, linestyle=":"
     )

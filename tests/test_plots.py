@@ -61,6 +61,35 @@ def test_arms_keep_their_colour_and_chains_their_line_style():
     assert styles == ["-", "-", "--", "--"]
 
 
+def test_chains_of_one_arm_keep_apart_by_colour():
+    values = {f"{chain}: ticket": np.ones((2, 3)) for chain in ("geometric", "linear")}
+    figure = plots.against_density(DENSITY, values, ylabel="y")
+    one, two = (c.lines[0].get_color() for c in figure.axes[0].containers)
+    assert one != two
+
+
+@pytest.mark.parametrize("low", [0.9, 0.64, 0.2, 0.01])
+def test_axes_have_plain_ticks_within_the_densities(low):
+    density = np.geomspace(1.0, low, 3)
+    figures = [
+        plots.against_density(density, {"ticket": np.ones((2, 3))}, ylabel="y"),
+        plots.layer_densities(density, {"head": density}),
+    ]
+    for axis in [f.axes[0].xaxis for f in figures] + [figures[1].axes[0].yaxis]:
+        ticks, (a, b) = axis.get_ticklocs(), sorted(axis.get_view_interval())
+        assert len(ticks) >= 2 and a <= ticks.min() and ticks.max() <= b
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        np.testing.assert_allclose([float(x) for x in labels], ticks, rtol=0.01)
+        assert len(axis.get_ticklocs(minor=True)) == 0
+
+
+def test_a_single_level_is_seen():
+    figure = plots.layer_densities(np.array([0.5]), {"head": np.array([0.4])})
+    assert figure.axes[0].lines[0].get_marker() == "."
+    left, right = figure.axes[0].get_xlim()
+    assert left < 60 and right > 40
+
+
 def test_every_line_may_have_densities_of_its_own():
     own = np.array([[1.0, 0.8], [1.0, 0.5]])
     values = {"a": np.ones((1, 2)), "b": np.zeros((1, 2))}
