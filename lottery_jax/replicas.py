@@ -4,7 +4,7 @@ A replica is one independent run. Its arrays have a leading axis R; `parallel` t
 function of one replica into a compiled function of R of them. On an accelerator all
 replicas of a device are vmapped. On a CPU they run one after another, one host device per
 core, because the optimizer state of many replicas does not fit the caches (see
-docs/performance.md); `jax_num_cpu_devices` makes the host devices and must be set before
+docs/results/benchmarks.md); `jax_num_cpu_devices` makes the host devices and must be set before
 JAX starts.
 """
 
