@@ -3,9 +3,8 @@
 A replica is one independent run. Its arrays have a leading axis R; `parallel` turns a
 function of one replica into a compiled function of R of them. On an accelerator all
 replicas of a device are vmapped. On a CPU they run one after another, one host device per
-core, because the optimizer state of many replicas does not fit the caches (measured in
-docs/results/benchmarks.md). `jax_num_cpu_devices` makes the host devices and must be set
-before JAX starts.
+core, because the optimizer state of many replicas does not fit the caches.
+`jax_num_cpu_devices` makes the host devices and must be set before JAX starts.
 """
 
 from collections.abc import Callable, Sequence
