@@ -109,6 +109,15 @@ NOT_IDENTITY = (
 )
 """Fields that change no number of a level: a run can be extended in them."""
 
+_LENET_FASHION = Config(
+    data="fashion_mnist",
+    model="lenet-300-100",
+    batch_size=60,
+    learning_rate=1.2e-3,
+    steps="3000it",
+    levels=12,
+    replicas=3,
+)
 _LENET_MNIST = Config(
     data="mnist",
     model="lenet-300-100",
@@ -180,15 +189,7 @@ PRESETS: Mapping[str, Preset] = {
         "MLP 64-100-100-10 on 1,797 real 8x8 scans, no download. Under a minute.",
     ),
     "lenet-fashion": Preset(
-        Config(
-            data="fashion_mnist",
-            model="lenet-300-100",
-            batch_size=60,
-            learning_rate=1.2e-3,
-            steps="3000it",
-            levels=12,
-            replicas=3,
-        ),
+        _LENET_FASHION,
         "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, 3 replicas, 12 levels.",
     ),
     "lenet-mnist-paper": Preset(
@@ -262,14 +263,8 @@ PRESETS: Mapping[str, Preset] = {
         "network in about half an hour on 2 cores.",
     ),
     "oneshot-vs-iterative": Preset(
-        Config(
-            data="fashion_mnist",
-            model="lenet-300-100",
-            batch_size=60,
-            learning_rate=1.2e-3,
-            steps="3000it",
-            levels=12,
-            replicas=3,
+        dataclasses.replace(
+            _LENET_FASHION,
             schedules=("geometric", "linear", "one_shot"),
             # Twelve equal steps to the density of geometric's level 12.
             linear_fraction=0.0776067,

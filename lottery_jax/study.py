@@ -124,19 +124,17 @@ def first_snapshot(setting: Setting, tx: optax.GradientTransformation) -> Snapsh
         lambda p: np.ones((len(setting.ticket_rows), *p.shape), np.bool_),
         setting.template,
     )
-    fresh_optimizer = parallel(tx.init, (0,), setting.execution)
-    old = fresh_optimizer(setting.first.params)
+    old: PyTree = ()
+    if plan.optimizer == "rewind":
+        old = parallel(tx.init, (0,), setting.execution)(setting.first.params)
     zeros = put(np.zeros(len(rows.arm), np.int32))
-    keeps = plan.optimizer == "rewind"
-    running = programs.start(
-        setting.first, setting.stream, put(full), old if keeps else (), zeros
-    )
+    running = programs.start(setting.first, setting.stream, put(full), old, zeros)
     one_shot = any(chain.schedule == "one_shot" for chain in plan.chains)
     trained = any(chain.keeps_weights for chain in plan.chains)
     memory = Memory(
         trunk=setting.first,
         trunk_stream=setting.stream,
-        trunk_optimizer=old if keeps else (),
+        trunk_optimizer=old,
         final=setting.first,
         dense=programs.take(setting.first, setting.ticket_rows) if one_shot else (),
         begun=programs.take(setting.first, setting.ticket_rows) if trained else (),
