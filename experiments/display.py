@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lottery_jax import records
+from lottery_jax.connectivity import Progress as StageProgress
 from lottery_jax.imp import Moment, Plan
 
 if TYPE_CHECKING:
@@ -133,10 +134,56 @@ def progress(
         yield watch
 
 
+@contextlib.contextmanager
+def stages(what: str = "") -> Iterator[Callable[[StageProgress], None]]:
+    """A live bar on a terminal, a line per stage and every 30 seconds elsewhere."""
+    console = Console(stderr=True)
+    begin, live = time.monotonic(), console.is_terminal
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not live,
+        transient=True,
+    )
+    task, shown, stage = bar.add_task(what), begin, ""
+
+    def watch(at: StageProgress) -> None:
+        nonlocal shown, stage
+        label = f"{what}{at.stage} ({at.rows})"
+        if at.stage != stage:
+            bar.reset(task, total=at.total, description=label)
+            stage = at.stage
+        bar.update(task, completed=at.done)
+        now = time.monotonic()
+        if at.resumed:
+            console.print(f"continuing at {label} {at.done}", highlight=False)
+        elif not live and (at.done == at.total or now - shown > 30):
+            shown = now
+            text = f"{label} {at.done}/{at.total}, {now - begin:.0f} s"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    with bar:
+        yield watch
+
+
+def show_lines(title: str, table: Rows, lines: Sequence[str]) -> None:
+    """Prints a table and what follows from it."""
+    console = Console()
+    grid = _grid(table)
+    console.width = max(console.width, _width(console, grid))
+    for line in [title, grid, *lines]:
+        console.print(line, highlight=False, markup=False, soft_wrap=line is not grid)
+
+
 def _steps(plan: Plan, moment: Moment, first: int, stop: int) -> int:
     """Steps of the levels [first, stop); level 0 is a whole run."""
     later = (
-        moment.stop - moment.start if moment.level else plan.steps - plan.rewind_step
+        moment.stop - moment.start
+        if moment.level
+        else plan.steps - min(plan.rewind_steps)
     )
     return sum(later if level else plan.steps for level in range(first, stop))
 

@@ -14,9 +14,7 @@ Frankle and Carbin, The Lottery Ticket Hypothesis, 2019.
 
 import dataclasses
 import json
-import logging
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -26,6 +24,7 @@ import jax
 import numpy as np
 
 from experiments import display, launch
+from experiments.groups import groups, merge
 from experiments.launch import Command, Preset
 from experiments.recipes import (
     Recipe,
@@ -35,7 +34,7 @@ from experiments.recipes import (
     parse_step,
 )
 from lottery_jax import imp, masks, plots, records, schedules, tickets, verdicts
-from lottery_jax.replicas import Execution, check_execution, default_execution
+from lottery_jax.replicas import check_execution, default_execution
 from lottery_jax.types import Task
 
 if TYPE_CHECKING:
@@ -354,7 +353,7 @@ def check(cfg: Config, task: Task, protocol: imp.Plan) -> None:
     for field in ("tolerance", "checkpoint_seconds"):
         if not getattr(cfg, field) >= 0:
             raise ValueError(f"{field}={getattr(cfg, field)}; it must be 0 or more")
-    check_execution(execution(cfg) or default_execution())
+    check_execution(launch.execution(cfg) or default_execution())
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
     for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
         try:
@@ -365,17 +364,6 @@ def check(cfg: Config, task: Task, protocol: imp.Plan) -> None:
     masks.cuttable(params, prunable, task.exclude)
     for chain in protocol.chains:
         imp.keep_counts(chain, params, levels(cfg), prunable)
-
-
-def execution(cfg: Config) -> Execution | None:
-    """The settings asked for, or None for stored or default ones."""
-    if cfg.devices is None and cfg.chunk is None:
-        return None
-    default = default_execution()
-    return Execution(
-        default.devices if cfg.devices is None else cfg.devices,
-        default.chunk if cfg.chunk is None else cfg.chunk,
-    )
 
 
 # --- running --------------------------------------------------------------------------
@@ -394,7 +382,7 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     # A ticket says what determined it, and not how far the study went.
     own = {name: x for name, x in config.items() if name not in NOT_IDENTITY}
     parts, seconds = [], 0.0
-    for group, ids in _groups(folder, cfg.replicas):
+    for group, ids in groups(folder, cfg.replicas):
         begin = time.monotonic()
         names = _names(protocol, ids)
         with display.progress(protocol, names, 0, number, group) as watch:
@@ -404,7 +392,7 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
                 protocol,
                 levels=number,
                 replicas=ids,
-                execution=execution(cfg),
+                execution=launch.execution(cfg),
                 folder=group,
                 checkpoint_seconds=cfg.checkpoint_seconds,
                 metadata={"model": cfg.model, "task": cfg.data, "config": own},
@@ -412,7 +400,7 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
             )
         seconds += time.monotonic() - begin
         parts.append(_dataset(study, protocol, ids, more))
-    results = _merge(parts)
+    results = merge(parts)
     results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
     records.save(folder / "results.nc", results)
     return results
@@ -427,22 +415,6 @@ def _names(protocol: imp.Plan, ids: list[int]) -> list[str]:
         for i in ids
         for arm in protocol.arms
     ]
-
-
-def _groups(
-    folder: pathlib.Path, replicas: int
-) -> list[tuple[pathlib.Path, list[int]]]:
-    """Replicas that run together: those of earlier runs, then the new ones."""
-    found = []
-    for path in sorted(folder.glob("replicas-*-*")):
-        if match := re.fullmatch(r"replicas-(\d+)-(\d+)", path.name):
-            first, last = int(match[1]), int(match[2])
-            found.append((path, list(range(first, last + 1))))
-    have = sum(len(ids) for _, ids in found)
-    if have < replicas:
-        ids = list(range(have, replicas))
-        found.append((folder / f"replicas-{ids[0]:03d}-{ids[-1]:03d}", ids))
-    return found
 
 
 def _dataset(
@@ -466,16 +438,6 @@ def _dataset(
         **more,
     }
     return records.dataset(study.records, coordinates, attributes)
-
-
-def _merge(parts: list["xr.Dataset"]) -> "xr.Dataset":
-    import xarray as xr
-
-    if len(parts) == 1:
-        return parts[0]
-    shortest = min(part.sizes["level"] for part in parts)
-    parts = [part.isel(level=slice(shortest)) for part in parts]
-    return xr.concat(parts, "replica", combine_attrs="override", data_vars="minimal")
 
 
 def stored(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
@@ -510,8 +472,7 @@ def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     check(cfg, task, protocol)
-    groups = _groups(source, 0)
-    where = {i: group for group, ids in groups for i in ids}
+    where = {i: group for group, ids in groups(source, 0) for i in ids}
     ids = sorted(where)[: cfg.replicas]
     if len(ids) < cfg.replicas:
         raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
@@ -551,7 +512,7 @@ def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
             level=level,
             replicas=ids,
             dense=dense,
-            execution=execution(cfg),
+            execution=launch.execution(cfg),
             watch=watch,
         )
     more = {"note": note} if (note := load_data(cfg).note) else {}
@@ -698,18 +659,13 @@ def draw(results: "xr.Dataset", folder: pathlib.Path, title: str) -> pathlib.Pat
     return first.with_suffix(".png")
 
 
-def _plain(verdict: verdicts.Verdict) -> dict[str, Any]:
-    """A verdict by field names, and its parts too."""
-    return verdict._asdict() | {"parts": [_plain(part) for part in verdict.parts]}
-
-
 def report(
     results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
 ) -> None:
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, folder, f"{preset}: {cfg.model} on {cfg.data}")
     judged = judge(results, cfg.tolerance)
-    plain = [row | {"verdict": _plain(row["verdict"])} for row in judged]
+    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
     text = json.dumps(records.finite(plain), indent=1)
     records.write_text(folder / "verdicts.json", text + "\n")
     table = display.density_table(results, accuracy(results))
@@ -721,9 +677,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
     cfg = command.config
-    launch.use_all_cores()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises
-    try:
+
+    def work() -> None:
         digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
         if command.source is not None:
             name = f"level{command.level:02d}-{digits}"
@@ -735,13 +690,8 @@ def main(arguments: list[str] | None = None) -> int:
             found = stored(cfg, folder)
             results = run(cfg, folder) if found is None else found
         report(results, cfg, command.preset, folder)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return launch.guarded(work)
 
 
 if __name__ == "__main__":

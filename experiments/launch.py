@@ -8,17 +8,19 @@ This module must be imported before JAX is used: it makes one host device per co
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
 from lottery_jax import records
 from lottery_jax.data.cache import cache_dir
+from lottery_jax.replicas import Execution, default_execution
 
 C = TypeVar("C")
 
@@ -147,6 +149,32 @@ def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
             f"config.json has fields this version does not know: {unknown}"
         )
     return kind(**{name: tuples(value) for name, value in stored.items()})
+
+
+def execution(config: Any) -> Execution | None:
+    """The devices and chunk asked for, or None for stored or default ones."""
+    if config.devices is None and config.chunk is None:
+        return None
+    default = default_execution()
+    return Execution(
+        default.devices if config.devices is None else config.devices,
+        default.chunk if config.chunk is None else config.chunk,
+    )
+
+
+def guarded(main: Callable[[], None]) -> int:
+    """Runs an experiment; errors of the user become a line and an exit status."""
+    use_all_cores()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 def use_all_cores() -> None:

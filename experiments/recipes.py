@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -139,6 +140,46 @@ def parse_step(recipe: Recipe, field: str, steps_per_epoch: int) -> int:
         return training.parse_step(getattr(recipe, field), steps_per_epoch)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+def parse_steps(recipe: Recipe, field: str, steps_per_epoch: int) -> tuple[int, ...]:
+    """The steps that a field with one or several names.
+
+    Raises:
+      ValueError: it names none; says which field.
+    """
+    given = getattr(recipe, field)
+    try:
+        return tuple(
+            training.parse_step(text, steps_per_epoch)
+            for text in ((given,) if isinstance(given, str) else given)
+        )
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def with_parts(task: Task, sizes: Mapping[str, int | None]) -> Task:
+    """The task with further splits: the first examples of a split, as SPLIT_part.
+
+    Args:
+      task: a classification task.
+      sizes: per split how many; None makes none.
+
+    Raises:
+      ValueError: more than there are, or none.
+    """
+    data = dict(task.data)
+    for split, number in sizes.items():
+        if number is None:
+            continue
+        most = len(data[split]["label"])
+        if not 1 <= number <= most:
+            raise ValueError(
+                f"path_{split}={number}; it must be between 1 and {most}, the examples "
+                "of the split"
+            )
+        data[f"{split}_part"] = {n: x[:number] for n, x in data[split].items()}
+    return task._replace(data=data)
 
 
 def make_optimizer(

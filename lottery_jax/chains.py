@@ -34,6 +34,7 @@ class Chain:
         "lr_rewind" keeps the trained weights and rewinds the schedule to k; "finetune"
         keeps both, going on for as many steps with the schedule past its end. The trained
         weights are the last level's; with "one_shot" the dense network's.
+      rewind_step: this chain's own rewind step; None for the plan's.
     """
 
     name: str = "imp"
@@ -44,6 +45,7 @@ class Chain:
     rule: prune.Rule = "exact"
     score: str = "magnitude"
     retrain: Literal["rewind", "lr_rewind", "finetune"] = "rewind"
+    rewind_step: int | None = None
 
     @property
     def keeps_weights(self) -> bool:
@@ -57,7 +59,8 @@ class Plan:
 
     Attributes:
       steps: length T of a dense training run.
-      rewind_step: the step k that levels start from, 0 <= k < steps.
+      rewind_step: the step k that levels start from, 0 <= k < steps, where a chain says
+        nothing else.
       chains: procedures that run side by side.
       arms: of `arms.ARMS`; "ticket" must be among them.
       validate_every: steps between validations.
@@ -76,17 +79,26 @@ class Plan:
     random_scope: Literal["layerwise", "global"] = "layerwise"
     seed: int = 0
 
+    @property
+    def rewind_steps(self) -> tuple[int, ...]:
+        """The rewind step of each chain."""
+        return tuple(
+            self.rewind_step if chain.rewind_step is None else chain.rewind_step
+            for chain in self.chains
+        )
+
 
 def check(plan: Plan) -> Plan:
     """Raises a ValueError that names the first field of a plan that makes no sense."""
     for field in ("steps", "validate_every"):
         if getattr(plan, field) < 1:
             raise ValueError(f"{field}={getattr(plan, field)}; it must be 1 or more")
-    if not 0 <= plan.rewind_step < plan.steps:
-        raise ValueError(
-            f"rewind_step={plan.rewind_step} lies beyond the run; it must be in "
-            f"[0, {plan.steps}), the steps of a training run"
-        )
+    for step in (plan.rewind_step, *plan.rewind_steps):
+        if not 0 <= step < plan.steps:
+            raise ValueError(
+                f"rewind_step={step} lies beyond the run; it must be in "
+                f"[0, {plan.steps}), the steps of a training run"
+            )
     _one_of("optimizer", plan.optimizer, ("reset", "rewind"))
     _one_of("random_scope", plan.random_scope, ("layerwise", "global"))
     for arm in plan.arms:

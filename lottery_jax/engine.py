@@ -222,14 +222,14 @@ class Timeline(NamedTuple):
       offset: added to the step for its schedule and noise, int32 `[P]`.
       stop: the step at which all rows end.
       every: validate at multiples of this, and at the end.
-      mark: a step that must be the end of a segment (the rewind step).
+      marks: steps that must be the end of a segment (rewind steps).
     """
 
     join: np.ndarray
     offset: np.ndarray
     stop: int
     every: int
-    mark: int
+    marks: tuple[int, ...]
 
     def validation_steps(self) -> list[int]:
         """The steps at which a dense run is validated, the last one included."""
@@ -238,7 +238,7 @@ class Timeline(NamedTuple):
     def segments(self, after: int | None = None) -> list[tuple[int, int]]:
         """The segments of this level, or those that are left after a step."""
         first = int(self.join.min()) if after is None else after
-        marks = {self.mark, *(int(j) for j in self.join)}
+        marks = {*self.marks, *(int(j) for j in self.join)}
         return training.segments(first, self.stop, self.every, marks)
 
 

@@ -145,8 +145,8 @@ def run(
             setting, timeline, snapshot, after
         ):
             snapshot = snapshot._replace(running=running, curves=curves)
-            if level == 0 and step == plan.rewind_step:
-                memory = study.remember_trunk(setting, snapshot.memory, running)
+            if level == 0 and step in plan.rewind_steps:
+                memory = study.remember_trunk(setting, snapshot.memory, running, step)
                 snapshot = snapshot._replace(memory=memory)
             if watch:
                 watch(_moment(setting, timeline, level, step, curves))
@@ -227,17 +227,19 @@ def retrain(
         params = jax.tree.map(lambda m, p, r: jnp.where(m, p, r), mask, own, rest)
         chain_networks = chain_networks._replace(params=params)
     snapshot = study.first_snapshot(setting, tx)
-    k = plan.rewind_step
-    if k > 0 and setting.rows.is_arm("reinit").any():
+    last = max(plan.rewind_steps)
+    if last > 0 and setting.rows.is_arm("reinit").any():
         # Fresh draws have to be trained densely to k first; the others wait.
-        join = np.where(setting.rows.is_arm("reinit"), 0, k).astype(np.int32)
-        early = Timeline(join, np.zeros_like(join), k, plan.validate_every, k)
-        for _, running, _ in study.train_level(
+        join = np.where(setting.rows.is_arm("reinit"), 0, last).astype(np.int32)
+        marks = tuple(sorted(set(plan.rewind_steps)))
+        early = Timeline(join, np.zeros_like(join), last, plan.validate_every, marks)
+        for step, running, _ in study.train_level(
             setting, early, snapshot, None, validates=False
         ):
             snapshot = snapshot._replace(running=running)
-        memory = study.remember_trunk(setting, snapshot.memory, snapshot.running)
-        snapshot = snapshot._replace(memory=memory)
+            if step in marks:
+                memory = study.remember_trunk(setting, snapshot.memory, running, step)
+                snapshot = snapshot._replace(memory=memory)
     memory = snapshot.memory._replace(mask=mask)
     running = study.start_rows(setting, memory, chain_networks, level)
     timeline = timeline_of(setting, max(level, 1))

@@ -121,6 +121,134 @@ def layer_densities(
     return figure
 
 
+def along_path(
+    alphas: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    ylabel: str,
+    title: str = "",
+    ends: tuple[str, str] = ("", ""),
+    reference: float | None = None,
+) -> Any:
+    """Lines over the position on a path: mean over samples, band of one deviation.
+
+    Args:
+      alphas: `[A]`.
+      values: per label `[samples, A]`; samples with nan are left out.
+      ylabel: with its unit.
+      title: above the axes.
+      ends: what lies at alpha = 0 and 1, below the axis.
+      reference: a dashed horizontal line, such as chance.
+    """
+    figure, axes = _figure()
+    for i, (label, y) in enumerate(values.items()):
+        y = y[np.isfinite(y).all(axis=1)]
+        color, _ = list(STYLES.values())[i % len(STYLES)]
+        mean, spread = y.mean(axis=0), y.std(axis=0)
+        line = _LINES[i // len(STYLES) % len(_LINES)]
+        axes.plot(alphas, mean, line, color=color, label=label, linewidth=1.5)
+        axes.fill_between(
+            alphas, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0
+        )
+    if reference is not None:
+        axes.axhline(reference, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xlim(alphas[0], alphas[-1])
+    axes.set_xlabel(r"position on the path, $\alpha$")
+    for at, text in zip((0, 1), ends):
+        if text:
+            axes.annotate(
+                text,
+                (at, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, -26),
+                textcoords="offset points",
+                ha=("left", "right")[at],
+                fontsize=8,
+            )
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def against_step(
+    steps: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    ylabel: str,
+    title: str = "",
+    xlabel: str = "rewind step k",
+    total: int | None = None,
+    threshold: float | None = None,
+    threshold_label: str = "",
+    marks: Mapping[str, int] | None = None,
+) -> Any:
+    """Lines over rewind steps: mean over samples, bars of one standard deviation.
+
+    Args:
+      steps: `[K]`, 0 or more, on a logarithmic axis that begins with 0.
+      values: per label `[samples, K]`; nan entries are left out. Labels that are arms
+        have their colours.
+      ylabel: with its unit.
+      title: above the axes.
+      xlabel: what the steps are.
+      total: the length of training; ticks then show the share of it, too.
+      threshold: a dashed horizontal line.
+      threshold_label: its name, above it at the right.
+      marks: per label a place in the list of line styles; by default all are solid.
+    """
+    figure, axes = _figure()
+    positive = steps[steps > 0]
+    x = np.asarray(steps, float)
+    # Zero stands as far left of the first step as one on the axis may.
+    zero = positive.min() / 3 if len(positive) else 1.0
+    x = np.where(x > 0, x, zero)
+    for i, (label, y) in enumerate(values.items()):
+        arm = label.rpartition(": ")[2].replace(" ", "_")
+        color, marker = STYLES.get(arm, list(STYLES.values())[i % len(STYLES)])
+        seen = np.isfinite(y).any(axis=0)
+        # A little apart, so that bars do not cover each other.
+        shift = 1.03 ** (i - (len(values) - 1) / 2)
+        axes.errorbar(
+            x[seen] * shift,
+            np.nanmean(y[:, seen], axis=0),
+            yerr=np.nanstd(y[:, seen], axis=0),
+            label=label.replace("_", " "),
+            color=color,
+            marker=marker,
+            linestyle=_LINES[(marks or {}).get(label, 0) % len(_LINES)],
+            markersize=4,
+            linewidth=1.5,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    if threshold is not None:
+        axes.axhline(threshold, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            threshold_label,
+            (1, threshold),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    labels = [
+        f"{step}" + (f"\n{100 * step / total:.3g}%" if total and step else "")
+        for step in steps.tolist()
+    ]
+    axes.set_xticks(x, labels, fontsize=8)
+    axes.set_xticks([], minor=True)
+    share = " (below: share of training)" if total else ""
+    axes.set_xlabel(xlabel + share)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:

@@ -216,7 +216,7 @@ def store_tickets(
         found = tickets.provenance(
             model=str(metadata.get("model", "")),
             task=str(metadata.get("task", "")),
-            rewind_step=plan.rewind_step,
+            rewind_step=plan.rewind_steps[pair // len(ids)],
             density=sum(m.sum() for m in counted(own_mask)) / total,
             level=level,
             init={"seed": plan.seed, "replica": replica},

@@ -58,7 +58,7 @@ def set_up(
     position = np.minimum(np.arange(padded(pairs, execution)), pairs - 1)
     ticket_rows = position * shape[2] + plan.arms.index("ticket")
     finetunes = any(chain.retrain == "finetune" for chain in plan.chains)
-    stop = plan.steps + (plan.steps - plan.rewind_step if finetunes else 0)
+    stop = plan.steps + (plan.steps - min(plan.rewind_steps) if finetunes else 0)
     programs = engine.compile_programs(
         task,
         tx,
@@ -211,10 +211,18 @@ def where_rows(condition: Array, yes: Array, no: Array) -> Array:
 def timeline_of(setting: Setting, level: int) -> Timeline:
     """Who trains when at a level: from the rewind step on, except at level 0."""
     plan, rows = setting.plan, setting.rows
-    join = np.full(len(rows.arm), 0 if level == 0 else plan.rewind_step, np.int32)
-    offset = np.zeros(len(rows.arm), np.int32)
+    rewind = rewind_steps(setting)
+    join, offset = np.zeros_like(rewind), np.zeros_like(rewind)
     if level > 0:
+        join = rewind.copy()
         join[rows.is_arm("small_dense")] = 0
         finetune = np.array([chain.retrain == "finetune" for chain in plan.chains])
-        offset[finetune[rows.chain] & ~rows.fresh] = plan.steps - plan.rewind_step
-    return Timeline(join, offset, plan.steps, plan.validate_every, plan.rewind_step)
+        goes_on = finetune[rows.chain] & ~rows.fresh
+        offset[goes_on] = plan.steps - rewind[goes_on]
+    marks = tuple(sorted(set(plan.rewind_steps)))
+    return Timeline(join, offset, plan.steps, plan.validate_every, marks)
+
+
+def rewind_steps(setting: Setting) -> np.ndarray:
+    """The rewind step of each row's chain, int32 `[P]`."""
+    return np.array(setting.plan.rewind_steps, np.int32)[setting.rows.chain]

@@ -17,7 +17,7 @@ from lottery_jax import engine, masks
 from lottery_jax.chains import keep_counts
 from lottery_jax.engine import Curves, Running, Timeline
 from lottery_jax.replicas import Execution, parallel, place
-from lottery_jax.setting import Setting, timeline_of, where_rows
+from lottery_jax.setting import Setting, rewind_steps, timeline_of, where_rows
 from lottery_jax.types import Array, Mask, Network, PyTree
 
 Records = dict[str, tuple[tuple[str, ...], np.ndarray]]
@@ -145,12 +145,18 @@ def first_snapshot(setting: Setting, tx: optax.GradientTransformation) -> Snapsh
     return Snapshot(memory, running, curves, {})
 
 
-def remember_trunk(setting: Setting, memory: Memory, running: Running) -> Memory:
-    """Keeps every row's state at the rewind step; raw reinits keep their first weights."""
+def remember_trunk(
+    setting: Setting, memory: Memory, running: Running, step: int
+) -> Memory:
+    """Keeps the state of the rows whose rewind step this is.
+
+    Raw reinits keep their first weights.
+    """
     state, is_arm = running.state, setting.rows.is_arm
+    elsewhere = rewind_steps(setting) != step
 
     def unless(arm: str, now: PyTree, first: PyTree) -> PyTree:
-        stays = jnp.asarray(is_arm(arm))
+        stays = jnp.asarray(elsewhere | is_arm(arm))
         kept = jax.tree.map(lambda n, f: where_rows(stays, f, n), now, first)
         return place(kept, setting.execution)
 

@@ -105,8 +105,12 @@ class Task(NamedTuple):
       loss: mean loss of a batch; returns the new states and a dict of scalar metrics.
       evaluate: metrics on a named split.
       steps_per_epoch: how many rows `order` returns.
-      statistics: optional; `(params, model_state, batch) -> moments`, what recomputing
-        BatchNorm statistics averages.
+      statistics: optional; `(params, model_state, batch) -> moments`, raw moments of one
+        batch in training mode: what recomputing BatchNorm statistics averages.
+      pool: optional; `averaged moments -> model_state`. Its variances include the
+        variance of the batch means.
+      predict: optional; `(params, model_state, data, key, split) -> classes`, int32
+        `[examples]`: what disagreement compares.
       prunable: optional; `params -> Prunable`, the default prunable leaves. None means
         `masks.prunable`.
       exclude: key-path patterns of leaves that count as prunable but are never cut.
@@ -124,6 +128,8 @@ class Task(NamedTuple):
     evaluate: Evaluate
     steps_per_epoch: int
     statistics: Callable[[Params, ModelState, Batch], PyTree] | None = None
+    pool: Callable[[PyTree], ModelState] | None = None
+    predict: Callable[[Params, ModelState, PyTree, Key, str], Array] | None = None
     prunable: Callable[[Params], Prunable] | None = None
     exclude: tuple[str, ...] = ()
     head: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ few replicas make a verdict undecided; malformed input raises `ValueError`.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -96,6 +96,11 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return self.describe()
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict by field names, and its parts too, for JSON."""
+    return verdict._asdict() | {"parts": [as_dict(part) for part in verdict.parts]}
 
 
 class MaConditions(NamedTuple):

@@ -1,6 +1,7 @@
 """Classification of images or vectors by a Linen model."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,6 +93,25 @@ class _Classification:
         metrics = {"loss": loss, "error": jnp.sum(wrong * share)}
         return loss, (model_state, stream_state, metrics)
 
+    def _each_batch(
+        self,
+        params: Params,
+        model_state: ModelState,
+        arrays: PyTree,
+        measure: Callable[[Array, PyTree], PyTree],
+    ) -> PyTree:
+        """`measure(logits, batch)` of each batch of a split, stacked."""
+        number = arrays["label"].shape[0]
+        size = min(self.evaluation_batch, number)
+
+        def some(rows: Array) -> PyTree:
+            batch = datasets.gather(arrays, rows)
+            images = datasets.normalize(batch["image"], self.mean, self.std)
+            variables = {"params": params, **model_state}
+            return measure(self.model.apply(variables, images, train=False), batch)  # type: ignore[arg-type]
+
+        return jax.lax.map(some, datasets.sequential(number, size))
+
     def evaluate(
         self,
         params: Params,
@@ -102,21 +122,71 @@ class _Classification:
     ) -> Metrics:
         arrays = data[split]
         number = arrays["label"].shape[0]
-        size = min(self.evaluation_batch, number)
 
-        def some(rows: Array) -> tuple[Array, Array]:
-            batch = datasets.gather(arrays, rows)
-            images = datasets.normalize(batch["image"], self.mean, self.std)
-            variables = {"params": params, **model_state}
-            logits: Any = self.model.apply(variables, images, train=False)
-            label = batch["label"]
+        def sums(logits: Array, batch: PyTree) -> tuple[Array, Array]:
+            label, weight = batch["label"], batch["weight"]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
             wrong = jnp.argmax(logits, axis=-1) != label
-            weight = batch["weight"]
             return jnp.sum(losses * weight), jnp.sum(wrong * weight)
 
-        loss, wrong = jax.lax.map(some, datasets.sequential(number, size))
+        loss, wrong = self._each_batch(params, model_state, arrays, sums)
         return {"loss": jnp.sum(loss) / number, "error": jnp.sum(wrong) / number}
+
+    def predict(
+        self,
+        params: Params,
+        model_state: ModelState,
+        data: PyTree,
+        key: Key,
+        split: str,
+    ) -> Array:
+        arrays = data[split]
+
+        def classes(logits: Array, batch: PyTree) -> Array:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+        found = self._each_batch(params, model_state, arrays, classes)
+        return found.reshape(-1)[: arrays["label"].shape[0]]
+
+    def statistics(
+        self, params: Params, model_state: ModelState, batch: Batch
+    ) -> PyTree:
+        # With momentum 0 a training pass leaves the batch's own moments behind.
+        choices = dataclasses.replace(
+            self.model.choices,  # type: ignore[attr-defined]
+            momentum=0.0,
+            unbiased=False,
+        )
+        _, state = self.model.clone(choices=choices).apply(
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            weights=batch["weight"],
+            mutable=list(model_state),
+        )
+        return _each_norm(
+            state,
+            lambda norm: {
+                "mean": norm["mean"],
+                "square": norm["var"] + jnp.square(norm["mean"]),
+            },
+        )
+
+    def pool(self, moments: PyTree) -> ModelState:
+        return _each_norm(
+            moments,
+            lambda norm: {
+                "mean": norm["mean"],
+                "var": jnp.maximum(norm["square"] - jnp.square(norm["mean"]), 0),
+            },
+        )
+
+
+def _each_norm(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
+    """Changes every BatchNorm's dict of moments in a nested dict."""
+    if "mean" in tree:
+        return change(tree)
+    return {name: _each_norm(inner, change) for name, inner in tree.items()}
 
 
 def classification(
@@ -181,5 +251,9 @@ def classification(
         exclude=exclude,
         head=("(^|/)head/",),
         narrow=static.narrow,
+        # A model of one's own says itself what its statistics are: Task._replace.
+        statistics=static.statistics if hasattr(model, "choices") else None,
+        pool=static.pool,
+        predict=static.predict,
         validates="validation" in dataset.arrays,
     )

@@ -1,0 +1,122 @@
+"""The other rulers between two networks: distance, angle, disagreement.
+
+None of them says what a path says: two networks may be far apart and connected (Frankle
+et al. 2020, appendix). They are recorded beside it for comparison.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lottery_jax import masks
+from lottery_jax.connectivity import points
+from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
+from lottery_jax.replicas import shared as shared_placement
+from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
+
+
+def l2(a: Params, b: Params, mask: Mask | None = None) -> Array:
+    """Euclidean distance between two networks' weights, float `[]`.
+
+    Args:
+      a: weights of the first.
+      b: weights of the second, of the same structure and shapes.
+      mask: only these weights count; None for all.
+
+    Raises:
+      ValueError: trees that do not match; says at which leaf.
+    """
+    points.same_trees(a, b)
+    difference = jax.tree.map(jnp.subtract, a, b)
+    return jnp.sqrt(_inner(difference, difference, mask))
+
+
+def angle(a: Params, b: Params, mask: Mask | None = None) -> Array:
+    """Angle distance 2 * angle / pi, float `[]` in [0, 2].
+
+    0 for weights that are multiples of each other, near 1 for unrelated ones (Maene et
+    al. 2021, section 4). Compare networks on the mask that they share: what is 0 in both
+    adds nothing.
+
+    Args:
+      a: weights of the first.
+      b: weights of the second, of the same structure and shapes.
+      mask: only these weights count; None for all.
+
+    Raises:
+      ValueError: trees that do not match; says at which leaf.
+    """
+    points.same_trees(a, b)
+    norms = jnp.sqrt(_inner(a, a, mask) * _inner(b, b, mask))
+    cosine = _inner(a, b, mask) / norms
+    return 2 / jnp.pi * jnp.arccos(jnp.clip(cosine, -1, 1))
+
+
+def _inner(a: Params, b: Params, mask: Mask | None) -> Array:
+    if mask is not None:
+        a, b = masks.apply(mask, a), masks.apply(mask, b)
+    # Products, not `vdot`: on an accelerator its default rounds the operands.
+    parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return functools.reduce(jnp.add, jax.tree.leaves(parts))
+
+
+def disagreement(a: ArrayLike, b: ArrayLike) -> Any:
+    """Share of examples that two networks classify differently, in [0, 1].
+
+    Args:
+      a: classes, int `[..., examples]`, from `predictions`.
+      b: classes of the other, of the same shape.
+    """
+    xp: Any = jnp if isinstance(a, jax.Array) else np
+    return xp.mean(xp.asarray(a) != xp.asarray(b), axis=-1)
+
+
+def predictions(
+    task: Task,
+    networks: Network,
+    split: str = "test",
+    *,
+    execution: Execution | None = None,
+) -> np.ndarray:
+    """The classes that each network of a stack predicts, int32 `[N, examples]`.
+
+    BatchNorm networks use their own running statistics.
+
+    Args:
+      task: with `predict`.
+      networks: a stack, leading axis `[N]`.
+      split: name of a split.
+      execution: devices and chunk; None for the platform's default.
+
+    Raises:
+      ValueError: the task predicts no classes.
+    """
+    if task.predict is None:
+        raise ValueError(
+            "task: it has no `predict`, so there are no classes to compare"
+        )
+    execution = execution or default_execution()
+    number = jax.tree.leaves(networks.params)[0].shape[0]
+    rows = np.minimum(np.arange(padded(number, execution)), number - 1)
+    stacked = jax.tree.map(lambda x: jnp.asarray(x)[rows], networks)
+    program = _program(task.functions, split, execution)
+    data = jax.device_put(task.data, shared_placement(execution))
+    return np.asarray(program(data, place(stacked, execution)))[:number]
+
+
+@functools.lru_cache(maxsize=16)
+def _program(functions: Task, split: str, execution: Execution) -> Callable[..., Array]:
+    predict = functions.predict
+    assert predict is not None
+
+    def one(data: PyTree, network: Network) -> Array:
+        return predict(
+            network.params, network.model_state, data, jax.random.key(0), split
+        )
+
+    return parallel(one, (None, 0), execution)

@@ -1,0 +1,361 @@
+"""Linear paths between networks: their error, instability, barriers.
+
+    path = lj.connectivity.paths(task, networks, [(0, 1), (0, 2)], batch_norm="recompute")
+    lii = lj.connectivity.instability(path.error)      # [pairs, splits]
+
+References:
+  Frankle, Dziugaite, Roy and Carbin, Linear Mode Connectivity and the Lottery Ticket
+    Hypothesis, 2020, section 2.
+  Paul et al., Unmasking the Lottery Ticket Hypothesis, 2023 (successive levels).
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lottery_jax import masks as masks_
+from lottery_jax.connectivity import points
+from lottery_jax.connectivity.points import SPLITS, BatchNorm, Watcher
+from lottery_jax.replicas import Execution
+from lottery_jax.types import Array, Mask, Metrics, Network, PyTree, Task
+
+Reference: TypeAlias = Literal["mean", "chord"]
+Projection: TypeAlias = Literal["intersection", "union"]
+
+ALPHAS = 30
+"""Evenly spaced points of a path, the ends among them, as in the paper."""
+
+
+class Path(NamedTuple):
+    """What was measured on linear paths.
+
+    Attributes:
+      alphas: positions, float `[A]`; 0 is a pair's first network, 1 its second.
+      error: fractions in [0, 1], `[pairs, splits, A]`.
+      loss: likewise, nats.
+      splits: the names along the second axis.
+    """
+
+    alphas: np.ndarray
+    error: np.ndarray
+    loss: np.ndarray
+    splits: tuple[str, ...]
+
+
+def positions(alphas: int | ArrayLike, extrapolate: bool = False) -> np.ndarray:
+    """Alphas as an array: a number of evenly spaced ones in [0, 1], or those given.
+
+    Raises:
+      ValueError: fewer than two, not rising, outside of [0, 1] (unless asked for), or
+        without the ends.
+    """
+    if isinstance(alphas, int):
+        if alphas < 2:
+            raise ValueError(f"alphas={alphas}; a path has two ends at least")
+        return np.linspace(0, 1, alphas, dtype=np.float32)
+    given = np.asarray(alphas, np.float32)
+    points.check_alphas(given, extrapolate)
+    if given.ndim != 1 or (np.diff(given) <= 0).any():
+        raise ValueError("alphas must be a list of rising numbers")
+    if not {0.0, 1.0} <= set(given.tolist()):
+        raise ValueError(
+            "alphas must contain 0 and 1: the ends are what is compared with"
+        )
+    return given
+
+
+def error_along_path(
+    task: Task,
+    a: Network,
+    b: Network,
+    alphas: int | ArrayLike = ALPHAS,
+    *,
+    batch_norm: BatchNorm | None,
+    splits: tuple[str, ...] = SPLITS,
+    statistics_batches: int = 16,
+    masks: tuple[Mask, Mask] | None = None,
+    extrapolate: bool = False,
+    chunk: int = 1,
+) -> Metrics:
+    """Error and loss on the line between two networks: pure, vmappable, jittable.
+
+    Args:
+      task: the task.
+      a: the network at alpha = 0.
+      b: the network at alpha = 1.
+      alphas: how many evenly spaced positions, or the positions.
+      batch_norm: the policy; required for networks with a model state.
+      splits: names of splits.
+      statistics_batches: batches of training data for "recompute".
+      masks: of both ends; checked to be the same where they are known.
+      extrapolate: allow positions outside of [0, 1].
+      chunk: points that are evaluated at once; memory grows with it and not with the
+        number of alphas.
+
+    Returns:
+      What the task's `evaluate` returns, `error` and `loss` among it, float32
+      `[splits, alphas]`.
+
+    Raises:
+      ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy.
+    """
+    points.same_trees(a, b)
+    if masks is not None:
+        same_mask(*masks)
+    points.check_policy(task, a.model_state, batch_norm)
+    at = jnp.asarray(positions(alphas, extrapolate))
+    rows = None
+    if batch_norm == "recompute" and points.has_statistics(a.model_state):
+        rows = points.statistics_slice(task, statistics_batches)
+
+    def one(alpha: Array) -> Metrics:
+        return points.evaluate(
+            task,
+            [a, b],
+            jnp.stack([1 - alpha, alpha]),
+            splits=splits,
+            batch_norm=batch_norm,
+            rows=rows,
+        )
+
+    found = jax.lax.map(one, at, batch_size=chunk if chunk > 1 else None)
+    return {name: jnp.moveaxis(x, 0, -1) for name, x in found.items()}
+
+
+def paths(
+    task: Task,
+    networks: Network,
+    pairs: Sequence[tuple[int, int]] | np.ndarray,
+    alphas: int | ArrayLike = ALPHAS,
+    *,
+    batch_norm: BatchNorm | None,
+    splits: tuple[str, ...] = SPLITS,
+    statistics_batches: int = 16,
+    masks: Mask | None = None,
+    projection: Projection | None = None,
+    extrapolate: bool = False,
+    execution: Execution | None = None,
+    watch: Watcher | None = None,
+) -> Path:
+    """Error on the lines between many pairs, in one pass over all (pair, alpha).
+
+    Args:
+      task: the task.
+      networks: a stack, leading axis `[N]`.
+      pairs: positions of the two ends in the stack, `[pairs, 2]`.
+      alphas: how many evenly spaced positions, or the positions.
+      batch_norm: the policy; required for networks with a model state.
+      splits: names of splits.
+      statistics_batches: batches of training data for "recompute".
+      masks: of the networks, leading axis `[N]`. Both ends of a pair must share theirs,
+        unless there is a projection.
+      projection: where the path lies if the masks differ; see `project`.
+      extrapolate: allow positions outside of [0, 1].
+      execution: devices, and points evaluated at once on each.
+      watch: called with (points done, points in all).
+
+    Raises:
+      ValueError: masks that differ, weights off the mask, unknown networks, alphas
+        outside of [0, 1], no policy for BatchNorm.
+    """
+    ends = np.asarray(pairs, np.int32).reshape(-1, 2)
+    number = jax.tree.leaves(networks.params)[0].shape[0]
+    if not len(ends) or ends.min() < 0 or ends.max() >= number:
+        raise ValueError(
+            f"pairs={ends.tolist()}; there must be some, of networks in [0, {number})"
+        )
+    if projection is not None and masks is None:
+        raise ValueError(f"projection={projection!r} needs the masks of the networks")
+    if masks is not None:
+        if projection is None:
+            for i, j in ends.tolist():
+                same_mask(*(jax.tree.map(lambda x, n=n: x[n], masks) for n in (i, j)))
+        else:
+            first, second = (_take(networks, ends[:, side]) for side in (0, 1))
+            held = [_take(masks, ends[:, side]) for side in (0, 1)]
+            a, b = project(first.params, second.params, *held, projection)
+            both = (first._replace(params=a), second._replace(params=b))
+            networks = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *both)
+            ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T
+    at = positions(alphas, extrapolate)
+    found = points.evaluate_many(
+        task,
+        networks,
+        np.repeat(ends, len(at), axis=0),
+        np.tile(np.stack([1 - at, at], axis=1), (len(ends), 1)),
+        batch_norm=batch_norm,
+        splits=splits,
+        statistics_batches=statistics_batches,
+        execution=execution,
+        watch=watch,
+    )
+    shaped = {
+        name: np.moveaxis(x.reshape(len(ends), len(at), -1), 1, 2)
+        for name, x in found.items()
+    }
+    return Path(at, shaped["error"], shaped["loss"], splits)
+
+
+def _take(tree: PyTree, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
+
+
+# --- masks ----------------------------------------------------------------------------
+
+
+def same_mask(a: Mask, b: Mask) -> None:
+    """Raises a ValueError if two masks differ: says in which leaf, and by how much.
+
+    A path between networks of one mask stays among networks of that mask. Traced masks
+    cannot be looked at and pass.
+    """
+    points.same_trees(a, b, ("the first mask", "the second"))
+    for path, x, y in zip(masks_.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+        if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+            continue
+        if different := int(np.sum(np.asarray(x) != np.asarray(y))):
+            raise ValueError(
+                f"the masks of the two ends differ in {different} places of leaf "
+                f"{path!r}; the path would leave the subspace. Choose a projection, "
+                "'intersection' or 'union', if that is meant"
+            )
+
+
+def project(
+    a: PyTree, b: PyTree, mask_a: Mask, mask_b: Mask, onto: Projection
+) -> tuple[PyTree, PyTree]:
+    """Two networks of different masks, made comparable.
+
+    Args:
+      a: weights of the first network.
+      b: weights of the second.
+      mask_a: mask of the first.
+      mask_b: mask of the second.
+      onto: "intersection" sets to 0 what is not in both masks: of successive levels, the
+        earlier network loses what the later one has lost (Paul et al. 2023, the
+        projection of a level's solution onto the next level's axes). "union" leaves the
+        weights as they are; the path lies where either mask allows.
+
+    Raises:
+      ValueError: an unknown projection.
+    """
+    if onto == "union":
+        return a, b
+    if onto != "intersection":
+        raise ValueError(f"projection={onto!r}; it must be 'intersection' or 'union'")
+    both = jax.tree.map(jnp.logical_and, mask_a, mask_b)
+    return masks_.apply(both, a), masks_.apply(both, b)
+
+
+# --- instability and barriers ---------------------------------------------------------
+
+
+def instability(values: ArrayLike) -> Any:
+    """Linear interpolation instability: the highest value minus the mean of the ends.
+
+    Args:
+      values: error (or loss) along paths, `[..., alphas]`, the ends first and last. NumPy
+        and JAX arrays, traced ones too.
+
+    Returns:
+      `[...]`; nan where any point is nan.
+
+    References:
+      Frankle et al. 2020, section 2; the survey's LII.
+    """
+    return barrier(values, reference="mean")
+
+
+def barrier(
+    values: ArrayLike, alphas: ArrayLike | None = None, *, reference: Reference
+) -> Any:
+    """How high a path rises above a reference.
+
+    Args:
+      values: error (or loss) along paths, `[..., alphas]`.
+      alphas: positions `[alphas]` in [0, 1], ends included; None for evenly spaced ones.
+      reference: "mean" of the two ends, or the "chord" between them, for ends of unequal
+        error: a path that rises steadily to a worse end has a barrier of 0.
+
+    Returns:
+      `[...]`, the highest difference; at least 0 for the chord, which the ends lie on.
+
+    Raises:
+      ValueError: an unknown reference, or positions that do not fit.
+    """
+    xp: Any = jnp if isinstance(values, jax.Array) else np
+    values = xp.asarray(values)
+    number = values.shape[-1]
+    at = np.linspace(0, 1, number) if alphas is None else np.asarray(alphas)
+    if at.shape != (number,) or at[0] != 0 or at[-1] != 1:
+        raise ValueError(
+            f"alphas must be {number} positions from 0 to 1; got shape {at.shape}"
+        )
+    first, last = values[..., :1], values[..., -1:]
+    match reference:
+        case "mean":
+            level = (first + last) / 2
+        case "chord":
+            at = at.astype(values.dtype)
+            level = (1 - at) * first + at * last
+        case _:
+            raise ValueError(f"reference={reference!r}; it must be 'mean' or 'chord'")
+    return xp.max(values - level, axis=-1)
+
+
+def is_stable(lii: ArrayLike, threshold: float = 0.02) -> Any:
+    """Whether instabilities are below the threshold, one by one; nan is not stable.
+
+    For a claim about a mean, with an interval, see `verdicts.stable`.
+
+    Args:
+      lii: fractions, any shape.
+      threshold: a fraction, at least 0; the paper's is 2 points.
+
+    Raises:
+      ValueError: a negative threshold, or one that is no number.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold}; it must be 0 or more")
+    xp: Any = jnp if isinstance(lii, jax.Array) else np
+    return xp.asarray(lii) < threshold
+
+
+def barrier_matrix(
+    task: Task,
+    networks: Network,
+    alphas: int | ArrayLike = ALPHAS,
+    *,
+    reference: Reference = "chord",
+    **options: Any,
+) -> np.ndarray:
+    """Error barriers between all pairs of a set: replicas, branches, levels.
+
+    Args:
+      task: the task.
+      networks: a stack, leading axis `[N]`.
+      alphas: as in `paths`.
+      reference: as in `barrier`; the chord where the ends differ, as levels do.
+      **options: of `paths`, `batch_norm` among them.
+
+    Returns:
+      Fractions `[splits, N, N]`, symmetric, 0 on the diagonal.
+
+    Raises:
+      ValueError: fewer than two networks, or anything that `paths` refuses.
+    """
+    number = jax.tree.leaves(networks.params)[0].shape[0]
+    if number < 2:
+        raise ValueError(f"networks: there is {number}; a barrier is between two")
+    pairs = list(itertools.combinations(range(number), 2))
+    path = paths(task, networks, pairs, alphas, **options)
+    height = barrier(path.error, path.alphas, reference=reference)
+    matrix = np.zeros((height.shape[1], number, number), np.float32)
+    for (i, j), value in zip(pairs, height):
+        matrix[:, i, j] = matrix[:, j, i] = value
+    return matrix
