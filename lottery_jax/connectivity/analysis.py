@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import arms, checkpoints
+from lottery_jax import arms
 from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.points import BatchNorm
 from lottery_jax.replicas import Execution
@@ -114,7 +114,7 @@ class Progress(NamedTuple):
 
     Attributes:
       stage: "trunk", "branches" or "paths".
-      done: steps trained, or groups of paths evaluated.
+      done: steps trained, or points evaluated.
       total: of them.
       rows: how many networks train or are compared.
       resumed: whether the stage was just taken up from a checkpoint.
@@ -226,57 +226,31 @@ def run(
     base = np.arange(np.prod(shape[:3])) * plan.branches
     ends = (base[:, None, None] + np.array(pairs)).reshape(-1, 2)
 
-    measured = _measure(
-        task, plan, trained, ends, policies, store and store / "paths", watch
-    )
+    measured = []
+    for index, policy in enumerate(policies):
+
+        def report(done: int, total: int, index: int = index) -> None:
+            if watch:
+                at, all_points = index * total + done, len(policies) * total
+                watch(Progress("paths", at, all_points, len(ends)))
+
+        measured.append(
+            linear.paths(
+                task,
+                trained.networks,
+                ends,
+                plan.alphas,
+                batch_norm=policy,
+                splits=plan.splits,
+                statistics_batches=plan.statistics_batches,
+                execution=trained.execution,
+                folder=store and store / f"paths-{policy or 'plain'}",
+                watch=report,
+            )
+        )
     records = _records(plan, task, trunk, trained, measured, ends, shape, policies)
     networks = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), trained.networks)
     return Analysis(records, networks, trunk, trained.execution)
-
-
-def _measure(
-    task: Task,
-    plan: Plan,
-    trained: branches.Branches,
-    ends: np.ndarray,
-    policies: Sequence[BatchNorm | None],
-    store: pathlib.Path | None,
-    watch: Callable[[Progress], None] | None,
-) -> list[linear.Path]:
-    """The paths under each policy; with a folder it goes on where it was interrupted."""
-    # One rewind step (of one schedule) at a time: few enough for a checkpoint after each.
-    parts = np.split(ends, len(plan.schedules) * len(plan.rewind_steps))
-    shape = (len(parts[0]), len(plan.splits), plan.alphas)
-    done: list[tuple[np.ndarray, np.ndarray]] = []
-    if store is not None and (found := checkpoints.metadata(store)) is not None:
-        like = [
-            (jax.ShapeDtypeStruct(shape, np.float32),) * 2 for _ in range(found["done"])
-        ]
-        restored = checkpoints.restore(store, like)
-        assert restored is not None
-        done = [(np.asarray(a), np.asarray(b)) for a, b in restored[0]]
-    total = len(policies) * len(parts)
-    for index in range(len(done), total):
-        path = linear.paths(
-            task,
-            trained.networks,
-            parts[index % len(parts)],
-            plan.alphas,
-            batch_norm=policies[index // len(parts)],
-            splits=plan.splits,
-            statistics_batches=plan.statistics_batches,
-            execution=trained.execution,
-        )
-        done.append((path.error, path.loss))
-        if store is not None:
-            checkpoints.save(store, len(done), done, {"done": len(done)})
-        if watch:
-            watch(Progress("paths", len(done), total, len(ends)))
-    at = linear.positions(plan.alphas)
-    return [
-        linear.Path(at, *map(np.concatenate, zip(*group)), splits=plan.splits)
-        for group in (done[i : i + len(parts)] for i in range(0, total, len(parts)))
-    ]
 
 
 def _records(

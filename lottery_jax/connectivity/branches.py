@@ -262,7 +262,7 @@ def train(
             watch(after, stop, number, True)
     last = time.monotonic()
     if after != stop:
-        for step, getter, curves in _train(
+        segments = _train(
             task,
             tx,
             state,
@@ -275,11 +275,15 @@ def train(
             watch,
             curves,
             after,
-        ):
-            due = time.monotonic() - last >= checkpoint_seconds or step == stop
-            if step == stop or (store is not None and due):
-                state = getter()
-            if store is not None and due:
+        )
+        for step, getter, recorded in segments:
+            due = step == stop or (
+                store is not None and time.monotonic() - last >= checkpoint_seconds
+            )
+            if not due:
+                continue
+            state, curves = getter(), recorded
+            if store is not None:
                 metadata = {
                     "step": step,
                     "joins": joins.tolist(),

@@ -10,6 +10,7 @@ References:
 """
 
 import itertools
+import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -140,6 +141,7 @@ def paths(
     projection: Projection | None = None,
     extrapolate: bool = False,
     execution: Execution | None = None,
+    folder: pathlib.Path | str | None = None,
     watch: Watcher | None = None,
 ) -> Path:
     """Error on the lines between many pairs, in one pass over all (pair, alpha).
@@ -157,6 +159,7 @@ def paths(
       projection: where the path lies if the masks differ; see `project`.
       extrapolate: allow positions outside of [0, 1].
       execution: devices, and points evaluated at once on each.
+      folder: where checkpoints go. A folder with one is continued from there.
       watch: called with (points done, points in all).
 
     Raises:
@@ -192,6 +195,7 @@ def paths(
         splits=splits,
         statistics_batches=statistics_batches,
         execution=execution,
+        folder=folder,
         watch=watch,
     )
     shaped = {
@@ -289,23 +293,23 @@ def barrier(
       ValueError: an unknown reference, or positions that do not fit.
     """
     xp: Any = jnp if isinstance(values, jax.Array) else np
-    values = xp.asarray(values)
-    number = values.shape[-1]
+    height: Any = xp.asarray(values)
+    number = height.shape[-1]
     at = np.linspace(0, 1, number) if alphas is None else np.asarray(alphas)
     if at.shape != (number,) or at[0] != 0 or at[-1] != 1:
         raise ValueError(
             f"alphas must be {number} positions from 0 to 1; got shape {at.shape}"
         )
-    first, last = values[..., :1], values[..., -1:]
+    first, last = height[..., :1], height[..., -1:]
     match reference:
         case "mean":
             level = (first + last) / 2
         case "chord":
-            at = at.astype(values.dtype)
+            at = at.astype(height.dtype)
             level = (1 - at) * first + at * last
         case _:
             raise ValueError(f"reference={reference!r}; it must be 'mean' or 'chord'")
-    return xp.max(values - level, axis=-1)
+    return xp.max(height - level, axis=-1)
 
 
 def is_stable(lii: ArrayLike, threshold: float = 0.02) -> Any:

@@ -15,6 +15,9 @@ ends of a path are recomputed like every other point: running averages lag behin
 """
 
 import functools
+import hashlib
+import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -22,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks, training
+from lottery_jax import checkpoints, masks, training
 from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
 from lottery_jax.replicas import shared as shared_placement
 from lottery_jax.types import (
@@ -232,6 +235,8 @@ def evaluate_many(
     statistics_batches: int = 16,
     execution: Execution | None = None,
     group: int = 128,
+    folder: pathlib.Path | str | None = None,
+    checkpoint_seconds: float = 30.0,
     watch: Watcher | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of many points in one compiled program, sharded over the devices.
@@ -250,13 +255,16 @@ def evaluate_many(
       execution: devices and chunk (points that are evaluated at once on a device); None
         for the platform's default.
       group: points per call; the watcher is called after each.
+      folder: where checkpoints go. A folder with one is continued from there.
+      checkpoint_seconds: time between checkpoints.
       watch: called as it goes on.
 
     Returns:
       Float32 arrays `[P, splits]` by metric, `error` and `loss` among them.
 
     Raises:
-      ValueError: no policy for BatchNorm, arrays that do not fit, unknown networks.
+      ValueError: no policy for BatchNorm, arrays that do not fit, unknown networks; a
+        checkpoint of other points.
     """
     which, weights = np.asarray(which, np.int32), np.asarray(weights, np.float32)
     number = jax.tree.leaves(networks.params)[0].shape[0]
@@ -277,18 +285,65 @@ def evaluate_many(
     data, networks, rows = jax.device_put((task.data, networks, rows), everywhere)
     calls = -(-len(which) // padded(group, execution))
     size = padded(-(-len(which) // calls), execution)
-    parts = []
-    for first in range(0, len(which), size):
+    store = None if folder is None else pathlib.Path(folder)
+    points = _digest(which, weights, splits, batch_norm)
+    parts = [] if store is None else _restore(store, points)
+    done, last = sum(len(next(iter(p.values()))) for p in parts), time.monotonic()
+    while done < len(which):
         # Every call has the same shape; the last one repeats its last point.
-        at = np.minimum(np.arange(first, first + size), len(which) - 1)
+        at = np.minimum(np.arange(done, done + size), len(which) - 1)
         found = program(
             data, networks, rows, *place((which[at], weights[at]), execution)
         )
-        real = min(size, len(which) - first)
+        real = min(size, len(which) - done)
         parts.append({name: np.asarray(x)[:real] for name, x in found.items()})
+        done += real
         if watch:
-            watch(first + real, len(which))
+            watch(done, len(which))
+        if store is not None and (
+            time.monotonic() - last > checkpoint_seconds or done == len(which)
+        ):
+            metadata = {
+                "points": points,
+                "done": done,
+                "splits": len(splits),
+                "names": sorted(parts[0]),
+            }
+            checkpoints.save(store, done, _joined(parts), metadata)
+            last = time.monotonic()
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _digest(
+    which: np.ndarray,
+    weights: np.ndarray,
+    splits: tuple[str, ...],
+    batch_norm: BatchNorm | None,
+) -> str:
+    """Which points these are, so that a folder is not continued with others."""
+    text = f"{which.tolist()} {weights.tolist()} {splits} {batch_norm}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _restore(store: pathlib.Path, points: str) -> list[dict[str, np.ndarray]]:
+    found = checkpoints.metadata(store)
+    if found is None:
+        return []
+    if found["points"] != points:
+        raise ValueError(
+            f"{store} holds the evaluation of other points; choose another folder"
+        )
+    like = {
+        name: jax.ShapeDtypeStruct((found["done"], found["splits"]), np.float32)
+        for name in found["names"]
+    }
+    restored = checkpoints.restore(store, like)
+    assert restored is not None
+    return [jax.tree.map(np.asarray, restored[0])]
 
 
 @functools.lru_cache(maxsize=16)

@@ -108,7 +108,8 @@ class _Classification:
             batch = datasets.gather(arrays, rows)
             images = datasets.normalize(batch["image"], self.mean, self.std)
             variables = {"params": params, **model_state}
-            return measure(self.model.apply(variables, images, train=False), batch)  # type: ignore[arg-type]
+            logits: Any = self.model.apply(variables, images, train=False)
+            return measure(logits, batch)
 
         return jax.lax.map(some, datasets.sequential(number, size))
 
