@@ -8,6 +8,11 @@ from lottery_jax.connectivity.analysis import Progress as Progress
 from lottery_jax.connectivity.analysis import check as check
 from lottery_jax.connectivity.analysis import check_task as check_task
 from lottery_jax.connectivity.analysis import run as run
+from lottery_jax.connectivity.curves import coefficients as coefficients
+from lottery_jax.connectivity.curves import curve_task as curve_task
+from lottery_jax.connectivity.curves import error_along_curve as error_along_curve
+from lottery_jax.connectivity.curves import plane as plane
+from lottery_jax.connectivity.curves import straight as straight
 from lottery_jax.connectivity.distances import angle as angle
 from lottery_jax.connectivity.distances import disagreement as disagreement
 from lottery_jax.connectivity.distances import l2 as l2

@@ -180,8 +180,8 @@ def paths(
                 same_mask(*(jax.tree.map(lambda x, n=n: x[n], masks) for n in (i, j)))
         else:
             first, second = (_take(networks, ends[:, side]) for side in (0, 1))
-            held = [_take(masks, ends[:, side]) for side in (0, 1)]
-            a, b = project(first.params, second.params, *held, projection)
+            held, other = (_take(masks, ends[:, side]) for side in (0, 1))
+            a, b = project(first.params, second.params, held, other, projection)
             both = (first._replace(params=a), second._replace(params=b))
             networks = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *both)
             ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T

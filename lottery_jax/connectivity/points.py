@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lottery_jax import checkpoints, masks, training
 from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
@@ -101,7 +102,7 @@ def same_trees(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", "b")) -> Non
             )
 
 
-def check_alphas(alphas: Array | float, extrapolate: bool) -> None:
+def check_alphas(alphas: ArrayLike, extrapolate: bool) -> None:
     """Raises a ValueError for alphas outside of [0, 1], where they are known."""
     if extrapolate or isinstance(alphas, jax.core.Tracer):
         return

@@ -154,7 +154,7 @@ class _Classification:
     ) -> PyTree:
         # With momentum 0 a training pass leaves the batch's own moments behind.
         choices = dataclasses.replace(
-            self.model.choices,  # type: ignore[attr-defined]
+            self.model.choices,
             momentum=0.0,
             unbiased=False,
         )
