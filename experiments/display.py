@@ -169,6 +169,22 @@ def stages(what: str = "") -> Iterator[Callable[[StageProgress], None]]:
         yield watch
 
 
+def branch_watcher(
+    watch: Callable[[StageProgress], None],
+) -> Callable[[int, int, int, bool], None]:
+    """For `connectivity.branches.train`."""
+    return lambda step, stop, rows, resumed: watch(
+        StageProgress("branches", step, stop, rows, resumed)
+    )
+
+
+def points_watcher(
+    watch: Callable[[StageProgress], None], rows: int
+) -> Callable[[int, int], None]:
+    """For `connectivity.paths`; rows is the number of pairs."""
+    return lambda done, total: watch(StageProgress("paths", done, total, rows))
+
+
 def show_lines(title: str, table: Rows, lines: Sequence[str]) -> None:
     """Prints a table and what follows from it."""
     console = Console()

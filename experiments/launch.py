@@ -77,7 +77,9 @@ def parse(
     config = presets[name or default].config
     kind = type(config)
     module = getattr(sys.modules[kind.__module__], "__spec__", None)
-    program = f"python -m {module.name if module else kind.__module__}"
+    # The configuration of an experiment in several files lies beside its __main__.
+    whole = (module.name if module else kind.__module__).removesuffix(".config")
+    program = f"python -m {whole}"
     if source is not None and level is not None:
         if name is not None:
             fail(f"--from {source} brings its own configuration; leave {name!r} out")

@@ -249,6 +249,43 @@ def against_step(
     return figure
 
 
+def steps_against_density(
+    density: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    steps: np.ndarray,
+    *,
+    title: str = "",
+) -> Any:
+    """Rewind steps over density, such as the smallest stable and matching ones.
+
+    Args:
+      density: `[levels]`, in (0, 1].
+      values: per label `[levels]`, each one of `steps`, or nan for none of them: those
+        are drawn as open marks above the axis.
+      steps: all that were tried, rising.
+      title: above the axes.
+    """
+    figure, axes = _figure()
+    places = {int(step): i for i, step in enumerate(steps)}
+    none = len(steps)
+    for i, (label, y) in enumerate(values.items()):
+        color, marker = list(STYLES.values())[i % len(STYLES)]
+        height = np.array([none if np.isnan(v) else places[int(v)] for v in y], float)
+        height += 0.06 * (i - (len(values) - 1) / 2)
+        axes.plot(100 * density, height, color=color, linewidth=1.2, label=label)
+        for x, h, v in zip(100 * density, height, y):
+            face = "white" if np.isnan(v) else color
+            axes.plot([x], [h], marker, color=color, markerfacecolor=face, markersize=6)
+    _density_axis(axes, density)
+    labels = [*(str(int(step)) for step in steps), "none tried"]
+    axes.set_yticks(range(none + 1), labels)
+    axes.set_ylim(-0.4, none + 0.4)
+    axes.set_ylabel("rewind step k")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:

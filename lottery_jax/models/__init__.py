@@ -18,6 +18,7 @@ from lottery_jax.models.resnet import IMAGENET_LAYERS
 from lottery_jax.models.resnet import ResNet as ResNet
 from lottery_jax.models.units import Axis as Axis
 from lottery_jax.models.units import narrow as narrow
+from lottery_jax.models.units import state_units as state_units
 from lottery_jax.models.units import units as units
 from lottery_jax.models.vgg import LAYERS as VGG_LAYERS
 from lottery_jax.models.vgg import VGG as VGG

@@ -19,7 +19,7 @@ from lottery_jax.models.conv import ConvNet
 from lottery_jax.models.mlp import MLP, ResidualMLP
 from lottery_jax.models.resnet import ResNet
 from lottery_jax.models.vgg import VGG
-from lottery_jax.types import Mask, Params
+from lottery_jax.types import Mask, ModelState, Params
 
 
 class Axis(NamedTuple):
@@ -75,6 +75,39 @@ def units(model: nn.Module, params: Params) -> Axes:
                 f"units: {type(model).__name__} is no model of lottery_jax"
             )
     return _axes(params, plan)
+
+
+def state_units(model: nn.Module, params: Params, model_state: ModelState) -> Axes:
+    """The axes of all leaves of a model state: those of the norm each belongs to.
+
+    Args:
+      model: see `units`.
+      params: its parameters or their shapes.
+      model_state: its BatchNorm statistics or their shapes, `{"batch_stats": {...}}`; may
+        be empty.
+
+    Returns:
+      For each leaf one `Axis` per dimension, by the state's own key paths
+      ("batch_stats/stem_norm/mean").
+
+    Raises:
+      ValueError: another kind of model, or a leaf that is no statistic of a norm.
+    """
+    axes = units(model, params)
+    found: Axes = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(model_state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        collection, _, rest = name.partition("/")
+        norm, _, statistic = rest.rpartition("/")
+        known = collection == "batch_stats" and statistic in ("mean", "var")
+        if not known or f"{norm}/scale" not in axes:
+            raise ValueError(
+                f"state_units: model_state leaf {name!r} is no statistic of a norm of "
+                "params; valid are batch_stats/NORM/mean and batch_stats/NORM/var, with "
+                "a NORM that has a scale in params"
+            )
+        found[name] = axes[f"{norm}/scale"]
+    return found
 
 
 def _residual(params: Params) -> Plan:

@@ -1,0 +1,1 @@
+"""Why rewinding works: subnetworks are matching where they are stable to SGD noise."""
