@@ -23,7 +23,7 @@ from lottery_jax.replicas import check_execution, default_execution
 if TYPE_CHECKING:
     import xarray as xr
 
-METHODS = ("rewind", "lr_rewind", "finetune", "reinit")
+WAYS = ("rewind", "lr_rewind", "finetune", "reinit")
 NAMES = {
     "rewind": "weight rewinding",
     "lr_rewind": "learning-rate rewinding",
@@ -118,27 +118,27 @@ def _dataset(
     found: dict[str, imp.Study],
     ids: list[int],
 ) -> "xr.Dataset":
-    """Axes method, retrain_time, replica, level."""
+    """Axes retraining, retrain_time, replica, level."""
     steps = plans["rewound"].steps
     times = sorted({steps - k for k in plans["rewound"].rewind_steps})
     names = ("test_error", "diverged", "density")
     values: dict[str, Any] = {name: [] for name in names}
-    for method in METHODS:
-        part = "kept" if method in ("lr_rewind", "finetune") else "rewound"
-        arm = "reinit" if method == "reinit" else "ticket"
+    for way in WAYS:
+        part = "kept" if way in ("lr_rewind", "finetune") else "rewound"
+        arm = "reinit" if way == "reinit" else "ticket"
         plan = plans[part]
-        chain = "rewind" if method == "reinit" else method
+        chain = "rewind" if way == "reinit" else way
         rows = [
             [c.name for c in plan.chains].index(f"{chain}-t{time_}") for time_ in times
         ]
         for name in names:
             array = found[part].records[name][1]
             values[name].append(array[rows, plan.arms.index(arm)])
-    axes = ("method", "retrain_time", "replica", "level")
+    axes = ("retraining", "retrain_time", "replica", "level")
     out = {name: (axes, np.stack(value)) for name, value in values.items()}
     levels = out["density"][1].shape[-1]
     coordinates = {
-        "method": list(METHODS),
+        "retraining": list(WAYS),
         "retrain_time": times,
         "replica": ids,
         "level": range(levels),
@@ -167,7 +167,7 @@ def judge(results: "xr.Dataset") -> list[dict[str, Any]]:
     error = results["test_error"].where(results["diverged"] == 0)
     names = [f"replica {i}" for i in results["replica"].values]
     rows = []
-    for a, b in itertools.combinations(METHODS, 2):
+    for a, b in itertools.combinations(WAYS, 2):
         for level, t in itertools.product(
             results["level"].values, results["retrain_time"].values
         ):
@@ -181,8 +181,8 @@ def judge(results: "xr.Dataset") -> list[dict[str, Any]]:
                     "level": int(level),
                     "retrain_time": int(t),
                     "verdict": verdicts.better(
-                        at.sel(method=a).values,
-                        at.sel(method=b).values,
+                        at.sel(retraining=a).values,
+                        at.sel(retraining=b).values,
                         claim=claim,
                         names=names,
                     ),
@@ -199,10 +199,10 @@ def judge_full_rewind(results: "xr.Dataset") -> list[dict[str, Any]]:
     if len(times) < 2 or int(times[-1]) != int(results.attrs["steps"]):
         return []
     rows = []
-    for method in ("rewind", "lr_rewind"):
+    for way in ("rewind", "lr_rewind"):
         for level in results["level"].values[results["level"].values > 0]:
-            at = error.sel(method=method, level=level)
-            claim = f"{NAMES[method]}: t = {times[-2]} better than t = T"
+            at = error.sel(retraining=way, level=level)
+            claim = f"{NAMES[way]}: t = {times[-2]} better than t = T"
             rows.append(
                 {
                     "claim": claim,
@@ -219,16 +219,16 @@ def judge_full_rewind(results: "xr.Dataset") -> list[dict[str, Any]]:
 
 
 def table(results: "xr.Dataset") -> display.Rows:
-    """Accuracy of each method by density and retraining time."""
+    """Accuracy of each way of retraining by density and retraining time."""
     rows = []
     values = accuracy(results)
     for level, t in itertools.product(
         results["level"].values, results["retrain_time"].values
     ):
-        density = results["density"].sel(level=level, method="rewind", retrain_time=t)
+        density = results["density"].sel(level=level, retraining="rewind", retrain_time=t)
         row = [f"{100 * float(density.mean()):.1f}", str(int(t))]
-        for method in METHODS:
-            own = values.sel(level=level, retrain_time=t, method=method).values
+        for way in WAYS:
+            own = values.sel(level=level, retrain_time=t, retraining=way).values
             own = own[np.isfinite(own)]
             row.append(
                 f"{own.mean():.1f} ± {own.std():.1f}" if len(own) else "diverged"
@@ -242,14 +242,14 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
     values = accuracy(results)
     times = results["retrain_time"].values
     middle = int(times[len(times) // 2])
-    density = results["density"].sel(method="rewind", retrain_time=middle)
+    density = results["density"].sel(retraining="rewind", retrain_time=middle)
     number = results.sizes["replica"]
     name = f"{cfg.model} on {cfg.data}"
     lines = {
-        NAMES[m]: values.sel(method=m, retrain_time=middle)
+        NAMES[m]: values.sel(retraining=m, retrain_time=middle)
         .transpose("replica", "level")
         .values
-        for m in METHODS
+        for m in WAYS
     }
     path = folder / "figures" / "accuracy"
     figure = plots.against_density(
@@ -263,10 +263,10 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
     level = int(results["level"].values[-1])
     share = 100 * float(density.sel(level=level).mean())
     lines = {
-        NAMES[m]: values.sel(method=m, level=level)
+        NAMES[m]: values.sel(retraining=m, level=level)
         .transpose("replica", "retrain_time")
         .values
-        for m in METHODS
+        for m in WAYS
     }
     figure = plots.against_step(
         times,
