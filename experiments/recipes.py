@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -94,16 +95,15 @@ def _load_data(name: str, *options: Any) -> data.Dataset:
     return data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
 
 
-def make_task(recipe: Recipe) -> Task:
-    """The classification task of a recipe.
+def make_model(recipe: Recipe) -> nn.Module:
+    """The model of a recipe.
 
     Raises:
-      ValueError: an unknown name or a field out of range.
-      FileNotFoundError: data that are not prepared; says how to.
+      ValueError: an unknown name or choice.
     """
     dataset = load_data(recipe)
     try:
-        model = models.make(
+        return models.make(
             recipe.model,
             dataset.num_classes,
             initializer=recipe.initializer,
@@ -113,6 +113,17 @@ def make_task(recipe: Recipe) -> Task:
         )
     except ValueError as error:
         raise ValueError(f"model={recipe.model!r}: {error}") from None
+
+
+def make_task(recipe: Recipe) -> Task:
+    """The classification task of a recipe.
+
+    Raises:
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    dataset = load_data(recipe)
+    model = make_model(recipe)
     task = tasks.classification(
         dataset,
         model,

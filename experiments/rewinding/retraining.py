@@ -225,7 +225,9 @@ def table(results: "xr.Dataset") -> display.Rows:
     for level, t in itertools.product(
         results["level"].values, results["retrain_time"].values
     ):
-        density = results["density"].sel(level=level, retraining="rewind", retrain_time=t)
+        density = results["density"].sel(
+            level=level, retraining="rewind", retrain_time=t
+        )
         row = [f"{100 * float(density.mean()):.1f}", str(int(t))]
         for way in WAYS:
             own = values.sel(level=level, retrain_time=t, retraining=way).values

@@ -1,5 +1,6 @@
 """Linear mode connectivity: paths between networks, and from when on they are flat."""
 
+from lottery_jax.connectivity import alignment as alignment
 from lottery_jax.connectivity import analysis as analysis
 from lottery_jax.connectivity import branches as branches
 from lottery_jax.connectivity.analysis import Analysis as Analysis

@@ -163,8 +163,8 @@ def match(
     the current permutation, and the step is taken only if the inner product rises. And
     the descent also starts from where the groups have been matched one after another on
     what is already matched (see `_match_in_turn`), because from the identity, where
-    the paper starts, it misses exact copies of deep networks. The better of the two ends
-    is returned.
+    the paper starts, it misses many exact copies (of Conv-4, for one). The better of the
+    two ends is returned.
 
     Guarantees: the inner product is never below that of b as it is, nor below that of
     the paper's algorithm at this seed. A permuted copy is recovered if in turn, from
@@ -290,10 +290,15 @@ class _Pair:
     ) -> None:
         self.axes, self.a, self.b = axes, a, b
         self.places: dict[str, list[tuple[str, int]]] = {}
+        self.meets: dict[str, set[str]] = {}  # in some leaf; itself, if on two axes
         for path in a:
-            for i, axis in enumerate(axes[path]):
-                if axis.group is not None:
-                    self.places.setdefault(axis.group, []).append((path, i))
+            found = [
+                (i, x.group) for i, x in enumerate(axes[path]) if x.group is not None
+            ]
+            for i, group in found:
+                self.places.setdefault(group, []).append((path, i))
+                others = {other for k, other in found if k != i}
+                self.meets.setdefault(group, set()).update(others)
         # Below this a difference of two inner products is rounding.
         squares = [sum(np.vdot(x, x) for x in tree.values()) for tree in (a, b)]
         self.rounding = 1e-12 * math.sqrt(squares[0] * squares[1])
@@ -316,21 +321,29 @@ class _Pair:
         return x
 
     def assign(
-        self, places: Iterable[tuple[str, int]], permutation: Permutation, n: int
-    ) -> np.ndarray:
-        """The best order of a group's n units, judged by these leaves and axes.
+        self,
+        group: str,
+        places: Iterable[tuple[str, int]],
+        permutation: Permutation,
+    ) -> tuple[np.ndarray, float]:
+        """The best order of a group's units, judged by these leaves and axes.
 
         Entry (i, j) of the gains is what b's unit j adds in the place of a's unit i, all
         other axes permuted as they are now.
+
+        Returns:
+          The order, and by how much the sum of its gains exceeds that of the present one.
         """
         from scipy.optimize import linear_sum_assignment
 
-        gains = np.zeros((n, n))
+        now = permutation[group]
+        gains = np.zeros((len(now), len(now)))
         for path, i in places:
             repeats = self.axes[path][i].repeats
             moved = self.moved(path, permutation, hold=i)
             gains += _by_unit(self.a[path], i, repeats) @ _by_unit(moved, i, repeats).T
-        return linear_sum_assignment(gains, maximize=True)[1]
+        units, order = linear_sum_assignment(gains, maximize=True)
+        return order, float(gains[units, order].sum() - gains[units, now].sum())
 
 
 def _descend(
@@ -338,19 +351,26 @@ def _descend(
 ) -> Permutation:
     """Coordinate descent from a permutation to one that no step improves."""
     groups = sorted(pair.places)
+    # A step's outcome is known while the groups that it depends on stay as they were.
+    open_ = set(groups)
     for _ in range(max_sweeps):
-        improved = False
         for i in rng.permutation(len(groups)):
-            places = pair.places[groups[i]]
-            order = pair.assign(places, permutation, len(permutation[groups[i]]))
-            moved = {**permutation, groups[i]: order}
-            # A group that meets itself in a leaf makes the step an approximation, and of
-            # equally good orders (units that are all 0) the present one stays.
-            paths = dict.fromkeys(path for path, _ in places)
-            gain = pair.inner(moved, paths) - pair.inner(permutation, paths)
+            group = groups[i]
+            if group not in open_:
+                continue
+            open_.discard(group)
+            places = pair.places[group]
+            order, gain = pair.assign(group, places, permutation)
+            moved = {**permutation, group: order}
+            if group in pair.meets[group]:
+                # The gains are an approximation: they held one axis, and both move.
+                paths = dict.fromkeys(path for path, _ in places)
+                gain = pair.inner(moved, paths) - pair.inner(permutation, paths)
+            # Of equally good orders (units that are all 0) the present one stays.
             if gain > pair.rounding:
-                permutation, improved = moved, True
-        if not improved:
+                permutation = moved
+                open_ |= pair.meets[group]
+        if not open_:
             break
     return permutation
 
@@ -389,7 +409,7 @@ def _match_in_turn(pair: _Pair, permutation: Permutation) -> Permutation:
     left = sorted(pair.places)
     while left:
         group = max(left, key=share)
-        order = pair.assign(known(group), permutation, len(permutation[group]))
+        order, _ = pair.assign(group, known(group), permutation)
         permutation = {**permutation, group: order}
         left.remove(group)
     return permutation
