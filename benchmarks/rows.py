@@ -239,6 +239,91 @@ def resnet20(quick: bool) -> Row:
     )
 
 
+def paths(quick: bool) -> Row:
+    """Linear paths between networks against PyTorch, and against their products."""
+    n = cores()
+    widths, shape = ([300, 100], [28, 28, 1]) if not quick else ([20, 10], [8, 8, 1])
+    pairs, alphas, test = (9, 30, 10_000) if not quick else (2, 3, 100)
+    pixels = shape[0] * shape[1]
+    model = "-".join(["lenet", *map(str, widths)])
+    common = {"pairs": pairs, "alphas": alphas, "test": test}
+    batch = 500 if not quick else 50
+    ours = common | {
+        "model": model,
+        "shape": shape,
+        "ruler": [pixels, *widths, 10],
+        "ruler_batch": batch,
+    }
+    peer = common | {"widths": widths, "pixels": pixels}
+    sizes = (500, 1000, 2000, 10_000) if not quick else (50,)
+    us = "lottery_jax"
+    with ExitStack() as stack:
+        workers = _ready(
+            stack,
+            {
+                us: Worker(f"{JAX}:paths", ours, devices=n),
+                **{
+                    f"PyTorch, batch {size:,}, {n} threads": Worker(
+                        f"{TORCH}:paths", peer | {"batch": size}, threads=n
+                    )
+                    for size in sizes
+                },
+            },
+        )
+        sides: dict[str, Side] = {
+            name: [(worker, "paths")] for name, worker in workers.items()
+        }
+        sides["ruler"] = [(workers[us], "ruler")]
+        rates = take_turns(sides, 1 if quick else 7)
+    peers = [name for name in rates if name.startswith("PyTorch")]
+    best = max(peers, key=lambda name: spread(rates[name]).median)
+    memory = _once(
+        "paths_memory",
+        {
+            "model": model,
+            "shape": shape,
+            "test": test,
+            "pairs": 2,
+            "alphas": [alphas, 10 * alphas],
+        },
+        1,
+    )
+    few, many = memory[str(alphas)], memory[str(10 * alphas)]
+    growth = (many["temporary"] - few["temporary"]) / max(few["temporary"], 1)
+    return Row(
+        "paths",
+        f"{model}: error and loss of {pairs} pairs x {alphas} alphas on {test:,} images of "
+        f"{pixels} pixels (noise, uint8 in memory, normalised as they are read; the peer's "
+        "are normalised float32). lottery_jax: `connectivity.evaluate_many`, one point at "
+        f"a time on each of {n} host devices. The ruler is the forward products alone at "
+        f"{batch} rows. Memory is XLA's own account of `error_along_path`.",
+        {name: spread(values) for name, values in rates.items()},
+        "images per second",
+        [
+            Comparison(
+                us,
+                "the ruler: the same products alone",
+                ratio(rates[us], rates["ruler"]),
+                Target(">=", 0.9),
+            ),
+            Comparison(
+                us,
+                f"the best peer: {best}",
+                ratio(rates[us], rates[best]),
+                Target(">=", 1.0),
+            ),
+            Comparison(
+                f"growth of temporary memory from {alphas} to {10 * alphas} alphas",
+                "",
+                _value(growth),
+                Target("<=", 0.01),
+                "of it",
+            ),
+        ],
+        {"memory in bytes, by alphas": memory},
+    )
+
+
 # --- against itself -------------------------------------------------------------------
 
 
@@ -300,6 +385,45 @@ def masking(quick: bool) -> Row:
                 Target("<=", 1.05),
             )
             for name in networks
+        ],
+    )
+
+
+def branching(quick: bool) -> Row:
+    """What branches of shared trunks cost against as many steps of plain training."""
+    n = cores()
+    steps = 900 if not quick else 6
+    sizes = {
+        "model": "lenet-300-100" if not quick else "lenet-20",
+        "shape": [28, 28, 1],
+        "examples": 55_000 if not quick else 600,
+        "batch": 60,
+        "inits": 3,
+        "branches": 3,
+        "rewind_steps": [0, steps // 10, steps // 3],
+        "steps": steps,
+    }
+    with Worker(f"{JAX}:branching", sizes, devices=n) as worker:
+        worker.wait_ready()
+        sides: dict[str, Side] = {
+            name: [(worker, name)] for name in ("branches", "plain")
+        }
+        rates = take_turns(sides, 1 if quick else 7)
+    return Row(
+        "branching",
+        f"LeNet-300-100, batch 60, Adam, {steps} steps: 3 inits x 3 branches from each of "
+        f"{sizes['rewind_steps']} as one batch of 27 rows on {n} host devices, each "
+        "joining at its rewind step, data orders and transfers to the host included; "
+        f"against one compiled segment of {n} replicas.",
+        {name: spread(values) for name, values in rates.items()},
+        "replica-steps per second",
+        [
+            Comparison(
+                "branches",
+                "plain training",
+                ratio(rates["branches"], rates["plain"]),
+                Target(">=", 0.9),
+            )
         ],
     )
 
@@ -563,7 +687,9 @@ _STORED = ("tyro", "rich", "matplotlib", "xarray", "h5netcdf", "mnist1d", "safet
 ROWS: Mapping[str, Benchmark] = {
     "lenet": Benchmark(lenet, ("torch",), "bench"),
     "resnet20": Benchmark(resnet20, ("torch",), "bench"),
+    "paths": Benchmark(paths, ("torch",), "bench"),
     "masking": Benchmark(masking),
+    "branching": Benchmark(branching),
     "compilations": Benchmark(compilations),
     "scaling": Benchmark(scaling),
     "memory": Benchmark(memory, _STORED, "experiments"),

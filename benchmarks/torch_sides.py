@@ -118,6 +118,55 @@ def resnet(
     return {"train": train}
 
 
+def paths(
+    *,
+    widths: list[int],
+    pixels: int,
+    test: int,
+    pairs: int,
+    alphas: int,
+    batch: int,
+) -> Programs:
+    """Error and loss on the lines between multilayer perceptrons, alpha by alpha.
+
+    The one program is `paths`, in images.
+
+    Args:
+      widths: units of the hidden layers.
+      pixels: inputs.
+      test: images that every point is evaluated on.
+      pairs: of successive networks.
+      alphas: points of a path.
+      batch: images at once.
+    """
+    _settle()
+    sizes = [pixels, *widths, 10]
+    networks = [
+        [torch.randn(b, a) / a**0.5 for a, b in itertools.pairwise(sizes)]
+        for _ in range(pairs + 1)
+    ]
+    biases = [torch.zeros(b) for b in sizes[1:]]
+    images = torch.rand(test, pixels)
+    labels = torch.randint(10, (test,))
+    batches = list(zip(images.split(batch), labels.split(batch)))
+
+    @torch.inference_mode()
+    def paths() -> int:
+        for a, b in itertools.pairwise(networks):
+            for i in range(alphas):
+                point = [torch.lerp(p, q, i / (alphas - 1)) for p, q in zip(a, b)]
+                loss = wrong = torch.zeros(())
+                for x, y in batches:
+                    for weight, bias in zip(point[:-1], biases):
+                        x = functional.relu(functional.linear(x, weight, bias))
+                    logits = functional.linear(x, point[-1], biases[-1])
+                    loss = loss + functional.cross_entropy(logits, y, reduction="sum")
+                    wrong = wrong + (logits.argmax(1) != y).sum()
+        return pairs * alphas * test
+
+    return {"paths": paths}
+
+
 class _Block(nn.Module):
     """Two 3x3 convolutions; where shapes change the shortcut is a 1x1 convolution."""
 

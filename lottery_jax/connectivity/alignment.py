@@ -196,7 +196,7 @@ def match(
         raise ValueError(f"max_sweeps={max_sweeps}; it must be at least 1")
     _check_same(a, b, "b")
     start = identity(axes, b)
-    pair = _Pair(axes, _weights(a, "a"), _weights(b, "b"))
+    pair = _pair(axes, _weights(a, "a"), _weights(b, "b"))
     rng = np.random.default_rng(seed)
     ends = [
         _descend(pair, begin, rng, max_sweeps)
@@ -282,26 +282,25 @@ def align(
 # --- the assignment -------------------------------------------------------------------
 
 
-class _Pair:
-    """Two networks' weights as float64, and where each group is found in them."""
+class _Pair(NamedTuple):
+    """Two networks' weights, and where each group is found in them.
 
-    def __init__(
-        self, axes: AxesLike, a: dict[str, np.ndarray], b: dict[str, np.ndarray]
-    ) -> None:
-        self.axes, self.a, self.b = axes, a, b
-        self.places: dict[str, list[tuple[str, int]]] = {}
-        self.meets: dict[str, set[str]] = {}  # in some leaf; itself, if on two axes
-        for path in a:
-            found = [
-                (i, x.group) for i, x in enumerate(axes[path]) if x.group is not None
-            ]
-            for i, group in found:
-                self.places.setdefault(group, []).append((path, i))
-                others = {other for k, other in found if k != i}
-                self.meets.setdefault(group, set()).update(others)
-        # Below this a difference of two inner products is rounding.
-        squares = [sum(np.vdot(x, x) for x in tree.values()) for tree in (a, b)]
-        self.rounding = 1e-12 * math.sqrt(squares[0] * squares[1])
+    Attributes:
+      axes: of every leaf.
+      a: leaves of the network to resemble by key path, float64.
+      b: leaves of the other, likewise.
+      places: for each group the leaves and dimensions that it indexes.
+      meets: for each group those that index other dimensions of the same leaves; itself,
+        if it indexes two.
+      rounding: differences of inner products that are no larger are rounding.
+    """
+
+    axes: AxesLike
+    a: dict[str, np.ndarray]
+    b: dict[str, np.ndarray]
+    places: dict[str, list[tuple[str, int]]]
+    meets: dict[str, set[str]]
+    rounding: float
 
     def inner(self, permutation: Permutation, paths: Iterable[str] = ()) -> float:
         """The inner product of a and the permuted b, over some leaves or all."""
@@ -344,6 +343,19 @@ class _Pair:
             gains += _by_unit(self.a[path], i, repeats) @ _by_unit(moved, i, repeats).T
         units, order = linear_sum_assignment(gains, maximize=True)
         return order, float(gains[units, order].sum() - gains[units, now].sum())
+
+
+def _pair(axes: AxesLike, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> _Pair:
+    places: dict[str, list[tuple[str, int]]] = {}
+    meets: dict[str, set[str]] = {}
+    for path in a:
+        found = [(i, x.group) for i, x in enumerate(axes[path]) if x.group is not None]
+        for i, group in found:
+            places.setdefault(group, []).append((path, i))
+            others = {other for k, other in found if k != i}
+            meets.setdefault(group, set()).update(others)
+    norms = [math.sqrt(sum(np.vdot(x, x) for x in tree.values())) for tree in (a, b)]
+    return _Pair(axes, a, b, places, meets, 1e-12 * norms[0] * norms[1])
 
 
 def _descend(

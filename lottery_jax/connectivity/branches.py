@@ -14,10 +14,10 @@ On a CPU a row costs only the steps it trains. Where rows are vmapped (`chunk` o
 1) rows that have not joined are computed and thrown away.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -315,19 +315,13 @@ def _train(
     """Yields (step, a function that returns the states in order, curves) by segment."""
     number = len(joins)
     deal, back = dealt(joins, execution)
-    put = partial(replicas.place, execution=execution)
+    put = functools.partial(replicas.place, execution=execution)
     # Copies of rows, made for the devices' sake, never join.
     real = np.isin(np.arange(len(deal)), back)
     join = np.where(real, joins[deal], stop).astype(np.int32)
     timeline = Timeline(join, np.zeros_like(join), stop, every, marks)
-    programs = engine.compile_programs(
-        task,
-        tx,
-        execution,
-        epochs=training.epochs_of(task, stop),
-        capacity=min(every, stop),
-        keep_optimizer=False,
-    )
+    epochs, capacity = training.epochs_of(task, stop), min(every, stop)
+    programs = _programs(task.functions, tx, execution, epochs, capacity)
     take = programs.take
     keys = put(noise[deal])
     zeros = np.zeros(len(deal), np.int32)
@@ -358,9 +352,28 @@ def _train(
 
         yield (
             step,
-            partial(_in_order, reached, back),
+            functools.partial(_in_order, reached, back),
             Curves(*(x[back] for x in recorded)),
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(
+    functions: Task,
+    tx: optax.GradientTransformation,
+    execution: Execution,
+    epochs: int,
+    capacity: int,
+) -> engine.Programs:
+    """Built once, so that a second call with equal shapes compiles nothing."""
+    return engine.compile_programs(
+        functions,
+        tx,
+        execution,
+        epochs=epochs,
+        capacity=capacity,
+        keep_optimizer=False,
+    )
 
 
 def _in_order(running: Running, back: np.ndarray) -> TrainState:

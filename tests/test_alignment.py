@@ -1,0 +1,383 @@
+"""Git Re-Basin's weight matching: permutations of units, and what they must not change."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lottery_jax import masks, models
+from lottery_jax.connectivity import alignment
+from lottery_jax.types import Network
+
+NAMES = ("mlp-20-12", "residual-mlp-24", "conv-4-4", "vgg-11-4", "resnet-8-4")
+
+
+@functools.cache
+def build(name):
+    shape = {"m": (12,), "r": (8, 8, 3), "c": (8, 8, 3), "v": (16, 16, 3)}[name[0]]
+    shape = (12,) if "mlp" in name else shape
+    # Biases and scales that differ: equal ones would hide units that are mixed up.
+    model = models.make(name, 5, bias="torch", norm_scale="uniform")
+    x = jax.random.normal(jax.random.key(1), (4, *shape))
+
+    @jax.jit
+    def network(key):
+        params_key, *state_keys = jax.random.split(key, 100)
+        params, state = (lambda v: (v.pop("params"), v))(
+            dict(model.init(params_key, x))
+        )
+        leaves, structure = jax.tree.flatten(state)
+        noise = [jax.random.uniform(k, s.shape) for k, s in zip(state_keys, leaves)]
+        leaves = [s + n for s, n in zip(leaves, noise)]
+        return Network(params, jax.tree.unflatten(structure, leaves))
+
+    first, second = (network(jax.random.key(s)) for s in (0, 2))
+    return types.SimpleNamespace(
+        logits=jax.jit(lambda n: model.apply({"params": n.params, **n.model_state}, x)),
+        a=first,
+        b=second,
+        axes=models.units(model, first.params),
+        state_axes=models.state_units(model, first.params, first.model_state),
+    )
+
+
+def moved(net, network, permutation):
+    return Network(
+        alignment.permute(net.axes, network.params, permutation),
+        alignment.permute(net.state_axes, network.model_state, permutation),
+    )
+
+
+def inner(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return sum(np.vdot(np.float64(x), np.float64(y)) for x, y in pairs)
+
+
+def assert_equal(a, b):
+    assert masks.same_structure(a, b)
+    for name, x, y in zip(masks.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+# --- permutations ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permute_changes_the_weights_and_not_the_function(name):
+    net = build(name)
+    permutation = alignment.random(net.axes, net.a.params, jax.random.key(3))
+    assert set(permutation) == {x.group for v in net.axes.values() for x in v} - {None}
+    other = moved(net, net.a, permutation)
+    for path, x, y in zip(
+        masks.paths(other.params),
+        jax.tree.leaves(net.a.params),
+        jax.tree.leaves(other.params),
+    ):
+        units = any(axis.group for axis in net.axes[path])
+        assert np.array_equal(x, y) != units
+    before = net.logits(net.a)
+    assert np.ptp(before) > 0.1
+    np.testing.assert_allclose(net.logits(other), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg-11-4", "resnet-8-4"])
+def test_the_statistics_belong_to_their_units(name):
+    net = build(name)
+    permutation = alignment.random(net.axes, net.a.params, jax.random.key(3))
+    params = moved(net, net.a, permutation).params
+    left = net.logits(Network(params, net.a.model_state))
+    assert np.abs(left - net.logits(net.a)).max() > 1e-3
+    assert list(net.state_axes) == masks.paths(net.a.model_state)
+
+
+def test_repeats_and_the_direction_of_a_permutation():
+    axes = {"k": (models.Axis("u", 2), models.Axis(None))}
+    kernel = np.arange(6)[:, None] * np.ones((1, 2), int)
+    out = alignment.permute(axes, {"k": kernel}, {"u": np.array([2, 0, 1])})
+    assert isinstance(out["k"], np.ndarray)
+    assert out["k"][:, 0].tolist() == [2, 0, 1, 5, 3, 4]
+
+
+def test_permute_under_jit_keeps_arrays_and_dtypes():
+    net = build("conv-4-4")
+    permutation = alignment.random(net.axes, net.a.params, jax.random.key(3))
+    permute = functools.partial(alignment.permute, net.axes, permutation=permutation)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), net.a.params)
+    for tree in (net.a.params, half, jax.tree.map(lambda x: x > 0, net.a.params)):
+        out = permute(tree)
+        assert_equal(jax.jit(permute)(tree), out)
+        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(out)):
+            assert isinstance(y, jax.Array) and x.dtype == y.dtype
+
+
+AXES = {"k": (models.Axis("u", 2), models.Axis("v")), "b": (models.Axis("v"),)}
+TREE = {"k": np.random.default_rng(0).normal(size=(10, 4)), "b": np.arange(4.0)}
+
+
+def permutations():
+    return st.fixed_dictionaries(
+        {
+            group: st.permutations(range(n)).map(np.array)
+            for group, n in (("u", 5), ("v", 4))
+        }
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(permutations(), permutations())
+def test_inverse_and_compose(first, second):
+    permute = functools.partial(alignment.permute, AXES)
+    unmoved = alignment.identity(AXES, TREE)
+    assert_equal(permute(TREE, unmoved), TREE)
+    both = alignment.compose(first, second)
+    assert_equal(permute(TREE, both), permute(permute(TREE, first), second))
+    for one in (
+        alignment.compose(first, alignment.inverse(first)),
+        alignment.compose(alignment.inverse(first), first),
+    ):
+        assert_equal(one, unmoved)
+    assert_equal(
+        alignment.inverse(both),
+        alignment.compose(alignment.inverse(second), alignment.inverse(first)),
+    )
+
+
+def test_random_permutations_differ_by_group_and_key():
+    axes = {name: (models.Axis(name),) for name in "uv"}
+    tree = {name: jax.ShapeDtypeStruct((50,), np.float32) for name in "uv"}
+    one, other = (alignment.random(axes, tree, jax.random.key(s)) for s in (0, 1))
+    assert not np.array_equal(one["u"], one["v"])
+    assert not np.array_equal(one["u"], other["u"])
+    assert_equal(one, alignment.random(axes, tree, jax.random.key(0)))
+
+
+# --- matching -------------------------------------------------------------------------
+
+
+# On dense weights `match` guarantees it, on these sparse ones it is what happens.
+@pytest.mark.parametrize("density", [None, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_permuted_copy_is_recovered(name, density):
+    net = build(name)
+    a, mask, mask_b = net.a, None, None
+    permutation = alignment.random(net.axes, a.params, jax.random.key(4))
+    if density:
+        mask = masks.random(jax.random.key(5), a.params, density)
+        a = a._replace(params=masks.apply(mask, a.params))
+        mask_b = alignment.permute(net.axes, mask, permutation)
+        assert float(masks.overlap(mask, mask_b).iou) < 0.9
+    b = moved(net, a, permutation)
+    found = alignment.align(net.axes, a, b, state_axes=net.state_axes, mask=mask_b)
+    assert_equal(found.network, a)
+    assert_equal(found.mask, mask)
+    assert_equal(
+        moved(net, b, found.permutation),
+        found.network,
+    )
+    if not density:
+        assert_equal(found.permutation, alignment.inverse(permutation))
+
+
+def test_a_noisy_permuted_copy_is_recovered():
+    net = build("resnet-8-4")
+    permutation = alignment.random(net.axes, net.a.params, jax.random.key(4))
+    leaves, structure = jax.tree.flatten(moved(net, net.a, permutation).params)
+    keys = jax.random.split(jax.random.key(6), len(leaves))
+    leaves = [
+        x + 0.05 * jnp.std(x) * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys)
+    ]
+    found = alignment.match(
+        net.axes, net.a.params, jax.tree.unflatten(structure, leaves)
+    )
+    assert_equal(found, alignment.inverse(permutation))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_matching_unrelated_networks_brings_them_closer(name):
+    net = build(name)
+    a, b = net.a.params, net.b.params
+    for seed in (0, 1):
+        found = alignment.align(
+            net.axes, net.a, net.b, state_axes=net.state_axes, seed=seed
+        )
+        assert inner(a, found.network.params) > inner(a, b)
+        np.testing.assert_allclose(
+            net.logits(found.network), net.logits(net.b), rtol=1e-5, atol=1e-5
+        )
+        again = alignment.match(net.axes, a, b, seed=seed)
+        assert_equal(again, found.permutation)
+    # Already there: nothing moves.
+    still = alignment.match(net.axes, a, a)
+    assert_equal(still, alignment.identity(net.axes, a))
+
+
+def test_the_end_is_a_local_optimum_and_one_sweep_is_no_worse_than_none():
+    net = build("mlp-20-12")
+    a, b = net.a.params, net.b.params
+    one = alignment.match(net.axes, a, b, max_sweeps=1)
+    end = alignment.match(net.axes, a, b)
+    values = [inner(a, b)] + [
+        inner(a, alignment.permute(net.axes, b, p)) for p in (one, end)
+    ]
+    assert values[0] < values[1] <= values[2]
+    # No exchange of two units of a group does better.
+    for group, order in end.items():
+        for i in range(len(order)):
+            for j in range(i):
+                swapped = order.copy()
+                swapped[[i, j]] = swapped[[j, i]]
+                other = alignment.permute(net.axes, NUMPY(b), {**end, group: swapped})
+                assert inner(a, other) <= values[2] + 1e-9
+
+
+def NUMPY(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_on_two_axes_never_lowers_the_inner_product(seed):
+    # Quadratic and with little else to go by: linearised steps may fall, and are refused.
+    axes = {"k": (models.Axis("u"), models.Axis("u"))}
+    rng = np.random.default_rng(seed)
+    a, b = ({"k": rng.normal(size=(6, 6))} for _ in range(2))
+    found = alignment.match(axes, a, b, seed=seed)
+    assert inner(a, alignment.permute(axes, b, found)) >= inner(a, b)
+
+
+def test_a_single_group_is_solved_exactly():
+    # One hidden layer: the assignment is the whole problem, so brute force agrees.
+    import itertools
+
+    axes = {
+        "w": (models.Axis(None), models.Axis("u")),
+        "v": (models.Axis("u"), models.Axis(None)),
+    }
+    rng = np.random.default_rng(0)
+    a, b = (
+        {"w": rng.normal(size=(3, 5)), "v": rng.normal(size=(5, 2))} for _ in range(2)
+    )
+    best = max(
+        inner(a, alignment.permute(axes, b, {"u": np.array(p)}))
+        for p in itertools.permutations(range(5))
+    )
+    found = inner(a, alignment.permute(axes, b, alignment.match(axes, a, b)))
+    assert np.isclose(found, best, rtol=1e-12)
+
+
+def test_units_without_weights_stay_where_they_are():
+    axes = {"w": (models.Axis(None), models.Axis("u"))}
+    a = {"w": np.array([[0.0, 1.0, 0.0, 2.0, 0.0]])}
+    assert alignment.match(axes, a, a)["u"].tolist() == [0, 1, 2, 3, 4]
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+def test_permute_refuses_what_does_not_fit():
+    good = alignment.identity(AXES, TREE)
+    permute = alignment.permute
+    with pytest.raises(ValueError, match="group 'v' is missing.*'u'"):
+        permute(AXES, TREE, {"u": good["u"]})
+    with pytest.raises(ValueError, match=r"group 'u' has shape \(10,\).*\(5,\)"):
+        permute(AXES, TREE, {**good, "u": np.arange(10)})
+    for bad in (np.zeros(4, int), np.arange(4.0), np.arange(1, 5)):
+        with pytest.raises(ValueError, match=r"group 'v'.*each integer of \[0, 4\)"):
+            permute(AXES, TREE, {**good, "v": bad})
+        with pytest.raises(ValueError, match="group 'v'"):
+            alignment.inverse({"v": bad})
+        with pytest.raises(ValueError, match="group 'v'"):
+            alignment.compose({"v": np.arange(4)}, {"v": bad})
+    with pytest.raises(ValueError, match="must be the same"):
+        alignment.compose(good, {"u": good["u"]})
+
+
+@pytest.mark.parametrize(
+    "axes, message",
+    [
+        ({"k": AXES["k"]}, "leaf 'b' is missing"),
+        ({**AXES, "b": ()}, r"leaf 'b' has shape \(4,\) and 0 axes"),
+        ({**AXES, "b": (models.Axis("v", 3),)}, "axis 0 of leaf 'b', of size 4"),
+        (
+            {**AXES, "b": (models.Axis("v", 2),)},
+            "group 'v' has 4 units in leaf 'k' and 2",
+        ),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(axes, message):
+    with pytest.raises(ValueError, match=message):
+        alignment.identity(axes, TREE)
+    with pytest.raises(ValueError, match=message):
+        alignment.match(axes, TREE, TREE)
+
+
+@pytest.mark.parametrize(
+    "b, message",
+    [
+        ({"k": TREE["k"]}, "leaf 'b' is missing in b"),
+        ({**TREE, "c": TREE["b"]}, "leaf 'c' is only in b"),
+        ({**TREE, "b": np.ones(5)}, r"leaf 'b' has shape \(5,\) in b and \(4,\)"),
+        ({**TREE, "b": np.array([0, 1, np.nan, 2])}, "b: leaf 'b'.*not finite"),
+        ({**TREE, "k": np.full((10, 4), np.inf)}, "b: leaf 'k'.*not finite"),
+    ],
+)
+def test_match_refuses_trees_that_do_not_fit(b, message):
+    with pytest.raises(ValueError, match=message):
+        alignment.match(AXES, TREE, b)
+
+
+def test_match_refuses_a_diverged_first_network_other_containers_and_no_sweeps():
+    with pytest.raises(ValueError, match="a: leaf 'b'.*not finite"):
+        alignment.match(AXES, {**TREE, "b": np.full(4, np.nan)}, TREE)
+    with pytest.raises(ValueError, match="containers"):
+        axes = {"0": (models.Axis("u"),)}
+        alignment.match(axes, [np.ones(3)], (np.ones(3),))
+    with pytest.raises(ValueError, match="max_sweeps=0"):
+        alignment.match(AXES, TREE, TREE, max_sweeps=0)
+
+
+def test_align_wants_the_axes_of_a_model_state_and_a_mask_that_fits():
+    net = build("resnet-8-4")
+    with pytest.raises(ValueError, match="state_axes=None.*batch_stats/stem_norm/mean"):
+        alignment.align(net.axes, net.a, net.b)
+    with pytest.raises(ValueError, match="axes: leaf 'batch_stats"):
+        alignment.align(net.axes, net.a, net.b, state_axes={})
+    other = {**net.state_axes, "batch_stats/stem_norm/mean": (models.Axis("none"),)}
+    with pytest.raises(ValueError, match="group 'none' has 4 units in b.model_state"):
+        alignment.align(net.axes, net.a, net.b, state_axes=other)
+    with pytest.raises(ValueError, match="only in b.model_state"):
+        alignment.align(net.axes, net.a._replace(model_state={}), net.b)
+    mask = masks.ones_like(net.b.params)
+    mask["head"]["bias"] = mask["head"]["bias"][1:]
+    with pytest.raises(ValueError, match="mask: leaf 'head/bias'"):
+        alignment.align(net.axes, net.a, net.b, state_axes=net.state_axes, mask=mask)
+
+
+def test_align_leaves_scalars_of_a_model_state_alone():
+    axes = {"w": (models.Axis("u"),)}
+    a = Network({"w": np.array([1.0, 2.0])}, {"steps": np.int32(3)})
+    b = Network({"w": np.array([2.0, 1.0])}, {"steps": np.int32(4)})
+    found = alignment.align(axes, a, b)
+    assert found.network.params["w"].tolist() == [1.0, 2.0]
+    assert found.network.model_state == {"steps": 4} and found.mask is None
+
+
+def test_state_units_refuses_what_is_no_statistic_of_a_norm():
+    model = models.make("resnet-8-4", 5)
+    params, state = build("resnet-8-4").a
+    for bad in (
+        {"batch_stats": {"stem": {"mean": jnp.ones(4)}}},
+        {"batch_stats": {"stem_norm": {"count": jnp.ones(4)}}},
+        {"cache": state["batch_stats"]},
+    ):
+        with pytest.raises(ValueError, match="is no statistic of a norm"):
+            models.state_units(model, params, bad)
+    assert (
+        models.state_units(models.make("mlp-20-12", 5), build("mlp-20-12").a[0], {})
+        == {}
+    )
