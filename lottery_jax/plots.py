@@ -249,6 +249,41 @@ def against_step(
     return figure
 
 
+def loss_plane(
+    x: np.ndarray,
+    y: np.ndarray,
+    values: np.ndarray,
+    networks: np.ndarray,
+    *,
+    label: str,
+    names: Sequence[str] = ("a", "b", "c"),
+    title: str = "",
+) -> Any:
+    """Filled contours of a plane through three networks.
+
+    Args:
+      x: coordinates `[X]`, in units of L2 distance between weights.
+      y: coordinates `[Y]`.
+      values: `[Y, X]`.
+      networks: where the three lie, `[3, 2]`.
+      label: of the values, with their unit.
+      names: of the three networks.
+      title: above the axes.
+    """
+    figure, axes = _figure()
+    axes.grid(False)
+    filled = axes.contourf(x, y, values, levels=20, cmap="viridis_r")
+    figure.colorbar(filled, ax=axes, label=label)
+    for name, (at_x, at_y) in zip(names, networks):
+        axes.plot(at_x, at_y, "o", color="white", markeredgecolor="#222222")
+        axes.annotate(name, (at_x, at_y), xytext=(6, 6), textcoords="offset points")
+    axes.set_aspect("equal")
+    axes.set_xlabel("distance in weight space (L2)")
+    axes.set_ylabel("distance in weight space (L2)")
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
 def steps_against_density(
     density: np.ndarray,
     values: Mapping[str, np.ndarray],

@@ -1,4 +1,4 @@
-"""The README's code runs as printed, and what it names exists."""
+"""The code of README and docs runs as printed, and what they name exists."""
 
 import pathlib
 import re
@@ -9,11 +9,22 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_readme_code_runs_as_printed(block, tmp_path):
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+BLOCKS = blocks(README)
+DOCS = [
+    pytest.param(block, id=f"{path.name}-{i}")
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    for i, block in enumerate(blocks(path.read_text()))
+]
+
+
+@pytest.mark.parametrize("block", DOCS)
+def test_code_runs_as_printed(block, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True
     )
@@ -37,7 +48,9 @@ def test_links_to_files_lead_somewhere(document):
 
 
 def test_every_preset_is_in_the_readme():
-    from experiments.imp import PRESETS
+    from experiments import alignment, imp, instability
+    from experiments.rewinding import config
 
-    for name in PRESETS:
-        assert f"`{name}`" in README, name
+    for module in (imp, instability, config, alignment):
+        for name in module.PRESETS:
+            assert f"`{name}`" in README, (module.__name__, name)

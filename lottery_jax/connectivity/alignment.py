@@ -304,7 +304,7 @@ class _Pair(NamedTuple):
 
     def inner(self, permutation: Permutation, paths: Iterable[str] = ()) -> float:
         """The inner product of a and the permuted b, over some leaves or all."""
-        return sum(
+        return math.fsum(
             float(np.vdot(self.a[path], self.moved(path, permutation)))
             for path in paths or self.a
         )
@@ -354,7 +354,8 @@ def _pair(axes: AxesLike, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) ->
             places.setdefault(group, []).append((path, i))
             others = {other for k, other in found if k != i}
             meets.setdefault(group, set()).update(others)
-    norms = [math.sqrt(sum(np.vdot(x, x) for x in tree.values())) for tree in (a, b)]
+    squares = [sum(float(np.vdot(x, x)) for x in tree.values()) for tree in (a, b)]
+    norms = [math.sqrt(square) for square in squares]
     return _Pair(axes, a, b, places, meets, 1e-12 * norms[0] * norms[1])
 
 
