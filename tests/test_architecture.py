@@ -35,7 +35,7 @@ ARROWS = {
     "study": ("setting",),
     "resume": ("study", "tickets", "checkpoints"),
     "imp": ("resume", "verdicts", "records"),
-    "connectivity": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
+    "connectivity": ("engine", "tickets", "checkpoints", "verdicts", "records"),
     "supermask": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "strong": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "transfer": ("imp", "connectivity", "supermask", "strong"),
