@@ -202,6 +202,16 @@ def test_a_permuted_copy_is_recovered(name, density):
         assert_equal(found.permutation, alignment.inverse(permutation))
 
 
+def test_a_permuted_copy_is_recovered_whatever_the_permutation():
+    # From the identity, where the paper starts, the descent misses some of these.
+    net = build("conv-4-4")
+    for seed in range(4):
+        permutation = alignment.random(net.axes, net.a.params, jax.random.key(seed))
+        b = alignment.permute(net.axes, net.a.params, permutation)
+        found = alignment.match(net.axes, net.a.params, b)
+        assert_equal(found, alignment.inverse(permutation))
+
+
 def test_a_noisy_permuted_copy_is_recovered():
     net = build("resnet-8-4")
     permutation = alignment.random(net.axes, net.a.params, jax.random.key(4))
@@ -252,14 +262,15 @@ def test_the_end_is_a_local_optimum_and_one_sweep_is_no_worse_than_none():
                 assert inner(a, other) <= values[2] + 1e-9
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_group_on_two_axes_never_lowers_the_inner_product(seed):
-    # Quadratic and with little else to go by: linearised steps may fall, and are refused.
+def test_a_group_on_two_axes_never_lowers_the_inner_product():
+    # Quadratic and with little else to go by: steps that are taken on the linearised
+    # gains alone end below the start for two of these pairs.
     axes = {"k": (models.Axis("u"), models.Axis("u"))}
-    rng = np.random.default_rng(seed)
-    a, b = ({"k": rng.normal(size=(6, 6))} for _ in range(2))
-    found = alignment.match(axes, a, b, seed=seed)
-    assert inner(a, alignment.permute(axes, b, found)) >= inner(a, b)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        a, b = ({"k": rng.normal(size=(6, 6))} for _ in range(2))
+        found = alignment.match(axes, a, b, seed=seed)
+        assert inner(a, alignment.permute(axes, b, found)) >= inner(a, b)
 
 
 def test_a_single_group_is_solved_exactly():
@@ -280,10 +291,11 @@ def test_a_single_group_is_solved_exactly():
     assert np.isclose(found, best, rtol=1e-12)
 
 
-def test_units_without_weights_stay_where_they_are():
+def test_of_equally_good_orders_the_present_one_stays():
     axes = {"w": (models.Axis(None), models.Axis("u"))}
-    a = {"w": np.array([[0.0, 1.0, 0.0, 2.0, 0.0]])}
-    assert alignment.match(axes, a, a)["u"].tolist() == [0, 1, 2, 3, 4]
+    for units in ([0.0, 1.0, 0.0, 2.0, 0.0], [1.0, 1.0, 2.0, 2.0]):
+        a = {"w": np.array([units])}
+        assert_equal(alignment.match(axes, a, a), alignment.identity(axes, a))
 
 
 # --- what is refused ------------------------------------------------------------------

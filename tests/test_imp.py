@@ -1,6 +1,7 @@
 """Studies: replicas, chains, interruptions, divergence, retraining, errors."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -92,6 +93,52 @@ def test_a_chain_and_a_replica_alone_give_the_same_bits(one_of_many):
                 together.end("imp", 1, arm, level),
                 one_of_many.end("imp", 1, arm, level),
             )
+
+
+def test_chains_of_several_rewind_steps_equal_studies_of_one_each():
+    """Level 0, snapshots, masks, fresh draws and fine-tuning all follow the own step."""
+    own = {"late": ("rewind", 6), "tuned": ("finetune", 9)}
+    chains = {
+        name: imp.Chain(name, retrain=retrain, rewind_step=step)
+        for name, (retrain, step) in own.items()
+    }
+    plan = imp.Plan(
+        steps=20,
+        chains=tuple(chains.values()),
+        arms=("ticket", "reinit"),
+        validate_every=10,
+    )
+    assert plan.rewind_steps == (6, 9)
+    task = toys.classification(lj.models.make("mlp-6", 4))
+    execution = Execution(devices=2, chunk=1)
+    tx = optax.sgd(toys.SCHEDULE, momentum=0.9)
+    run = functools.partial(
+        imp.run, task, tx, levels=1, replicas=(0, 1), execution=execution
+    )
+    together = run(plan).records
+    for index, (name, chain) in enumerate(chains.items()):
+        alone = dataclasses.replace(
+            plan,
+            rewind_step=own[name][1],
+            chains=(dataclasses.replace(chain, rewind_step=None),),
+        )
+        records = run(alone).records
+        assert np.isfinite(records["test_loss"][1]).all()
+        for key, (axes, values) in records.items():
+            if axes[0] == "chain":
+                np.testing.assert_array_equal(
+                    together[key][1][index], values[0], err_msg=f"{name}: {key}"
+                )
+    # They are different studies of the same dense networks.
+    late, tuned = together["test_loss"][1]
+    assert (late[:, :, 1] != tuned[:, :, 1]).all()
+    np.testing.assert_array_equal(late[:, :, 0], tuned[:, :, 0])
+
+
+def test_a_chain_s_rewind_step_must_lie_in_the_run():
+    plan = imp.Plan(steps=4, chains=(imp.Chain(rewind_step=4),))
+    with pytest.raises(ValueError, match=r"rewind_step=4 .* \[0, 4\)"):
+        imp.check(plan)
 
 
 def test_records_have_named_axes():

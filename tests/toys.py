@@ -41,6 +41,26 @@ class NormNet(nn.Module):
         return nn.Dense(self.num_classes, name="head")(jax.nn.relu(x))
 
 
+class ChosenNet(nn.Module):
+    """BatchNorm over groups of four inputs; says with `choices` what its statistics are.
+
+    The norm sees `[examples, 2, width]`: more than one activation of an example.
+    """
+
+    num_classes: int = 4
+    width: int = 5
+    choices: lj.models.Choices = lj.models.Choices()
+
+    @nn.compact
+    def __call__(self, x, train=False, weights=None):
+        x = x.reshape(x.shape[0], -1, 4)
+        x = nn.Dense(self.width, name="hidden")(x)
+        momentum, unbiased = self.choices.momentum, self.choices.unbiased
+        norm = lj.models.BatchNorm(momentum=momentum, unbiased=unbiased, name="norm")
+        x = jax.nn.relu(norm(x, train, weights)).reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
 def dataset(seed: int = 0) -> Dataset:
     """Gaussian points with the labels of a random linear map, 4 classes."""
     rng = np.random.default_rng(seed)
