@@ -16,13 +16,21 @@ from lottery_jax import masks, models
 from lottery_jax.connectivity import alignment
 from lottery_jax.types import Network
 
-NAMES = ("mlp-20-12", "residual-mlp-24", "conv-4-4", "vgg-11-4", "resnet-8-4")
+MODELS = {
+    "mlp": models.make("mlp-20-12", 5),
+    "residual-mlp": models.make("residual-mlp-24", 5),
+    # Four pixels are left: the dense layer reads each channel four times.
+    "conv": models.ConvNet(5, widths=(4, 8), dense=(20, 12)),
+    "vgg": models.VGG(5, layers=(1, 1, 2), widths=(4, 6, 8)),
+    "resnet": models.make("resnet-8-4", 5),
+}
+NAMES = tuple(MODELS)
 
 
 @functools.cache
 def build(name):
-    shape = (12,) if "mlp" in name else (16, 16, 3) if "vgg" in name else (8, 8, 3)
-    model = models.make(name, 5)
+    shape = (12,) if "mlp" in name else (8, 8, 3)
+    model = MODELS[name]
     x = jax.random.normal(jax.random.key(1), (4, *shape))
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
 
@@ -95,7 +103,7 @@ def test_permute_changes_the_weights_and_not_the_function(name):
     np.testing.assert_allclose(net.logits(other), before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vgg-11-4", "resnet-8-4"])
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
 def test_the_statistics_belong_to_their_units(name):
     net = build(name)
     permutation = alignment.random(net.axes, net.a.params, jax.random.key(3))
@@ -204,7 +212,7 @@ def test_a_permuted_copy_is_recovered(name, density):
 
 def test_a_permuted_copy_is_recovered_whatever_the_permutation():
     # From the identity, where the paper starts, the descent misses some of these.
-    net = build("conv-4-4")
+    net = build("conv")
     for seed in range(4):
         permutation = alignment.random(net.axes, net.a.params, jax.random.key(seed))
         b = alignment.permute(net.axes, net.a.params, permutation)
@@ -213,7 +221,7 @@ def test_a_permuted_copy_is_recovered_whatever_the_permutation():
 
 
 def test_a_noisy_permuted_copy_is_recovered():
-    net = build("resnet-8-4")
+    net = build("resnet")
     permutation = alignment.random(net.axes, net.a.params, jax.random.key(4))
     rng = np.random.default_rng(6)
     noisy = jax.tree.map(
@@ -244,7 +252,7 @@ def test_matching_unrelated_networks_brings_them_closer(name):
 
 
 def test_the_end_is_a_local_optimum_and_one_sweep_is_no_worse_than_none():
-    net = build("mlp-20-12")
+    net = build("mlp")
     a, b = jax.tree.map(np.asarray, (net.a.params, net.b.params))
     one = alignment.match(net.axes, a, b, max_sweeps=1)
     end = alignment.match(net.axes, a, b)
@@ -364,7 +372,7 @@ def test_match_refuses_a_diverged_first_network_other_containers_and_no_sweeps()
 
 
 def test_align_wants_the_axes_of_a_model_state_and_a_mask_that_fits():
-    net = build("resnet-8-4")
+    net = build("resnet")
     with pytest.raises(ValueError, match="state_axes=None.*batch_stats/stem_norm/mean"):
         alignment.align(net.axes, net.a, net.b)
     with pytest.raises(ValueError, match="axes: leaf 'batch_stats"):
@@ -390,16 +398,12 @@ def test_align_leaves_scalars_of_a_model_state_alone():
 
 
 def test_state_units_refuses_what_is_no_statistic_of_a_norm():
-    model = models.make("resnet-8-4", 5)
-    params, state = build("resnet-8-4").a
+    params, state = build("resnet").a
     for bad in (
         {"batch_stats": {"stem": {"mean": jnp.ones(4)}}},
         {"batch_stats": {"stem_norm": {"count": jnp.ones(4)}}},
         {"cache": state["batch_stats"]},
     ):
         with pytest.raises(ValueError, match="is no statistic of a norm"):
-            models.state_units(model, params, bad)
-    assert (
-        models.state_units(models.make("mlp-20-12", 5), build("mlp-20-12").a[0], {})
-        == {}
-    )
+            models.state_units(MODELS["resnet"], params, bad)
+    assert models.state_units(MODELS["mlp"], build("mlp").a[0], {}) == {}

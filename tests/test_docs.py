@@ -32,8 +32,8 @@ def test_code_runs_as_printed(block, tmp_path):
     assert done.stdout.strip()
 
 
-def test_readme_has_the_two_examples():
-    assert len(BLOCKS) == 2
+def test_readme_has_its_three_examples():
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.parametrize(

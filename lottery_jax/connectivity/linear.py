@@ -293,7 +293,7 @@ def barrier(
       ValueError: an unknown reference, or positions that do not fit.
     """
     xp: Any = jnp if isinstance(values, jax.Array) else np
-    height: Any = xp.asarray(values)
+    height: Any = xp.asarray(values) * 1.0  # whole numbers are heights, too
     number = height.shape[-1]
     at = np.linspace(0, 1, number) if alphas is None else np.asarray(alphas)
     if at.shape != (number,) or at[0] != 0 or at[-1] != 1:
@@ -305,7 +305,8 @@ def barrier(
         case "mean":
             level = (first + last) / 2
         case "chord":
-            at = at.astype(height.dtype)
+            # As many axes as the heights: no rank is promoted.
+            at = at.reshape((1,) * (height.ndim - 1) + (number,)).astype(height.dtype)
             level = (1 - at) * first + at * last
         case _:
             raise ValueError(f"reference={reference!r}; it must be 'mean' or 'chord'")
