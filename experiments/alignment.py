@@ -27,17 +27,16 @@ import numpy as np
 from experiments import display, launch
 from experiments.launch import Preset
 from experiments.recipes import (
-    Recipe,
+    PathRecipe,
+    check_paths,
     load_data,
     make_model,
     make_optimizer,
-    make_task,
+    make_path_task,
     parse_steps,
-    with_parts,
 )
 from lottery_jax import arms, models, plots, records, verdicts
-from lottery_jax.connectivity import alignment, branches, linear, points
-from lottery_jax.replicas import check_execution, default_execution
+from lottery_jax.connectivity import alignment, branches, linear
 from lottery_jax.types import Network
 
 if TYPE_CHECKING:
@@ -52,37 +51,16 @@ COMPARISONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Recipe):
+class Config(PathRecipe):
     """Everything that a study is determined by, and where and how it runs."""
 
     models: tuple[str, ...] = ("mlp-64-64-64", "mlp-256-256-256", "mlp-512-512-512")
     """Networks that are compared, instead of `model`."""
     batch_norm: Literal["recompute", "interpolate"] | None = None
     """How BatchNorm statistics are treated on a path; needed where there are any."""
-    statistics_batches: int = 16
-    """Batches of training data that statistics are recomputed on."""
-    alphas: int = 30
-    """Evenly spaced points of a path, the ends among them."""
-    path_train: int | None = None
-    """Training examples that a path is measured on, the first ones; None for all."""
-    path_test: int | None = None
-    """Test examples, likewise."""
-    every: int = 500
-    """Steps of a segment."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 3
-    """Networks of each kind; each is compared with the next, the last with the first."""
-    out: str | None = None
-    """Run folder; by default results/alignment/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
 
 
-NOT_IDENTITY = ("out", "devices", "chunk")
+NOT_IDENTITY = ("out", "devices", "chunk", "checkpoint_seconds")
 """Fields that change no number."""
 
 PRESETS: Mapping[str, Preset] = {
@@ -127,15 +105,11 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     import xarray as xr
 
     config = records.as_config(cfg)
-    if cfg.replicas < 2:
-        raise ValueError(f"replicas={cfg.replicas}; it takes two to compare")
     if not cfg.models:
         raise ValueError("models=(); there must be one at least")
-    check_execution(launch.execution(cfg) or default_execution())
     for name in cfg.models:
-        task = make_task(dataclasses.replace(cfg, model=name))
-        state = jax.eval_shape(task.init, jax.random.key(0))[1]
-        points.check_policy(task, state, cfg.batch_norm)
+        own = dataclasses.replace(cfg, model=name)
+        check_paths(own, make_path_task(own), cfg.batch_norm, replicas=2)
     records.claim_folder(folder, config, NOT_IDENTITY)
     path = folder / "results.nc"
     if records.intact(path):
@@ -143,10 +117,11 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     begin = time.monotonic()
     parts = []
     for name in cfg.models:
-        own = folder / f"{name}.nc"
-        if not records.intact(own):
-            records.save(own, _run_model(dataclasses.replace(cfg, model=name)))
-        parts.append(records.load(own))
+        done = folder / f"{name}.nc"
+        if not records.intact(done):
+            own = dataclasses.replace(cfg, model=name)
+            records.save(done, _run_model(own, folder / name))
+        parts.append(records.load(done))
     results = xr.concat(parts, "model", combine_attrs="override")
     results = results.assign_coords(model=list(cfg.models))
     results.attrs |= {
@@ -157,9 +132,8 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     return results
 
 
-def _run_model(cfg: Config) -> "xr.Dataset":
-    sizes = {"train": cfg.path_train, "test": cfg.path_test}
-    task = with_parts(make_task(cfg), sizes)
+def _run_model(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
+    task = make_path_task(cfg)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     (steps,) = parse_steps(cfg, "steps", task.steps_per_epoch)
     keys = jax.vmap(lambda i: arms.replica_keys(cfg.seed, i))(jnp.arange(cfg.replicas))
@@ -177,6 +151,7 @@ def _run_model(cfg: Config) -> "xr.Dataset":
             (steps,),
             execution=execution,
             every=cfg.every,
+            folder=folder / "networks",
             watch=trained,
         )
         state = trunk.at(steps)
@@ -211,9 +186,10 @@ def _run_model(cfg: Config) -> "xr.Dataset":
             pairs,
             cfg.alphas,
             batch_norm=cfg.batch_norm,
-            splits=tuple(s if n is None else f"{s}_part" for s, n in sizes.items()),
+            splits=cfg.path_splits,
             statistics_batches=cfg.statistics_batches,
             execution=execution,
+            folder=folder / "paths",
             watch=display.points_watcher(watch, len(pairs)),
         )
     shape = (cfg.replicas, len(COMPARISONS))
@@ -239,7 +215,7 @@ def _run_model(cfg: Config) -> "xr.Dataset":
     coordinates = {
         "replica": range(cfg.replicas),
         "comparison": list(COMPARISONS),
-        "split": list(sizes),
+        "split": list(cfg.path_sizes),
     }
     note = load_data(cfg).note
     attributes = records.environment() | ({"note": note} if note else {})
@@ -335,12 +311,9 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, cfg, folder)
     judged = judge(results)
-    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows = table(results)
-    records.write_text(folder / "table.md", rows.markdown() + "\n")
     lines = [f"{r['model']}, {r['split']}: {r['verdict'].describe()}" for r in judged]
+    display.leave(folder, judged, [rows], lines)
     title = f"{preset}: points of error, mean [min, max] of "
     title += f"{results.sizes['replica']} lines"
     display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])
@@ -348,16 +321,14 @@ def report(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
-    cfg = command.config
 
-    def work() -> None:
-        digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
-        name = f"{command.preset}-{digits}"
-        folder = pathlib.Path(cfg.out or pathlib.Path("results", "alignment", name))
-        report(run(cfg, folder), cfg, command.preset, folder)
+    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
+        report(run(cfg, folder), cfg, preset, folder)
 
-    return launch.guarded(work)
+    about = __doc__ or ""
+    return launch.main(
+        "alignment", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+    )
 
 
 if __name__ == "__main__":

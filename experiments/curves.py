@@ -13,7 +13,6 @@ Fast Ensembling of DNNs, 2018.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -27,18 +26,17 @@ import numpy as np
 from experiments import display, launch
 from experiments.launch import Preset
 from experiments.recipes import (
-    Recipe,
+    PathRecipe,
+    check_paths,
     load_data,
     make_optimizer,
-    make_task,
+    make_path_task,
     parse_steps,
-    with_parts,
 )
 from lottery_jax import arms, connectivity, plots, records, training, verdicts
-from lottery_jax.connectivity import branches, linear, points
+from lottery_jax.connectivity import branches, linear
 from lottery_jax.connectivity.curves import Kind
 from lottery_jax.replicas import (
-    check_execution,
     default_execution,
     padded,
     parallel,
@@ -55,39 +53,18 @@ PATHS = ("line", *KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Recipe):
+class Config(PathRecipe):
     """Everything that a study is determined by, and where and how it runs."""
 
     curve_steps: str = "3000it"
     """How long a bend is trained, with the same optimizer and schedule."""
     batch_norm: Literal["recompute"] | None = None
     """How BatchNorm statistics are treated on a path; needed where there are any."""
-    statistics_batches: int = 16
-    """Batches of training data that statistics are recomputed on."""
-    alphas: int = 30
-    """Evenly spaced points of a path, the ends among them."""
     plane: int = 25
     """Points along each axis of the plane; 0 for no plane."""
-    path_train: int | None = None
-    """Training examples that a path is measured on, the first ones; None for all."""
-    path_test: int | None = None
-    """Test examples, likewise."""
-    every: int = 500
-    """Steps of a segment."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 3
-    """Networks; each is connected with the next, the last with the first."""
-    out: str | None = None
-    """Run folder; by default results/curves/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
 
 
-NOT_IDENTITY = ("out", "devices", "chunk")
+NOT_IDENTITY = ("out", "devices", "chunk", "checkpoint_seconds")
 """Fields that change no number."""
 
 PRESETS: Mapping[str, Preset] = {
@@ -123,18 +100,11 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
       ValueError: a field that makes no sense; names it.
     """
     config = records.as_config(cfg)
-    for field, least in (("replicas", 2), ("alphas", 2), ("plane", 0)):
-        if getattr(cfg, field) < least:
-            value = getattr(cfg, field)
-            raise ValueError(f"{field}={value}; it must be {least} or more")
-    if cfg.plane == 1:
-        raise ValueError("plane=1; it must be 0, for none, or 2 or more")
+    if cfg.plane == 1 or cfg.plane < 0:
+        raise ValueError(f"plane={cfg.plane}; it must be 0, for none, or 2 or more")
     execution = launch.execution(cfg)
-    check_execution(execution or default_execution())
-    sizes = {"train": cfg.path_train, "test": cfg.path_test}
-    task = with_parts(make_task(cfg), sizes)
-    state = jax.eval_shape(task.init, jax.random.key(0))[1]
-    points.check_policy(task, state, cfg.batch_norm)
+    task = make_path_task(cfg)
+    check_paths(cfg, task, cfg.batch_norm, replicas=2)
     (steps,) = parse_steps(cfg, "steps", task.steps_per_epoch)
     (curve_steps,) = parse_steps(cfg, "curve_steps", task.steps_per_epoch)
     records.claim_folder(folder, config, NOT_IDENTITY)
@@ -147,9 +117,9 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
         statistics_batches=cfg.statistics_batches,
         execution=execution,
     )
-    splits = tuple(s if n is None else f"{s}_part" for s, n in sizes.items())
+    splits = cfg.path_splits
     with display.stages() as watch:
-        networks = _networks(cfg, task, steps, watch)
+        networks = _networks(cfg, task, steps, folder / "networks", watch)
         pairs = [
             (networks[i], networks[(i + 1) % cfg.replicas]) for i in range(cfg.replicas)
         ]
@@ -204,7 +174,7 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     coordinates = {
         "path": list(PATHS),
         "replica": range(cfg.replicas),
-        "split": list(sizes),
+        "split": list(cfg.path_sizes),
         **({"kind": list(KINDS)} if planes else {}),
     }
     note = load_data(cfg).note
@@ -219,7 +189,9 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     return results
 
 
-def _networks(cfg: Config, task: Task, steps: int, watch: Any) -> list[Network]:
+def _networks(
+    cfg: Config, task: Task, steps: int, folder: pathlib.Path, watch: Any
+) -> list[Network]:
     keys = jax.vmap(lambda i: arms.replica_keys(cfg.seed, i))(jnp.arange(cfg.replicas))
     trunk = branches.train_trunk(
         task,
@@ -229,6 +201,7 @@ def _networks(cfg: Config, task: Task, steps: int, watch: Any) -> list[Network]:
         (steps,),
         execution=launch.execution(cfg),
         every=cfg.every,
+        folder=folder,
         watch=lambda step, stop, rows, resumed: watch(
             display.StageProgress("networks", step, stop, rows, resumed)
         ),
@@ -369,12 +342,9 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, cfg, folder)
     judged = judge(results)
-    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows = table(results)
-    records.write_text(folder / "table.md", rows.markdown() + "\n")
     lines = [row["verdict"].describe() for row in judged]
+    display.leave(folder, judged, [rows], lines)
     title = (
         f"{preset}: points of error above the chord of the ends, mean [min, max] of "
     )
@@ -384,16 +354,14 @@ def report(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
-    cfg = command.config
 
-    def work() -> None:
-        digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
-        name = f"{command.preset}-{digits}"
-        folder = pathlib.Path(cfg.out or pathlib.Path("results", "curves", name))
-        report(run(cfg, folder), cfg, command.preset, folder)
+    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
+        report(run(cfg, folder), cfg, preset, folder)
 
-    return launch.guarded(work)
+    about = __doc__ or ""
+    return launch.main(
+        "curves", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is seen while an experiment runs and when it ends."""
 
 import contextlib
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from lottery_jax import records
+from lottery_jax import records, verdicts
 from lottery_jax.connectivity import Progress as StageProgress
 from lottery_jax.imp import Moment, Plan
 
@@ -167,6 +168,35 @@ def stages(what: str = "") -> Iterator[Callable[[StageProgress], None]]:
 
     with bar:
         yield watch
+
+
+def leave(
+    folder: pathlib.Path, judged: Any, tables: Sequence[Rows], lines: Sequence[str]
+) -> None:
+    """Writes verdicts.json and table.md, with what follows from the tables below them.
+
+    Args:
+      folder: the run folder.
+      judged: verdicts in dicts and lists, beside what they are about.
+      tables: one or more.
+      lines: conclusions.
+    """
+    text = json.dumps(records.finite(_as_plain(judged)), indent=1)
+    records.write_text(folder / "verdicts.json", text + "\n")
+    parts = [table.markdown() for table in tables]
+    parts += ["\n".join(f"- {line}" for line in lines)] * bool(lines)
+    records.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+
+
+def _as_plain(value: Any) -> Any:
+    """Verdicts as dicts, wherever they are."""
+    if isinstance(value, verdicts.Verdict):
+        return verdicts.as_dict(value)
+    if isinstance(value, dict):
+        return {name: _as_plain(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_as_plain(v) for v in value]
+    return value
 
 
 def branch_watcher(

@@ -665,11 +665,8 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, folder, f"{preset}: {cfg.model} on {cfg.data}")
     judged = judge(results, cfg.tolerance)
-    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     table = display.density_table(results, accuracy(results))
-    records.write_text(folder / "table.md", table.markdown() + "\n")
+    display.leave(folder, judged, [table], ())
     display.show(table, judged, results, figure)
 
 

@@ -23,26 +23,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import display, launch
+from experiments import display, launch, recipes
 from experiments.groups import groups, merge
 from experiments.launch import Preset
 from experiments.recipes import (
-    Recipe,
+    PathRecipe,
+    check_paths,
     load_data,
     make_optimizer,
+    make_path_task,
     make_task,
     parse_steps,
-    with_parts,
 )
 from lottery_jax import connectivity, plots, records, verdicts
-from lottery_jax.replicas import check_execution, default_execution
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Recipe):
+class Config(PathRecipe):
     """Everything that an analysis is determined by, and where and how it runs."""
 
     rewind_steps: tuple[str, ...] = ("0it", "30it", "100it", "300it", "1000it")
@@ -51,43 +51,13 @@ class Config(Recipe):
     """Continuations of each state under different noise; every two make a pair."""
     batch_norm: tuple[Literal["recompute", "interpolate"], ...] = ()
     """How BatchNorm statistics are treated on a path; both are compared if given both."""
-    statistics_batches: int = 16
-    """Batches of training data that statistics are recomputed on."""
-    alphas: int = 30
-    """Evenly spaced points of a path, the ends among them."""
-    path_train: int | None = None
-    """Training examples that a path is measured on, the first ones; None for all."""
-    path_test: int | None = None
-    """Test examples, likewise."""
     schedules: tuple[Literal["continued", "restarted"], ...] = ("continued",)
     """Branches that train from k to T, and the control: T steps from k, schedule anew."""
     threshold: float = 0.02
     """Below this LII a state is called stable."""
-    every: int = 100
-    """Steps of a segment; checkpoints are written between segments."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 3
-    """Independent initialisations."""
-    out: str | None = None
-    """Run folder; by default results/instability/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
 
 
-NOT_IDENTITY = (
-    "threshold",
-    "replicas",
-    "out",
-    "devices",
-    "chunk",
-    "checkpoint_seconds",
-)
+NOT_IDENTITY = ("threshold", *recipes.NOT_IDENTITY)
 """Fields that change no number of a replica."""
 
 _MNIST1D = Config(
@@ -106,6 +76,7 @@ _LENET = Config(
     learning_rate=1.2e-3,
     steps="3000it",
     path_train=10_000,
+    every=100,
 )
 _RESNET8 = Config(
     data="cifar10",
@@ -124,6 +95,7 @@ _RESNET8 = Config(
     alphas=11,
     path_train=2000,
     path_test=3000,
+    every=100,
 )
 _PAPER = Config(
     data="cifar10",
@@ -206,20 +178,13 @@ def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
             branches=cfg.branches,
             batch_norm=cfg.batch_norm,
             alphas=cfg.alphas,
-            splits=tuple(
-                split if number is None else f"{split}_part"
-                for split, number in _path_sizes(cfg).items()
-            ),
+            splits=cfg.path_splits,
             statistics_batches=cfg.statistics_batches,
             schedules=cfg.schedules,
             seed=cfg.seed,
             every=cfg.every,
         )
     )
-
-
-def _path_sizes(cfg: Config) -> dict[str, int | None]:
-    return {"train": cfg.path_train, "test": cfg.path_test}
 
 
 # --- running --------------------------------------------------------------------------
@@ -232,13 +197,11 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
       ValueError: a field that makes no sense; names it.
     """
     config = records.as_config(cfg)
-    if cfg.replicas < 1:
-        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
-    check_execution(launch.execution(cfg) or default_execution())
-    task = with_parts(make_task(cfg), _path_sizes(cfg))
+    task = make_path_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
-    connectivity.check_task(task, protocol)
+    for policy in cfg.batch_norm or (None,):
+        check_paths(cfg, task, policy)
     records.claim_folder(folder, config, NOT_IDENTITY)
     parts = []
     for group, ids in groups(folder, cfg.replicas):
@@ -274,7 +237,7 @@ def _dataset(
     data: Any,
     seconds: float,
 ) -> "xr.Dataset":
-    splits = list(_path_sizes(cfg))
+    splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
     attributes = {
         **records.environment(),
@@ -473,12 +436,9 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, cfg, folder)
     judged = judge(results, cfg.threshold)
-    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows = table(results)
-    records.write_text(folder / "table.md", rows.markdown() + "\n")
     lines = [*conclusions(judged), *_diverged(results)]
+    display.leave(folder, judged, [rows], lines)
     if note := results.attrs.get("note"):
         lines.append(f"Data: {note}")
     title = (
@@ -531,16 +491,14 @@ def _diverged(results: "xr.Dataset") -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
-    cfg = command.config
 
-    def work() -> None:
-        digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
-        name = f"{command.preset}-{digits}"
-        folder = pathlib.Path(cfg.out or pathlib.Path("results", "instability", name))
-        report(run(cfg, folder), cfg, command.preset, folder)
+    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
+        report(run(cfg, folder), cfg, preset, folder)
 
-    return launch.guarded(work)
+    about = __doc__ or ""
+    return launch.main(
+        "instability", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+    )
 
 
 if __name__ == "__main__":

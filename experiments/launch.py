@@ -164,6 +164,38 @@ def execution(config: Any) -> Execution | None:
     )
 
 
+def main(
+    experiment: str,
+    presets: Mapping[str, Preset],
+    default: str,
+    description: str,
+    not_identity: Sequence[str],
+    work: Callable[[Any, str, pathlib.Path], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """A whole command: reads the arguments, finds the run folder, works.
+
+    Args:
+      experiment: its name, and that of the folder in results/.
+      presets: by name.
+      default: the preset that is meant if none is named.
+      description: for `--help`.
+      not_identity: fields of the configuration that a run folder may change in.
+      work: (configuration, preset's name, run folder).
+      arguments: None for those of the command line.
+
+    Returns:
+      The exit status.
+    """
+    command = parse(presets, default, description, arguments)
+    if command.source is not None:
+        fail(f"--from: {experiment} trains no stored level again")
+    digits = records.identity(records.as_config(command.config), not_identity)
+    usual = pathlib.Path("results", experiment, f"{command.preset}-{digits}")
+    folder = pathlib.Path(command.config.out or usual)
+    return guarded(lambda: work(command.config, command.preset, folder))
+
+
 def guarded(main: Callable[[], None]) -> int:
     """Runs an experiment; errors of the user become a line and an exit status."""
     use_all_cores()

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import launch
 from lottery_jax import data, models, tasks, training
+from lottery_jax.connectivity import points
+from lottery_jax.connectivity.points import BatchNorm
+from lottery_jax.replicas import check_execution, default_execution
 from lottery_jax.types import Array, Task
 
 
@@ -67,6 +70,51 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     """Patterns of layers that count as prunable and are never cut, such as head."""
 
+
+@dataclasses.dataclass(frozen=True)
+class PathRecipe(Recipe):
+    """Networks that are compared on paths between them; where and how they run."""
+
+    statistics_batches: int = 16
+    """Batches of training data that BatchNorm statistics are recomputed on."""
+    alphas: int = 30
+    """Evenly spaced points of a path, the ends among them."""
+    path_train: int | None = None
+    """Training examples that a path is measured on, the first ones; None for all."""
+    path_test: int | None = None
+    """Test examples, likewise."""
+    every: int = 500
+    """Steps of a segment; checkpoints are written between segments."""
+    seed: int = 0
+    """All keys follow from it and the replica's number."""
+    replicas: int = 3
+    """Independent initialisations."""
+    out: str | None = None
+    """Run folder; by default results/EXPERIMENT/PRESET-HASH."""
+    devices: int | None = None
+    """Devices that share the networks; None for all."""
+    chunk: int | None = None
+    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
+    default."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints."""
+
+    @property
+    def path_sizes(self) -> dict[str, int | None]:
+        """How many examples of each split a path is measured on; None for all."""
+        return {"train": self.path_train, "test": self.path_test}
+
+    @property
+    def path_splits(self) -> tuple[str, ...]:
+        """The names of these splits in a task from `make_path_task`."""
+        return tuple(
+            split if number is None else f"{split}_part"
+            for split, number in self.path_sizes.items()
+        )
+
+
+NOT_IDENTITY = ("replicas", "out", "devices", "chunk", "checkpoint_seconds")
+"""Fields of a path recipe that change no number of a replica."""
 
 _DATA_FIELDS = (
     "data",
@@ -169,18 +217,16 @@ def parse_steps(recipe: Recipe, field: str, steps_per_epoch: int) -> tuple[int, 
         raise ValueError(f"{field}: {error}") from None
 
 
-def with_parts(task: Task, sizes: Mapping[str, int | None]) -> Task:
-    """The task with further splits: the first examples of a split, as SPLIT_part.
-
-    Args:
-      task: a classification task.
-      sizes: per split how many; None makes none.
+def make_path_task(recipe: PathRecipe) -> Task:
+    """The task, with further splits that paths are measured on: SPLIT_part.
 
     Raises:
-      ValueError: more than there are, or none.
+      ValueError: as `make_task`; more examples than there are, or none; a task that the
+        number of batches for statistics does not fit.
     """
+    task = make_task(recipe)
     data = dict(task.data)
-    for split, number in sizes.items():
+    for split, number in recipe.path_sizes.items():
         if number is None:
             continue
         most = len(data[split]["label"])
@@ -191,6 +237,31 @@ def with_parts(task: Task, sizes: Mapping[str, int | None]) -> Task:
             )
         data[f"{split}_part"] = {n: x[:number] for n, x in data[split].items()}
     return task._replace(data=data)
+
+
+def check_paths(
+    recipe: PathRecipe, task: Task, batch_norm: BatchNorm | None, replicas: int = 1
+) -> None:
+    """Finds what makes no sense before a run folder is made.
+
+    Args:
+      recipe: the recipe.
+      task: its task.
+      batch_norm: how statistics are treated.
+      replicas: how many there must be.
+
+    Raises:
+      ValueError: names the field.
+    """
+    for field, least in (("replicas", replicas), ("alphas", 2), ("every", 1)):
+        value = getattr(recipe, field)
+        if value < least:
+            raise ValueError(f"{field}={value}; it must be {least} or more")
+    model_state = jax.eval_shape(task.init, jax.random.key(0))[1]
+    points.check_policy(task, model_state, batch_norm)
+    if batch_norm == "recompute" and points.has_statistics(model_state):
+        points.statistics_slice(task, recipe.statistics_batches)  # or it raises
+    check_execution(launch.execution(recipe) or default_execution())
 
 
 def make_optimizer(

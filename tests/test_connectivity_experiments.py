@@ -106,7 +106,7 @@ def analysis(tmp_path_factory):
 @pytest.mark.parametrize("name", instability.PRESETS)
 def test_every_preset_of_instability_makes_a_plan_for_its_task(name, fake_data):
     cfg = instability.PRESETS[name].config
-    task = recipes.with_parts(recipes.make_task(cfg), instability._path_sizes(cfg))
+    task = recipes.make_path_task(cfg)
     plan = instability.plan(cfg, task.steps_per_epoch)
     lj.connectivity.check_task(task, plan)
     recipes.make_optimizer(cfg, task.steps_per_epoch)
@@ -243,7 +243,7 @@ def test_every_preset_of_rewinding_makes_a_plan_for_its_task(name, fake_data):
     elif cfg.study == "batch_size":
         batch_size.check(cfg)
     else:
-        stability.check(cfg, task)
+        stability.check(cfg, recipes.make_path_task(cfg))
         plan = stability.protocol(cfg, task.steps_per_epoch)
         assert plan.rewind_steps[0] == 0
     recipes.make_optimizer(cfg, task.steps_per_epoch)
@@ -401,7 +401,4 @@ def test_curves_are_trained_and_drawn(tmp_path):
 def test_every_preset_of_alignment_and_curves_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         cfg = preset.config
-        sizes = {"train": cfg.path_train, "test": cfg.path_test}
-        task = recipes.with_parts(recipes.make_task(cfg), sizes)
-        state = jax.eval_shape(task.init, jax.random.key(0))[1]
-        lj.connectivity.points.check_policy(task, state, cfg.batch_norm)
+        recipes.check_paths(cfg, recipes.make_path_task(cfg), cfg.batch_norm)

@@ -17,8 +17,7 @@ import sys
 
 from experiments import launch
 from experiments.rewinding import batch_size, retraining, stability
-from experiments.rewinding.config import NOT_IDENTITY, PRESETS
-from lottery_jax import records
+from experiments.rewinding.config import NOT_IDENTITY, PRESETS, Config
 
 STUDIES = {
     "stability": stability,
@@ -29,17 +28,15 @@ STUDIES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
-    cfg = command.config
 
-    def work() -> None:
-        digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
-        name = f"{command.preset}-{digits}"
-        folder = pathlib.Path(cfg.out or pathlib.Path("results", "rewinding", name))
+    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
         study = STUDIES[cfg.study]
-        study.report(study.run(cfg, folder), cfg, command.preset, folder)
+        study.report(study.run(cfg, folder), cfg, preset, folder)
 
-    return launch.guarded(work)
+    about = __doc__ or ""
+    return launch.main(
+        "rewinding", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+    )
 
 
 if __name__ == "__main__":

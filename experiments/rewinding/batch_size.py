@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import display
 from experiments.groups import groups, merge
-from experiments.recipes import load_data, make_optimizer, make_task
+from experiments.recipes import load_data, make_optimizer, make_path_task
 from experiments.rewinding import stability
 from experiments.rewinding.config import NOT_IDENTITY, Arm, Config
 from lottery_jax import plots, records, verdicts
@@ -52,7 +52,7 @@ def check(cfg: Config) -> None:
         )
     for size in cfg.batch_sizes:
         own = for_batch(cfg, size)
-        stability.check(own, make_task(own))
+        stability.check(own, make_path_task(own))
 
 
 def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
@@ -73,7 +73,7 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
         found = []
         for size in sizes:
             own = for_batch(cfg, size)
-            task = stability.load_task(own)
+            task = make_path_task(own)
             plan = stability.protocol(own, task.steps_per_epoch)
             tx = make_optimizer(own, task.steps_per_epoch)
             one = stability.run_group(
@@ -231,15 +231,6 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, cfg, folder)
     judged = judge(results, cfg.threshold)
-    plain = [
-        {
-            n: verdicts.as_dict(v) if isinstance(v, verdicts.Verdict) else v
-            for n, v in row.items()
-        }
-        for row in judged
-    ]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows = table(results)
     lines = [
         f"level {row['level']}: {row[name].describe()}"
@@ -247,8 +238,7 @@ def report(
         if row["batch_size"] is None
         for name in ("LII falls", "gap grows")
     ]
-    bullets = "\n".join(f"- {line}" for line in lines)
-    records.write_text(folder / "table.md", f"{rows.markdown()}\n\n{bullets}\n")
+    display.leave(folder, judged, [rows], lines)
     title = f"{preset}: points of test error, mean ± deviation; "
     title += f"{results.sizes['replica']} replicas"
     display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])

@@ -4,15 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from experiments import recipes
 from experiments.launch import Preset
-from experiments.recipes import Recipe
+from experiments.recipes import PathRecipe
 
 Study = Literal["stability", "retraining", "batch_size"]
 Arm = Literal["ticket", "reinit", "random_mask"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Recipe):
+class Config(PathRecipe):
     """Everything that a study is determined by, and where and how it runs."""
 
     study: Study = "stability"
@@ -39,47 +40,18 @@ class Config(Recipe):
     """For stability: barriers between successive levels, at all of them."""
     batch_norm: Literal["recompute", "interpolate"] | None = None
     """How BatchNorm statistics are treated on a path; needed where there are any."""
-    statistics_batches: int = 16
-    """Batches of training data that statistics are recomputed on."""
-    alphas: int = 30
-    """Evenly spaced points of a path, the ends among them."""
-    path_train: int | None = None
-    """Training examples that paths and errors are measured on; None for all."""
-    path_test: int | None = None
-    """Test examples, likewise."""
     threshold: float = 0.02
     """Below this LII a subnetwork is called stable."""
     tolerance: float = 0.002
     """How far above the dense error a matching subnetwork may be."""
-    every: int = 500
-    """Steps of a segment; checkpoints are written between segments."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 5
-    """Independent runs."""
-    out: str | None = None
-    """Run folder; by default results/rewinding/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
 
 
-NOT_IDENTITY = (
-    "threshold",
-    "tolerance",
-    "replicas",
-    "out",
-    "devices",
-    "chunk",
-    "checkpoint_seconds",
-)
+NOT_IDENTITY = ("threshold", "tolerance", *recipes.NOT_IDENTITY)
 """Fields that change no number of a replica."""
 
-_MNIST1D = Config(validation=0, optimizer="sgd", learning_rate=0.1, steps="3000it")
+_MNIST1D = Config(
+    validation=0, optimizer="sgd", learning_rate=0.1, steps="3000it", replicas=5
+)
 _LENET = Config(
     data="fashion_mnist",
     validation=0,

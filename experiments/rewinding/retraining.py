@@ -14,11 +14,16 @@ import numpy as np
 
 from experiments import display, launch
 from experiments.groups import groups, merge
-from experiments.recipes import load_data, make_optimizer, make_task, parse_steps
+from experiments.recipes import (
+    check_paths,
+    load_data,
+    make_optimizer,
+    make_task,
+    parse_steps,
+)
 from experiments.rewinding import subnetworks
 from experiments.rewinding.config import NOT_IDENTITY, Config
 from lottery_jax import imp, plots, records, verdicts
-from lottery_jax.replicas import check_execution, default_execution
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,12 +86,10 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     task = make_task(cfg)
     plans = protocols(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
-    if cfg.replicas < 1:
-        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
+    check_paths(cfg, task, "interpolate")  # no path is taken: any policy fits
     if not cfg.levels or min(cfg.levels) < 0:
         raise ValueError(f"levels={cfg.levels}; there must be some, 0 or more")
     execution = launch.execution(cfg)
-    check_execution(execution or default_execution())
     records.claim_folder(folder, config, NOT_IDENTITY)
     parts = []
     for group, ids in groups(folder, cfg.replicas):
@@ -289,13 +292,9 @@ def report(
     """Figures, table and verdicts, on the disk and on the screen."""
     figure = draw(results, cfg, folder)
     judged = judge(results) + judge_full_rewind(results)
-    plain = [row | {"verdict": verdicts.as_dict(row["verdict"])} for row in judged]
-    text = json.dumps(records.finite(plain), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows = table(results)
     lines = conclusions(results, judged)
-    bullets = "\n".join(f"- {line}" for line in lines)
-    records.write_text(folder / "table.md", f"{rows.markdown()}\n\n{bullets}\n")
+    display.leave(folder, judged, [rows], lines)
     title = f"{preset}: test accuracy in %, mean ± deviation of "
     title += f"{results.sizes['replica']} replicas"
     display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])

@@ -10,25 +10,22 @@ import pathlib
 import time
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import optax
 
 from experiments import display, launch
 from experiments.groups import groups, merge
 from experiments.recipes import (
+    check_paths,
     load_data,
     make_optimizer,
-    make_task,
+    make_path_task,
     parse_steps,
-    with_parts,
 )
 from experiments.rewinding import subnetworks
 from experiments.rewinding.config import NOT_IDENTITY, Config
 from lottery_jax import imp, plots, records, verdicts
-from lottery_jax.connectivity import points
 from lottery_jax.connectivity.linear import Projection
-from lottery_jax.replicas import check_execution, default_execution
 from lottery_jax.types import Task
 
 if TYPE_CHECKING:
@@ -73,8 +70,7 @@ def check(cfg: Config, task: Task) -> None:
     Raises:
       ValueError: names the field.
     """
-    if cfg.replicas < 1:
-        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
+    check_paths(cfg, task, cfg.batch_norm)
     if cfg.branches < 2:
         raise ValueError(
             f"branches={cfg.branches}; instability compares two branches at least"
@@ -86,34 +82,16 @@ def check(cfg: Config, task: Task) -> None:
         )
     if "ticket" not in cfg.arms:
         raise ValueError(f"arms={cfg.arms}; 'ticket' must be there")
-    if cfg.alphas < 2:
-        raise ValueError(f"alphas={cfg.alphas}; a path has two ends at least")
-    model_state = jax.eval_shape(task.init, jax.random.key(0))[1]
-    points.check_policy(task, model_state, cfg.batch_norm)
-    if cfg.batch_norm == "recompute" and points.has_statistics(model_state):
-        points.statistics_slice(task, cfg.statistics_batches)  # or it raises
-    check_execution(launch.execution(cfg) or default_execution())
-
-
-def path_splits(cfg: Config) -> tuple[str, ...]:
-    """The names of the splits that paths are measured on."""
-    sizes = {"train": cfg.path_train, "test": cfg.path_test}
-    return tuple(s if n is None else f"{s}_part" for s, n in sizes.items())
 
 
 def measure_options(cfg: Config) -> dict[str, Any]:
     """What all measurements on paths have in common."""
     return {
         "alphas": cfg.alphas,
-        "splits": path_splits(cfg),
+        "splits": cfg.path_splits,
         "batch_norm": cfg.batch_norm,
         "statistics_batches": cfg.statistics_batches,
     }
-
-
-def load_task(cfg: Config) -> Task:
-    """The task, with the parts of its splits that paths are measured on."""
-    return with_parts(make_task(cfg), {"train": cfg.path_train, "test": cfg.path_test})
 
 
 # --- running --------------------------------------------------------------------------
@@ -122,7 +100,7 @@ def load_task(cfg: Config) -> Task:
 def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     """Runs what is missing of a study in its folder, and returns all results."""
     config = records.as_config(cfg)
-    task = load_task(cfg)
+    task = make_path_task(cfg)
     plan = protocol(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     check(cfg, task)
@@ -529,19 +507,11 @@ def report(
     """Figures, tables and verdicts, on the disk and on the screen."""
     judged = judge(results, cfg.threshold, cfg.tolerance)
     figure = draw(results, cfg, judged, folder)
-    plain = [
-        row | {claim: verdicts.as_dict(row[claim]) for claim in ("stable", "matching")}
-        for row in judged
-    ]
-    together = {"subnetworks": plain, "first_steps": first_steps(judged)}
-    text = json.dumps(records.finite(together), indent=1)
-    records.write_text(folder / "verdicts.json", text + "\n")
     rows, cross = table(judged), contingency(judged)
     means = contingency_of_means(judged, cfg.threshold, cfg.tolerance)
     lines = claim_at_first(judged)
-    parts = [rows.markdown(), cross.markdown(), means.markdown()]
-    parts.append("\n".join(f"- {line}" for line in lines))
-    records.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+    together = {"subnetworks": judged, "first_steps": first_steps(judged)}
+    display.leave(folder, together, [rows, cross, means], lines)
     number = results.sizes["replica"]
     title = (
         f"{preset}: points of test error, mean ± 95% half-width over {number} replicas"
