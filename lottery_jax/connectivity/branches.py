@@ -257,7 +257,8 @@ def train(
         )
         restored = checkpoints.restore(store, like)
         assert restored is not None
-        (state, curves), after = restored[0], found["step"]
+        # On the host, where curves are written to.
+        (state, curves), after = jax.tree.map(np.asarray, restored[0]), found["step"]
         if watch:
             watch(after, stop, number, True)
     last = time.monotonic()
@@ -277,8 +278,11 @@ def train(
             after,
         )
         for step, getter, recorded in segments:
+            # Not within a column of the curves: its mean would begin anew.
             due = step == stop or (
-                store is not None and time.monotonic() - last >= checkpoint_seconds
+                store is not None
+                and step % every == 0
+                and time.monotonic() - last >= checkpoint_seconds
             )
             if not due:
                 continue

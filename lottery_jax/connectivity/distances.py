@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import masks
 from lottery_jax.connectivity import points
-from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
+from lottery_jax.replicas import Execution, padded, parallel, place
 from lottery_jax.replicas import shared as shared_placement
 from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
 
@@ -100,7 +100,7 @@ def predictions(
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"
         )
-    execution = execution or default_execution()
+    execution = points.evaluation_execution(execution)
     number = jax.tree.leaves(networks.params)[0].shape[0]
     rows = np.minimum(np.arange(padded(number, execution)), number - 1)
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[rows], networks)

@@ -221,6 +221,17 @@ def evaluate(
     return {name: jnp.stack([one[name] for one in found]) for name in found[0]}
 
 
+AT_ONCE = 8
+"""Points that are vmapped at once where training vmaps all: evaluation batches are
+larger than those of training, and there are hundreds of points."""
+
+
+def evaluation_execution(execution: Execution | None) -> Execution:
+    """The devices of training, with no more points at once than fit."""
+    execution = execution or default_execution()
+    return execution._replace(chunk=execution.chunk or AT_ONCE)
+
+
 Watcher: TypeAlias = Callable[[int, int], None]
 """Called with (points done, points in all)."""
 
@@ -253,8 +264,8 @@ def evaluate_many(
       batch_norm: the policy; required for networks with a model state.
       splits: names of splits.
       statistics_batches: batches of training data for "recompute".
-      execution: devices and chunk (points that are evaluated at once on a device); None
-        for the platform's default.
+      execution: devices and chunk (points that are evaluated at once on a device; 0 means
+        `AT_ONCE` here); None for the platform's default.
       group: points per call; the watcher is called after each.
       folder: where checkpoints go. A folder with one is continued from there.
       checkpoint_seconds: time between checkpoints.
@@ -277,7 +288,7 @@ def evaluate_many(
     if which.min() < 0 or which.max() >= number:
         raise ValueError(f"which names networks outside of [0, {number})")
     check_policy(task, networks.model_state, batch_norm)
-    execution = execution or default_execution()
+    execution = evaluation_execution(execution)
     rows = None
     if batch_norm == "recompute" and has_statistics(networks.model_state):
         rows = statistics_slice(task, statistics_batches)
