@@ -343,18 +343,19 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
     )
     plots.save(figure, folder / "figures" / "error_along_path")
     total = parse_steps(cfg, "steps", _steps_per_epoch(cfg))[0]
-    lines, marks = {}, {}
+    lines, variants = {}, {}
     for schedule in results["schedule"].values:
         for policy in policies:
             for split in results["split"].values:
                 label = str(split)
                 label += f", {policy}" if len(policies) > 1 else ""
+                if schedule == "restarted" and _continued(results):
+                    variants[f"{label}, restarted"] = label
                 label += ", restarted" if schedule == "restarted" else ""
                 at = results["lii"].sel(
                     schedule=schedule, batch_norm=policy, split=split
                 )
                 lines[label] = 100 * samples(at, "rewind_step")
-                marks[label] = int(schedule == "restarted")
     path = folder / "figures" / "instability"
     figure = plots.against_step(
         results["rewind_step"].values,
@@ -363,8 +364,8 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
         title=f"{name}\n{count}\n{shown}",
         total=total,
         threshold=100 * cfg.threshold,
-        threshold_label="stable below",
-        marks=marks,
+        threshold_label="stable below this",
+        variants=variants,
     )
     plots.save(figure, path)
     rulers = {"angle distance": main["angle"]}

@@ -182,7 +182,7 @@ def against_step(
     total: int | None = None,
     threshold: float | None = None,
     threshold_label: str = "",
-    marks: Mapping[str, int] | None = None,
+    variants: Mapping[str, str] | None = None,
 ) -> Any:
     """Lines over rewind steps: mean over samples, bars of one standard deviation.
 
@@ -195,8 +195,9 @@ def against_step(
       xlabel: what the steps are.
       total: the length of training; ticks then show the share of it, too.
       threshold: a dashed horizontal line.
-      threshold_label: its name, above it at the right.
-      marks: per label a place in the list of line styles; by default all are solid.
+      threshold_label: its name in the legend.
+      variants: a label, and another that it is a variant of: it gets the other's colour
+        and is dashed.
     """
     figure, axes = _figure()
     positive = steps[steps > 0]
@@ -204,9 +205,12 @@ def against_step(
     # Zero stands as far left of the first step as one on the axis may.
     zero = positive.min() / 3 if len(positive) else 1.0
     x = np.where(x > 0, x, zero)
+    variants = variants or {}
+    own = [label for label in values if label not in variants]
     for i, (label, y) in enumerate(values.items()):
         arm = label.rpartition(": ")[2].replace(" ", "_")
-        color, marker = STYLES.get(arm, list(STYLES.values())[i % len(STYLES)])
+        place = own.index(variants.get(label, label))
+        color, marker = STYLES.get(arm, list(STYLES.values())[place % len(STYLES)])
         seen = np.isfinite(y).any(axis=0)
         # A little apart, so that bars do not cover each other.
         shift = 1.03 ** (i - (len(values) - 1) / 2)
@@ -217,22 +221,19 @@ def against_step(
             label=label.replace("_", " "),
             color=color,
             marker=marker,
-            linestyle=_LINES[(marks or {}).get(label, 0) % len(_LINES)],
+            linestyle=_LINES[label in variants],
             markersize=4,
             linewidth=1.5,
             elinewidth=0.9,
             capsize=2,
         )
     if threshold is not None:
-        axes.axhline(threshold, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.annotate(
-            threshold_label,
-            (1, threshold),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
+        axes.axhline(
+            threshold,
+            color="#222222",
+            linewidth=0.8,
+            linestyle=(0, (4, 3)),
+            label=threshold_label,
         )
     axes.set_xscale("log")
     labels = [
@@ -277,7 +278,6 @@ def loss_plane(
     for name, (at_x, at_y) in zip(names, networks):
         axes.plot(at_x, at_y, "o", color="white", markeredgecolor="#222222")
         axes.annotate(name, (at_x, at_y), xytext=(6, 6), textcoords="offset points")
-    axes.set_aspect("equal")
     axes.set_xlabel("distance in weight space (L2)")
     axes.set_ylabel("distance in weight space (L2)")
     axes.set_title(title, fontsize=10)
@@ -312,7 +312,7 @@ def steps_against_density(
             face = "white" if np.isnan(v) else color
             axes.plot([x], [h], marker, color=color, markerfacecolor=face, markersize=6)
     _density_axis(axes, density)
-    labels = [*(str(int(step)) for step in steps), "none tried"]
+    labels = [*(str(int(step)) for step in steps), "none of these"]
     axes.set_yticks(range(none + 1), labels)
     axes.set_ylim(-0.4, none + 0.4)
     axes.set_ylabel("rewind step k")

@@ -372,6 +372,31 @@ def test_a_rewound_state_has_a_fresh_optimizer_and_the_same_weights():
     toys.assert_equal(rows(found.opt_state, 8), fresh.opt_state)
 
 
+def test_branches_of_environments_with_random_keys(tmp_path):
+    # Walkers and their keys are state: a branch goes on where the trunk's were.
+    task, tx, stop = toys.policy_gradient(), optax.sgd(0.1), 6
+    keys = jax.vmap(lambda i: arms.replica_keys(0, i))(jnp.arange(3))
+    options = {"execution": TWO, "every": 3}
+    grown = functools.partial(
+        branches.train_trunk, task, tx, keys.init, keys.noise, **options
+    )
+    whole = grown((0, 3, stop), folder=tmp_path / "trunk")
+    toys.assert_equal(grown((0, 3, stop), folder=tmp_path / "trunk"), whole)
+    found = branches.Trunk((0, 3), rows(whole.states, slice(0, 2)))
+    starts, joins, replica, _ = branches.starts(found, 2)
+    walked = [np.asarray(found.at(k).stream_state["cell"]) for k in (0, 3)]
+    assert (walked[0] != walked[1]).any()
+    arguments = task, tx, starts, joins, keys.noise[replica], stop
+    options |= {"folder": tmp_path / "branches", "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        branches.train(*arguments, **options, watch=kill_at(stop))
+    ends = branches.train(*arguments, **options)
+    for row, r in enumerate(replica):
+        toys.assert_equal(
+            rows(ends.networks, row), rows(network(whole.at(stop)), int(r))
+        )
+
+
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=25).map(np.array),
     st.integers(1, 5),

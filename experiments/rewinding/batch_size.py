@@ -217,7 +217,7 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
             title=f"{cfg.model} on {cfg.data}, k = 0, {density:.1f}% of the weights, "
             f"{cfg.steps}\nmean and deviation of {number} replicas",
             threshold=100 * cfg.threshold,
-            threshold_label="LII stable below",
+            threshold_label="LII stable below this",
         )
         plots.save(figure, path)
         first = first or path

@@ -450,7 +450,7 @@ def draw(
             title=f"{title}\nmean and deviation of {number} replicas x {pairs} pairs{policy}",
             total=total,
             threshold=100 * cfg.threshold,
-            threshold_label="stable below",
+            threshold_label="stable below this",
         )
         plots.save(figure, path)
         figure = plots.against_step(

@@ -131,7 +131,7 @@ def train_trunk(
     drawn = replicas.parallel(first, (0,), execution)(
         replicas.place(init[rows], execution)
     )
-    state = jax.tree.map(lambda x: np.asarray(x)[:number], drawn)
+    state = jax.tree.map(lambda x: x[:number], _host(drawn))
     kept = [state] * (wanted[0] == 0)
     after = None
     store = None if folder is None else pathlib.Path(folder)
@@ -143,7 +143,7 @@ def train_trunk(
         )
         restored = checkpoints.restore(store, like)
         assert restored is not None
-        stacked = jax.tree.map(np.asarray, restored[0])
+        stacked = _host(restored[0])
         kept = [
             jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(found["kept"])
         ]
@@ -175,7 +175,19 @@ def train_trunk(
 
 
 def _stack(states: Sequence[TrainState]) -> TrainState:
-    return jax.tree.map(lambda *x: np.stack(x), *states)
+    def stack(*leaves: Any) -> Any:
+        return (jnp if _is_key(leaves[0]) else np).stack(leaves)
+
+    return jax.tree.map(stack, *states)
+
+
+def _is_key(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def _host(tree: Any) -> Any:
+    """NumPy arrays; typed keys, which a stream state may hold, stay what they are."""
+    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), tree)
 
 
 def _check_same(
@@ -258,7 +270,7 @@ def train(
         restored = checkpoints.restore(store, like)
         assert restored is not None
         # On the host, where curves are written to.
-        (state, curves), after = jax.tree.map(np.asarray, restored[0]), found["step"]
+        (state, curves), after = _host(restored[0]), found["step"]
         if watch:
             watch(after, stop, number, True)
     last = time.monotonic()
@@ -382,7 +394,7 @@ def _programs(
 
 def _in_order(running: Running, back: np.ndarray) -> TrainState:
     """The rows' states on the host, copies dropped: fetched only where they are kept."""
-    return jax.tree.map(lambda x: np.asarray(x)[back], running.state)
+    return jax.tree.map(lambda x: x[back], _host(running.state))
 
 
 def dealt(joins: np.ndarray, execution: Execution) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax.connectivity import distances, linear, points
+from lottery_jax.connectivity import linear, points
 from lottery_jax.connectivity.points import SPLITS, BatchNorm, Watcher
 from lottery_jax.replicas import Execution
 from lottery_jax.types import (
@@ -249,6 +249,12 @@ class Plane(NamedTuple):
     splits: tuple[str, ...]
 
 
+def _flat(params: Params) -> np.ndarray:
+    """All weights in one float64 vector."""
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(params)]
+    return np.concatenate(leaves)
+
+
 def plane(
     task: Task,
     a: Network,
@@ -289,13 +295,16 @@ def plane(
         )
     for other in (b, c):
         points.same_trees(a, other)
-    ab, ac, bc = (
-        float(distances.l2(p.params, q.params)) for p, q in ((a, b), (a, c), (b, c))
-    )
-    # Where c lies, from the three sides of the triangle.
-    foot = (ab**2 + ac**2 - bc**2) / (2 * ab) if ab else 0.0
-    height = math.sqrt(max(ac**2 - foot**2, 0.0))
-    if not ab or height < 1e-6 * ab:
+    # Where c lies. In double precision: the height of a flat triangle is a small
+    # difference of large numbers.
+    origin, first, third = (_flat(n.params) for n in (a, b, c))
+    along, towards = first - origin, third - origin
+    ab = float(np.linalg.norm(along))
+    foot = float(towards @ along) / ab if ab else 0.0
+    height = float(np.linalg.norm(towards - foot / ab * along)) if ab else 0.0
+    # What rounding to float32 may make of a point on the line is none.
+    scale = max(float(np.linalg.norm(x)) for x in (origin, first, third, towards))
+    if height <= 1e-6 * scale:
         raise ValueError("the three networks lie on one line; they span no plane")
     where = np.array([[0, 0], [ab, 0], [foot, height]])
 
