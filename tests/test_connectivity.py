@@ -940,3 +940,23 @@ def test_a_task_without_classes_has_no_predictions():
     task, networks = plain()
     with pytest.raises(ValueError, match="no `predict`"):
         distances.predictions(task._replace(predict=None), networks)
+
+
+def test_a_diverged_network_has_no_error_and_its_paths_are_not_stable():
+    """A prediction made of nan is some class, so it may even be right."""
+    task, networks = plain()
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), networks)
+    path = linear.paths(task, broken, [(0, 1), (1, 2)], 3, batch_norm=None)
+    lii = connectivity.instability(path.error)
+    assert np.isnan(lii[0]).all() and np.isfinite(lii[1]).all()
+    assert not connectivity.is_stable(lii[0]).any()
+
+
+def test_a_folder_of_other_networks_is_refused(tmp_path):
+    task, networks = plain()
+    run = functools.partial(
+        linear.paths, task, pairs=[(0, 1)], alphas=2, batch_norm=None, folder=tmp_path
+    )
+    run(networks=networks)
+    with pytest.raises(ValueError, match="other points"):
+        run(networks=jax.tree.map(lambda x: 2 * x, networks))

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from lottery_jax import arms, checkpoints, engine, replicas, training
+from lottery_jax.connectivity import points
 from lottery_jax.engine import Curves, Running, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution
 from lottery_jax.types import Key, Network, Task, TrainState
@@ -135,8 +136,9 @@ def train_trunk(
     kept = [state] * (wanted[0] == 0)
     after = None
     store = None if folder is None else pathlib.Path(folder)
+    own: dict[str, Any] = {"steps": list(wanted), "number": number}
+    own["keys"] = points.fingerprint(init, noise)
     if store is not None and (found := checkpoints.metadata(store)) is not None:
-        own = {"steps": list(wanted), "number": number}
         _check_same(store, found, own, "a trunk")
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((found["kept"], *x.shape), x.dtype), state
@@ -169,7 +171,7 @@ def train_trunk(
                 continue
             kept.append(getter())
             if store is not None:
-                metadata = {"steps": wanted, "number": number, "kept": len(kept)}
+                metadata = own | {"kept": len(kept)}
                 checkpoints.save(store, len(kept), _stack(kept), metadata)
     return Trunk(wanted, _stack(kept))
 
@@ -261,8 +263,9 @@ def train(
         engine.empty_curves(number, len(timeline.validation_steps())),
     )
     after = None
+    own: dict[str, Any] = {"joins": joins.tolist(), "stop": stop, "every": every}
+    own["keys"] = points.fingerprint(noise, starts.params)
     if store is not None and found is not None:
-        own = {"joins": joins.tolist(), "stop": stop, "every": every}
         _check_same(store, found, own, "branches")
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, curves)
@@ -300,13 +303,7 @@ def train(
                 continue
             state, curves = getter(), recorded
             if store is not None:
-                metadata = {
-                    "step": step,
-                    "joins": joins.tolist(),
-                    "stop": stop,
-                    "every": every,
-                    "execution": execution._asdict(),
-                }
+                metadata = own | {"step": step, "execution": execution._asdict()}
                 index = (checkpoints.latest(store) or 0) + 1
                 checkpoints.save(store, index, (state, curves), metadata)
                 last = time.monotonic()

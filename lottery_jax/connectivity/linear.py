@@ -55,7 +55,7 @@ def positions(alphas: int | ArrayLike, extrapolate: bool = False) -> np.ndarray:
       ValueError: fewer than two, not rising, outside of [0, 1] (unless asked for), or
         without the ends.
     """
-    if isinstance(alphas, int):
+    if isinstance(alphas, int | np.integer):
         if alphas < 2:
             raise ValueError(f"alphas={alphas}; a path has two ends at least")
         return np.linspace(0, 1, alphas, dtype=np.float32)
@@ -163,8 +163,8 @@ def paths(
       watch: called with (points done, points in all).
 
     Raises:
-      ValueError: masks that differ, weights off the mask, unknown networks, alphas
-        outside of [0, 1], no policy for BatchNorm.
+      ValueError: masks that differ, unknown networks, alphas outside of [0, 1], no
+        policy for BatchNorm; a checkpoint of other paths.
     """
     ends = np.asarray(pairs, np.int32).reshape(-1, 2)
     number = jax.tree.leaves(networks.params)[0].shape[0]

@@ -100,6 +100,11 @@ def same_trees(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", "b")) -> Non
                 f"leaf {path!r} has shape {np.shape(leaf)} in {names[0]} and "
                 f"{np.shape(second[path])} in {names[1]}; they must be the same"
             )
+    if not masks.same_structure(a, b):
+        raise ValueError(
+            f"{names[0]} and {names[1]} have the same leaves in different structures: "
+            f"{jax.tree.structure(a)} and {jax.tree.structure(b)}"
+        )
 
 
 def check_alphas(alphas: ArrayLike, extrapolate: bool) -> None:
@@ -149,14 +154,14 @@ def statistics_slice(task: Task, batches: int) -> Array:
     """The fixed slice that statistics are recomputed on, `[batches, ...]` indices.
 
     Raises:
-      ValueError: batches outside of [1, full batches of an epoch].
+      ValueError: batches outside of [1, steps of an epoch - 1].
     """
     # The last batch of an epoch may be partial, and averages are over equal batches.
     most = max(1, task.steps_per_epoch - 1)
     if not 1 <= batches <= most:
         raise ValueError(
-            f"statistics_batches={batches}; it must be between 1 and {most}, the full "
-            "batches of an epoch"
+            f"statistics_batches={batches}; it must be between 1 and {most}, all "
+            "batches of an epoch but the last, which may be partial"
         )
     order = task.order(training.noise_keys(jax.random.key(0)).order, jnp.int32(0))
     return order[:batches]
@@ -207,7 +212,8 @@ def evaluate(
       rows: from `statistics_slice`, for "recompute".
 
     Returns:
-      What the task's `evaluate` returns, each `[splits]`.
+      What the task's `evaluate` returns, each `[splits]`; nan where the loss is not
+      finite.
     """
     params = combine([n.params for n in networks], weights)
     model_state = combine([n.model_state for n in networks], weights)
@@ -218,7 +224,10 @@ def evaluate(
         task.evaluate(params, model_state, task.data, jax.random.key(0), split)
         for split in splits
     ]
-    return {name: jnp.stack([one[name] for one in found]) for name in found[0]}
+    stacked = {name: jnp.stack([one[name] for one in found]) for name in found[0]}
+    # A diverged network still predicts some class: its error is no error.
+    sound = jnp.isfinite(stacked["loss"])
+    return {name: jnp.where(sound, x, jnp.nan) for name, x in stacked.items()}
 
 
 AT_ONCE = 8
@@ -298,7 +307,8 @@ def evaluate_many(
     calls = -(-len(which) // padded(group, execution))
     size = padded(-(-len(which) // calls), execution)
     store = None if folder is None else pathlib.Path(folder)
-    points = _digest(which, weights, splits, batch_norm)
+    slice_ = 0 if rows is None else statistics_batches
+    points = fingerprint(networks, which, weights, splits, batch_norm or "none", slice_)
     parts = [] if store is None else _restore(store, points)
     done, last = sum(len(next(iter(p.values()))) for p in parts), time.monotonic()
     while done < len(which):
@@ -330,15 +340,24 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _digest(
-    which: np.ndarray,
-    weights: np.ndarray,
-    splits: tuple[str, ...],
-    batch_norm: BatchNorm | None,
-) -> str:
-    """Which points these are, so that a folder is not continued with others."""
-    text = f"{which.tolist()} {weights.tolist()} {splits} {batch_norm}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def fingerprint(*trees: PyTree) -> str:
+    """Tells what a folder holds apart from what it is asked to continue with.
+
+    Args:
+      *trees: of arrays, typed keys, numbers and text.
+    """
+    parts = []
+    for leaf in jax.tree.leaves(trees):
+        if not hasattr(leaf, "dtype") or leaf.size <= 4096:
+            is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key
+            )
+            values = jax.random.key_data(leaf) if is_key else leaf
+            parts.append(np.asarray(values).tolist())
+        else:
+            # Sums tell weights apart well enough, and gigabytes are summed quickly.
+            parts.append(float(jnp.sum(jnp.abs(leaf))))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _restore(store: pathlib.Path, points: str) -> list[dict[str, np.ndarray]]:
