@@ -13,6 +13,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "random_mask": ("#7a7a7a", "^"),
     "shuffled_weights": ("#8661a8", "v"),
     "small_dense": ("#3f8f55", "P"),
+    "dense": ("#222222", "X"),
 }
 """Colour and marker of each arm, the same in every figure."""
 
@@ -48,11 +49,11 @@ def against_density(
     parts = {label: label.rpartition(": ") for label in values}
     chains = list(dict.fromkeys(chain for chain, _, _ in parts.values()))
     one_arm = len({arm for _, _, arm in parts.values()}) == 1 < len(chains)
-    for x, (label, y) in zip(density, values.items()):
+    for i, (x, (label, y)) in enumerate(zip(density, values.items())):
         chain, _, arm = parts[label]
-        color, marker = STYLES.get(arm, ("#222222", "o"))
+        color, marker = STYLES.get(arm, _other_style(i))
         if one_arm:
-            color, marker = list(STYLES.values())[chains.index(chain) % len(STYLES)]
+            color, marker = _other_style(chains.index(chain))
         seen = np.isfinite(y).any(axis=0)
         y, x = y[:, seen], x[seen]
         mean = np.nanmean(y, axis=0)
@@ -143,7 +144,7 @@ def along_path(
     figure, axes = _figure()
     for i, (label, y) in enumerate(values.items()):
         y = y[np.isfinite(y).all(axis=1)]
-        color, _ = list(STYLES.values())[i % len(STYLES)]
+        color, _ = _other_style(i)
         mean, spread = y.mean(axis=0), y.std(axis=0)
         line = _LINES[i // len(STYLES) % len(_LINES)]
         axes.plot(alphas, mean, line, color=color, label=label, linewidth=1.5)
@@ -210,7 +211,7 @@ def against_step(
     for i, (label, y) in enumerate(values.items()):
         arm = label.rpartition(": ")[2].replace(" ", "_")
         place = own.index(variants.get(label, label))
-        color, marker = STYLES.get(arm, list(STYLES.values())[place % len(STYLES)])
+        color, marker = STYLES.get(arm, _other_style(place))
         seen = np.isfinite(y).any(axis=0)
         # A little apart, so that bars do not cover each other.
         shift = 1.03 ** (i - (len(values) - 1) / 2)
@@ -304,7 +305,7 @@ def steps_against_density(
     places = {int(step): i for i, step in enumerate(steps)}
     none = len(steps)
     for i, (label, y) in enumerate(values.items()):
-        color, marker = list(STYLES.values())[i % len(STYLES)]
+        color, marker = _other_style(i)
         height = np.array([none if np.isnan(v) else places[int(v)] for v in y], float)
         height += 0.06 * (i - (len(values) - 1) / 2)
         axes.plot(100 * density, height, color=color, linewidth=1.2, label=label)
@@ -360,6 +361,11 @@ def _figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     return figure, axes
+
+
+def _other_style(index: int) -> tuple[str, str]:
+    """Of a line that is no arm: those of the arms in turn."""
+    return list(STYLES.values())[index % len(STYLES)]
 
 
 def _density_axis(axes: Any, density: np.ndarray) -> None:
