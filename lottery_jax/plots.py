@@ -49,11 +49,10 @@ def against_density(
     parts = {label: label.rpartition(": ") for label in values}
     chains = list(dict.fromkeys(chain for chain, _, _ in parts.values()))
     one_arm = len({arm for _, _, arm in parts.values()}) == 1 < len(chains)
-    for i, (x, (label, y)) in enumerate(zip(density, values.items())):
-        chain, _, arm = parts[label]
-        color, marker = STYLES.get(arm, _other_style(i))
-        if one_arm:
-            color, marker = _other_style(chains.index(chain))
+    styles = _styles(list(chains if one_arm else values))
+    for x, (label, y) in zip(density, values.items()):
+        chain, _, _ = parts[label]
+        color, marker = styles[chain if one_arm else label]
         seen = np.isfinite(y).any(axis=0)
         y, x = y[:, seen], x[seen]
         mean = np.nanmean(y, axis=0)
@@ -142,9 +141,10 @@ def along_path(
       reference: a dashed horizontal line, such as chance.
     """
     figure, axes = _figure()
+    styles = _styles(list(values))
     for i, (label, y) in enumerate(values.items()):
         y = y[np.isfinite(y).all(axis=1)]
-        color, _ = _other_style(i)
+        color, _ = styles[label]
         mean, spread = y.mean(axis=0), y.std(axis=0)
         line = _LINES[i // len(STYLES) % len(_LINES)]
         axes.plot(alphas, mean, line, color=color, label=label, linewidth=1.5)
@@ -184,6 +184,7 @@ def against_step(
     threshold: float | None = None,
     threshold_label: str = "",
     variants: Mapping[str, str] | None = None,
+    logarithmic: bool = True,
 ) -> Any:
     """Lines over rewind steps: mean over samples, bars of one standard deviation.
 
@@ -199,24 +200,26 @@ def against_step(
       threshold_label: its name in the legend.
       variants: a label, and another that it is a variant of: it gets the other's colour
         and is dashed.
+      logarithmic: whether the axis is; 0 then stands at its left end.
     """
     figure, axes = _figure()
     positive = steps[steps > 0]
     x = np.asarray(steps, float)
     # Zero stands as far left of the first step as one on the axis may.
     zero = positive.min() / 3 if len(positive) else 1.0
-    x = np.where(x > 0, x, zero)
+    x = np.where(x > 0, x, zero) if logarithmic else x
+    width = x.max() - x.min() if len(x) > 1 else 1.0
     variants = variants or {}
     own = [label for label in values if label not in variants]
+    styles = _styles(own)
     for i, (label, y) in enumerate(values.items()):
-        arm = label.rpartition(": ")[2].replace(" ", "_")
-        place = own.index(variants.get(label, label))
-        color, marker = STYLES.get(arm, _other_style(place))
+        color, marker = styles[variants.get(label, label)]
         seen = np.isfinite(y).any(axis=0)
         # A little apart, so that bars do not cover each other.
-        shift = 1.03 ** (i - (len(values) - 1) / 2)
+        place = i - (len(values) - 1) / 2
+        apart = x * 1.03**place if logarithmic else x + 0.005 * width * place
         axes.errorbar(
-            x[seen] * shift,
+            apart[seen],
             np.nanmean(y[:, seen], axis=0),
             yerr=np.nanstd(y[:, seen], axis=0),
             label=label.replace("_", " "),
@@ -236,7 +239,7 @@ def against_step(
             linestyle=(0, (4, 3)),
             label=threshold_label,
         )
-    axes.set_xscale("log")
+    axes.set_xscale("log" if logarithmic else "linear")
     labels = [
         f"{step}" + (f"\n{100 * step / total:.3g}%" if total and step else "")
         for step in steps.tolist()
@@ -303,9 +306,9 @@ def steps_against_density(
     """
     figure, axes = _figure()
     places = {int(step): i for i, step in enumerate(steps)}
-    none = len(steps)
+    none, styles = len(steps), _styles(list(values))
     for i, (label, y) in enumerate(values.items()):
-        color, marker = _other_style(i)
+        color, marker = styles[label]
         height = np.array([none if np.isnan(v) else places[int(v)] for v in y], float)
         height += 0.06 * (i - (len(values) - 1) / 2)
         axes.plot(100 * density, height, color=color, linewidth=1.2, label=label)
@@ -363,9 +366,17 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _other_style(index: int) -> tuple[str, str]:
-    """Of a line that is no arm: those of the arms in turn."""
-    return list(STYLES.values())[index % len(STYLES)]
+def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each line: arms have theirs, others share what is left."""
+    arms = {label: label.rpartition(": ")[2].replace(" ", "_") for label in labels}
+    left = [style for arm, style in STYLES.items() if arm not in arms.values()]
+    others = [label for label in labels if arms[label] not in STYLES]
+    return {
+        label: STYLES[arms[label]]
+        if arms[label] in STYLES
+        else left[others.index(label) % len(left)]
+        for label in labels
+    }
 
 
 def _density_axis(axes: Any, density: np.ndarray) -> None:

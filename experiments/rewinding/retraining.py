@@ -281,6 +281,7 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
         title=f"{name}, {share:.1f}% of the weights\nmean and deviation of {number} "
         "replicas",
         total=int(results.attrs["steps"]),
+        logarithmic=False,
     )
     plots.save(figure, folder / "figures" / "retraining_time")
     return path.with_suffix(".png")
