@@ -255,7 +255,7 @@ def paths(quick: bool) -> Row:
         "ruler_batch": batch,
     }
     peer = common | {"widths": widths, "pixels": pixels}
-    sizes = (500, 1000, 2000, 10_000) if not quick else (50,)
+    sizes = (500, 2000, 10_000) if not quick else (50,)
     us = "lottery_jax"
     with ExitStack() as stack:
         workers = _ready(
@@ -274,7 +274,7 @@ def paths(quick: bool) -> Row:
             name: [(worker, "paths")] for name, worker in workers.items()
         }
         sides["ruler"] = [(workers[us], "ruler")]
-        rates = take_turns(sides, 1 if quick else 7)
+        rates = take_turns(sides, 1 if quick else 3)
     peers = [name for name in rates if name.startswith("PyTorch")]
     best = max(peers, key=lambda name: spread(rates[name]).median)
     memory = _once(
@@ -408,7 +408,7 @@ def branching(quick: bool) -> Row:
         sides: dict[str, Side] = {
             name: [(worker, name)] for name in ("branches", "plain")
         }
-        rates = take_turns(sides, 1 if quick else 7)
+        rates = take_turns(sides, 1 if quick else 5)
     return Row(
         "branching",
         f"LeNet-300-100, batch 60, Adam, {steps} steps: 3 inits x 3 branches from each of "

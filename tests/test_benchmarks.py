@@ -13,7 +13,8 @@ from benchmarks import report, rows, timing
 from benchmarks.report import Comparison, Row, Target
 from benchmarks.timing import Spread, Worker
 
-FIRST, SECOND = ("memory", "masking"), ("compilations", "study", "scaling")
+FIRST = ("memory", "masking", "branching")
+SECOND = ("compilations", "study", "scaling")
 
 
 def _start(names, folder):
