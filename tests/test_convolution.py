@@ -11,8 +11,16 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lottery_jax import convolution
-from lottery_jax.convolution import avg_pool, conv, conv_general_dilated, max_pool
+from lottery_jax.convolution import (
+    avg_pool,
+    batched_by,
+    conv,
+    conv_general_dilated,
+    dense,
+    max_pool,
+)
+from lottery_jax.convolution.geometry import geometry_of
+from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, PATCHES, STOCK
 
 # Sums of at most 300 products of order 1 in float32, in another order.
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-4)
@@ -43,6 +51,9 @@ def normal(seed, *shape, dtype=jnp.float32):
         (2, (7, 9), (2, 3), (1, 2), ((0, 3), (4, 0))),  # more padding than window
         (2, (9, 9), (3, 3), (2, 1), ((-1, 0), (1, -2))),  # cropped
         (9, (2, 2), (3, 3), (1, 1), "SAME"),  # fewer pixels than the window
+        (5, (6, 8), (3, 4), (1, 1), "SAME"),  # pairs of columns, an even window
+        (3, (4, 6), (2, 2), (1, 1), "VALID"),  # columns that nothing pairs
+        (4, (4, 5), (3, 3), (1, 1), ((2, 2), (2, 2))),  # larger than the image
         (2, (3, 3), (3, 3), (1, 1), "VALID"),
         (2, (4, 4), (3, 3), (2, 2), "SAME_LOWER"),
     ],
@@ -201,27 +212,122 @@ def test_sharded_over_devices_with_a_loop_within():
     close(jax.jit(sharded)(x, kernel)[0], jnp.stack(want))
 
 
+@pytest.mark.parametrize(
+    ("channels", "features"), [(3, 16), (3, 48), (8, 8), (16, 16), (32, 8), (4, 32)]
+)
+def test_few_channels_take_columns_together(channels, features):
+    x, kernel = normal(0, 5, 8, 8, channels), normal(1, 3, 3, channels, features)
+    y, pullback = jax.vjp(conv, x, kernel)
+    want, want_pullback = jax.vjp(stock, x, kernel)
+    g = jnp.cos(want)
+    for got, exact in zip((y, *pullback(g)), (want, *want_pullback(g)), strict=True):
+        close(got, exact)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
-def test_what_accelerators_run(groups):
-    # The lowering for other platforms, executed here, and that they would get it.
+def test_every_platform_and_method_computes_the_same(groups):
     x, kernel = normal(0, groups, 2, 7, 6, 3), normal(1, groups, 3, 3, 3, 4)
     options = {"strides": (2, 1), "padding": ((1, 1), (2, 0))}
     y, pullback = jax.vjp(jax.vmap(partial(stock, **options)), x, kernel)
     g = jnp.cos(y)
     run = {
-        "geometry": convolution._geometry(x[0], kernel[0], **options),
+        "geometry": geometry_of(x[0], kernel[0], **options),
         "dtype": jnp.float32,
         "precision": None,
     }
-    for function, a, b, want in (
-        (convolution._stock_forward, x, kernel, y),
-        (convolution._stock_input_gradient, g, kernel, pullback(g)[0]),
-        (convolution._stock_kernel_gradient, x, g, pullback(g)[1]),
+    operands = ((x, kernel, y), (g, kernel, pullback(g)[0]), (x, g, pullback(g)[1]))
+    for maps in (STOCK, PATCHES, CANONICAL_MAPS):
+        for function, (a, b, want) in zip(maps, operands, strict=True):
+            close(jax.vmap(partial(function, **run))(a, b), want)
+
+
+LOWERED = {
+    # method: (R = 3 on a GPU; what must stand there, what must not)
+    None: ("feature_group_count = 3", "while"),
+    "grouped": ("feature_group_count = 3", "while"),
+    "loop": ("while", "feature_group_count = 3"),
+    "patches": ("batching_dims = [0] x [0]", "convolution"),
+}
+
+
+@pytest.mark.parametrize("method", LOWERED)
+def test_methods_under_a_vmap_over_kernels(method):
+    x, kernel = normal(0, 3, 2, 7, 6, 3), normal(1, 3, 3, 3, 3, 4)
+
+    def value_and_gradients(f, x, kernel):
+        y, pullback = jax.vjp(jax.vmap(f), x, kernel)
+        return y, *pullback(jnp.cos(y))
+
+    want = value_and_gradients(stock, x, kernel)
+    with batched_by(method):
+        ours = jax.jit(partial(value_and_gradients, conv))
+        for a, b in zip(ours(x, kernel), want, strict=True):
+            close(a, b)
+        there, absent = LOWERED[method]
+        traced = jax.jit(jax.vmap(conv)).trace(x, kernel)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert there in text and absent not in text
+        alone = jax.jit(conv).trace(x[0], kernel[0])
+        text = alone.lower(lowering_platforms=("cuda",)).as_text()
+        assert "stablehlo.convolution" in text and "while" not in text
+
+
+def test_an_inner_jit_does_not_remember_another_method():
+    inner = jax.jit(jax.vmap(conv))
+    x, kernel = normal(0, 2, 2, 4, 4, 3), normal(1, 2, 3, 3, 3, 4)
+    for method, dots in ((None, 0), ("patches", 1), ("grouped", 0)):
+        with batched_by(method):
+            lowered = inner.lower(x, kernel).as_text()
+        assert lowered.count("stablehlo.dot_general") == dots
+
+
+def test_an_unknown_method_is_refused():
+    with (
+        pytest.raises(ValueError, match="convolution='im2col'; it must be one of loop"),
+        batched_by("im2col"),
     ):
-        close(convolution._grouped(partial(function, **run), a, b), want)
-    traced = jax.jit(jax.vmap(partial(conv, **options))).trace(x, kernel)
-    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "stablehlo.convolution" in lowered and "while" not in lowered
+        pass
+
+
+def rounded(x, bits):
+    """To the nearest number with so many bits of fraction, ties to even; NumPy."""
+    x = np.asarray(x, np.float32)
+    mantissa, exponent = np.frexp(x)
+    scale = 2.0 ** (bits + 1)
+    return np.ldexp(np.rint(mantissa * scale) / scale, exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("tensorfloat32", 10), ("bfloat16", 7)]
+)
+def test_operands_are_rounded_in_the_value_and_in_both_gradients(precision, bits):
+    x, kernel = normal(0, 4, 6, 6, 3), normal(1, 3, 3, 3, 4)
+    g = normal(2, 4, 6, 6, 4)
+    y, pullback = jax.vjp(partial(conv, precision=precision), x, kernel)
+    rx, rk, rg = (rounded(z, bits) for z in (x, kernel, g))
+    want, want_pullback = jax.vjp(stock, rx, rk)
+    for got, exact in zip((y, *pullback(g)), (want, *want_pullback(rg)), strict=True):
+        assert got.dtype == jnp.float32
+        # Products of rounded operands are exact: only the order of sums differs.
+        np.testing.assert_allclose(got, exact, rtol=2e-5, atol=2e-5)
+    assert np.abs(y - stock(x, kernel)).max() > 1e-4
+    a, b = normal(3, 2, 5, 7), normal(4, 7, 3)
+    with jax.default_matmul_precision(precision):
+        got, pullback = jax.vjp(dense, a, b)
+        c = normal(5, 2, 5, 3)
+        ga, gb = pullback(c)
+    ra, rb, rc = (rounded(z, bits).astype(np.float64) for z in (a, b, c))
+    np.testing.assert_allclose(got, ra @ rb, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ga, rc @ rb.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        gb, np.einsum("nij,nik->jk", ra, rc), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_without_a_precision_dense_is_a_product():
+    x, kernel = normal(0, 5, 7), normal(1, 7, 3)
+    np.testing.assert_array_equal(dense(x, kernel), x @ kernel)
+    assert "lottery_conv" not in str(jax.make_jaxpr(dense)(x, kernel))
 
 
 def test_half_precision():
