@@ -24,7 +24,7 @@ ARROWS = {
     "prune": ("masks",),
     "transforms": ("prune", "scores", "schedules"),
     "training": ("transforms",),
-    "replicas": ("training",),
+    "replicas": ("training", "convolution"),
     "arms": ("masks",),
     "engine": ("arms", "replicas"),
     "tickets": ("masks",),

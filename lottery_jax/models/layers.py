@@ -65,7 +65,7 @@ class Dense(nn.Module):
             (self.features,),
             jnp.float32,
         )
-        y = x @ kernel
+        y = convolution.dense(x, kernel)
         return y + jnp.broadcast_to(bias, y.shape)
 
 
