@@ -141,7 +141,8 @@ def removable(axes: models.Axes, mask: Mask) -> Units:
                 after.repeats,
                 leaf.shape[-1] // after.repeats,
             )
-            links.append((before.group, after.group, parts.any(axis=(0, 1, 3))))
+            tied = np.asarray(parts.any(axis=(0, 1, 3)))
+            links.append((before.group, after.group, tied))
     # From the outputs backwards until nothing more is reached. Beginning with nothing, and
     # not with everything, finds also units that only read each other (in a residual stream).
     alive = {group: np.zeros(width, bool) for group, width in widths.items()}
