@@ -18,17 +18,28 @@ MODELS = {
     "mlp": models.MLP(5, (20, 12), models.Choices(bias="torch")),
     "residual mlp": models.ResidualMLP(5, 24),
     "convolutions": models.ConvNet(5, (6,), dense=(16, 10)),
-    "vgg": models.VGG(5, layers=(1, 1, 1), widths=(6, 8, 8)),
+    "vgg": models.VGG(5, layers=(1, 1), widths=(6, 8)),
     "resnet": models.ResNet(5, layers=(1, 1), width=6),
 }
 NAMES = tuple(MODELS)
 
 
-@cache
-def initial(name):
-    shape = (6, 12) if "mlp" in name else (6, 8, 8, 3)
-    x = jax.random.normal(jax.random.key(1), shape)
-    return jax.jit(MODELS[name].init)(jax.random.key(0), x), x
+def drawn(model, x):
+    """Variables without compiling the law of a network, statistics as after training."""
+    rng = np.random.default_rng(1)
+
+    def one(path, leaf):
+        values = rng.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            values *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        elif masks.leaf_path(path).endswith(("scale", "var")):
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values *= 0.3
+        return jnp.asarray(values, leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 @cache
@@ -37,7 +48,8 @@ def build(name, density=0.5, cut=0.4):
 
     A random mask, and of every group a share `cut` of the units loses what reads it.
     """
-    variables, x = initial(name)
+    x = jax.random.normal(jax.random.key(1), (6, 12) if "mlp" in name else (6, 8, 8, 3))
+    variables = drawn(MODELS[name], x)
     params = variables["params"]
     axes = models.units(MODELS[name], params)
     rng = np.random.default_rng(0)
@@ -57,8 +69,6 @@ def build(name, density=0.5, cut=0.4):
 
     mask = jax.tree_util.tree_map_with_path(one, params)
     state = {k: v for k, v in variables.items() if k != "params"}
-    # Statistics that differ between channels, as after some training.
-    state = jax.tree.map(lambda v: v + rng.random(v.shape).astype(v.dtype), state)
     network = Subnetwork(masks.apply(mask, params), mask, state)
     return MODELS[name], network, x, unread
 
@@ -268,8 +278,7 @@ def test_a_group_that_is_dead_altogether_keeps_its_first_unit():
 def residual(loops, head):
     """A `ResidualMLP` of three units on two inputs; masks of its last two kernels."""
     model = models.ResidualMLP(1, 3)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 2)))["params"]
-    params = jax.tree.map(lambda s: jnp.ones(s.shape), shapes)
+    params = drawn(model, jnp.ones((1, 2)))["params"]
     mask = masks.ones_like(params)
     mask["dense_1"]["kernel"] = jnp.array(loops, bool)
     mask["head"]["kernel"] = jnp.array(head, bool)
@@ -316,11 +325,7 @@ def test_a_channel_stays_if_one_pixel_of_it_is_read():
 def test_a_projection_stays_where_both_its_sides_become_equally_wide():
     model = models.ResNet(3, layers=(1,), width=2, bottleneck=True)
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda s: jnp.asarray(rng.random(s.shape), s.dtype), shapes
-    )
+    variables = drawn(model, x)
     params = variables["params"]
     mask = jax.tree.map(lambda p: np.ones(p.shape, bool), params)
     mask["head"]["kernel"][2:] = False
