@@ -42,6 +42,7 @@ ARROWS = {
     # What is trained; independent of the methods.
     "models": ("convolution", "data"),
     "tasks": ("models", "masks"),
+    "compact": ("models", "masks"),
     # Arrays only.
     "plots": (),
 }
