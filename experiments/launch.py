@@ -200,6 +200,11 @@ def execution(config: Any) -> Execution | None:
         if (value := getattr(config, name)) is not None
     }
     if config.data_parallel != 1:
+        if config.data_parallel < 1 or config.batch_size % config.data_parallel:
+            raise ValueError(
+                f"data_parallel={config.data_parallel}; it must divide "
+                f"batch_size={config.batch_size}"
+            )
         fields["data_parallel"] = config.data_parallel
     return default_execution()._replace(**fields) if fields else None
 

@@ -196,19 +196,22 @@ def meet(
         yield meeting
         meeting.say("left", None)
         if meeting.index == 0:
-            # Where the coordinator is: it goes last, and clears up.
+            # Where the coordinator is: it goes last.
             for of in range(meeting.count):
                 meeting.hear("left", of)
-            for old in folder.glob(".meeting-*"):
-                shutil.rmtree(old, ignore_errors=True)
+            over.set()
     except BaseException as error:
         with contextlib.suppress(OSError):
             meeting.say("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         _meetings.remove(meeting)
+        clean = over.is_set() or meeting.count == 1
         over.set()
         thread.join()
+        # After a failure the others may still have to read of it.
+        for old in folder.glob(".meeting-*") if clean else ():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def smallest(name: str, value: int) -> int:

@@ -20,7 +20,7 @@ from lottery_jax.data import Dataset
 from lottery_jax.replicas import Execution
 from lottery_jax.types import Network
 
-TWO = Execution(devices=2, chunk=1)
+TWO = Execution(2, 1, "loop", "float32")  # the default on a CPU
 KEPT, STOP, EVERY = (0, 3, 6), 12, 4
 EXAMPLES, BATCH, SIDE = 32, 8, 6
 

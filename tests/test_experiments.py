@@ -450,8 +450,10 @@ def test_identity_is_all_fields_but_the_size_and_where_it_runs(field):
     one, two = (
         records.identity(records.as_config(c), imp.NOT_IDENTITY) for c in (cfg, other)
     )
-    free = "levels target_density tolerance replicas out devices chunk"
-    assert (one == two) == (field in [*free.split(), "checkpoint_seconds"])
+    free = "levels target_density tolerance replicas out devices chunk convolution"
+    assert (one == two) == (
+        field in [*free.split(), "data_parallel", "checkpoint_seconds"]
+    )
 
 
 def test_default_folder_is_named_after_preset_and_identity(
@@ -556,6 +558,15 @@ WRONG = {
     "--validate-every 0": ("validate_every=0", "1 or more"),
     "--devices 99": ("devices=99", "between 1 and 2"),
     "--chunk -1": ("chunk=-1", "0 (all) or more"),
+    "--convolution im2col": ("--convolution", "im2col"),
+    "--precision float16": ("--precision", "float16"),
+    "--data-parallel 0": ("data_parallel=0", "divide batch_size"),
+    "--data-parallel 4": ("data_parallel=4", "divide devices=2"),
+    "--batch-size 25 --data-parallel 2": ("data_parallel=2", "divide batch_size=25"),
+    "--processes 2": ("--processes", "go with --distributed"),
+    "--distributed --process one": ("--process one", "whole number"),
+    "--distributed --processes 2": ("processes=2", "give all three"),
+    "--distributed --coordinator a:1 --processes 2 --process 2": ("between 0 and 1",),
     "--exclude output": ("exclude", "'output'", "head/kernel"),
     "--exclude kernel": ("exclude=('kernel',)", "head/kernel"),
     "--rates head 0.1": ("rates", "scope='layerwise'"),
@@ -586,6 +597,16 @@ def test_wrong_arguments_are_named_and_leave_nothing(arguments, tmp_path):
         assert fragment in err, err
     assert "Traceback" not in err and out == ""
     assert not folder.exists()
+
+
+def test_experiments_of_one_process_say_so(capsys):
+    from experiments import alignment, curves
+
+    for experiment in (alignment, curves):
+        with pytest.raises(SystemExit) as end:
+            experiment.main(["--distributed"])
+        assert end.value.code == 2
+        assert "runs in one process" in capsys.readouterr().err
 
 
 def test_an_unknown_preset_gets_the_valid_ones():
