@@ -13,6 +13,7 @@ any training loop. `Task`, `training`, `replicas` and `imp` train whole studies.
 
 from lottery_jax import arms as arms
 from lottery_jax import checkpoints as checkpoints
+from lottery_jax import compact as compact
 from lottery_jax import connectivity as connectivity
 from lottery_jax import convolution as convolution
 from lottery_jax import data as data

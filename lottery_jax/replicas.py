@@ -1,59 +1,116 @@
 """Many of anything at once: vmapped in chunks on a device, sharded over all devices.
 
 A replica is one independent run. Its arrays have a leading axis R; `parallel` turns a
-function of one replica into a compiled function of R of them. On an accelerator all
-replicas of a device are vmapped. On a CPU they run one after another, one host device per
-core, because the optimizer state of many replicas does not fit the caches.
+function of one replica into a compiled function of R of them. `Execution` says how: which
+devices, how many replicas are vmapped at once on each, how convolutions with a kernel per
+replica are executed, what products are rounded to, and how many devices share the batch
+of one replica.
+
+`default_execution` is what was measured to be best on each platform. On an accelerator
+all replicas of a device are vmapped. On a CPU they run one after another, one host device
+per core, because the optimizer state of many replicas does not fit the caches.
 `jax_num_cpu_devices` makes the host devices and must be set before JAX starts.
+
+Replicas do not talk to each other, so no array spans several processes: each process
+runs its own replicas on its own devices (`lottery_jax.processes`).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lottery_jax import convolution, training
+from lottery_jax.convolution import Method
 from lottery_jax.types import PyTree
 
 AXIS = "replica"
+
+Precision: TypeAlias = Literal["float32", "tensorfloat32", "bfloat16"]
+"""What the operands of products are rounded to; sums, weights and all else are float32."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Execution(NamedTuple):
     """How replicas run. Results differ between settings by rounding (see the docs).
 
     Attributes:
-      devices: number of devices that share the replicas.
+      devices: how many devices of this process are used.
       chunk: how many replicas are vmapped at once on a device; 0 means all of them, 1
         runs them one after another.
+      convolution: how convolutions with a kernel per replica are executed; None for the
+        platform's own way.
+      precision: of products; None for JAX's own, which differs by platform. Changes
+        results by more than the order of summation, unlike the others.
+      data_parallel: how many neighbouring devices share the batch of each replica; for
+        models that one device is too small or too slow for. Divides `devices`.
     """
 
     devices: int
     chunk: int
+    convolution: Method | None = None
+    precision: Precision | None = None
+    data_parallel: int = 1
+
+    @property
+    def groups(self) -> int:
+        """How many replicas are in work at the same time: the length of the mesh."""
+        return self.devices // self.data_parallel
+
+
+_OF_PLATFORM: dict[str, tuple[int, Method, Precision]] = {
+    "cpu": (1, "loop", "float32"),
+    "gpu": (0, "grouped", "tensorfloat32"),
+    "tpu": (0, "grouped", "bfloat16"),
+}
 
 
 def default_execution(platform: str | None = None) -> Execution:
-    """All devices; one replica at a time on CPU, all at once elsewhere."""
-    devices = jax.devices(platform)
-    return Execution(len(devices), 1 if devices[0].platform == "cpu" else 0)
+    """All devices of this process, and the settings of its platform."""
+    devices = jax.local_devices(backend=platform)
+    # Other platforms ("rocm", say) are accelerators like a GPU.
+    own = _OF_PLATFORM.get(devices[0].platform, _OF_PLATFORM["gpu"])
+    return Execution(len(devices), *own)
 
 
 def check_execution(execution: Execution) -> Execution:
     """Raises a ValueError if the settings do not fit this machine."""
-    available = jax.device_count()
+    available = jax.local_device_count()
     if not 1 <= execution.devices <= available:
         raise ValueError(
             f"devices={execution.devices}; it must be between 1 and {available}"
         )
     if execution.chunk < 0:
         raise ValueError(f"chunk={execution.chunk}; it must be 0 (all) or more")
+    shards = execution.data_parallel
+    if shards < 1 or execution.devices % shards:
+        raise ValueError(
+            f"data_parallel={shards}; it must divide devices={execution.devices}"
+        )
+    for field, valid in (
+        ("convolution", convolution.METHODS),
+        ("precision", PRECISIONS),
+    ):
+        value = getattr(execution, field)
+        if value is not None and value not in valid:
+            raise ValueError(f"{field}={value!r}; it must be one of {', '.join(valid)}")
     return execution
 
 
 def mesh(execution: Execution) -> Mesh:
-    """The devices, along the replica axis."""
-    return Mesh(jax.devices()[: execution.devices], (AXIS,))
+    """The devices: along the replica axis, and those that share a replica's batch."""
+    devices = np.array(jax.local_devices()[: execution.devices])
+    return Mesh(
+        devices.reshape(execution.groups, execution.data_parallel),
+        (AXIS, training.DATA_AXIS),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+    )
 
 
 def sharded(execution: Execution) -> NamedSharding:
@@ -67,8 +124,8 @@ def shared(execution: Execution) -> NamedSharding:
 
 
 def padded(number: int, execution: Execution) -> int:
-    """The next number of replicas that the devices divide."""
-    return -(-number // execution.devices) * execution.devices
+    """The next number of replicas that the groups of devices divide."""
+    return -(-number // execution.groups) * execution.groups
 
 
 def place(tree: PyTree, execution: Execution) -> PyTree:
@@ -93,7 +150,7 @@ def parallel(
       execution: devices and chunk.
 
     Returns:
-      A jitted function; every output has a leading axis R, which `execution.devices` must
+      A jitted function; every output has a leading axis R, which `execution.groups` must
       divide (`padded`). Replica i's output depends on replica i's inputs alone.
 
     Raises:
@@ -106,6 +163,8 @@ def parallel(
         )
     check_execution(execution)
     specs = tuple(PartitionSpec(AXIS) if a == 0 else PartitionSpec() for a in in_axes)
+    # Where devices share a batch, the compiler divides it: `training.step_gradient`.
+    manual = {AXIS} if execution.data_parallel > 1 else {AXIS, training.DATA_AXIS}
 
     @jax.jit
     @partial(
@@ -113,9 +172,14 @@ def parallel(
         mesh=mesh(execution),
         in_specs=specs,
         out_specs=PartitionSpec(AXIS),
+        axis_names=manual,
         check_vma=False,
     )
     def run(*args: PyTree) -> PyTree:
+        with settings(execution):
+            return body(*args)
+
+    def body(*args: PyTree) -> PyTree:
         def one(own: list[PyTree]) -> PyTree:
             rest = iter(own)
             return function(
@@ -135,3 +199,13 @@ def parallel(
         return jax.lax.map(one, own, batch_size=execution.chunk)
 
     return run
+
+
+@contextlib.contextmanager
+def settings(execution: Execution) -> Iterator[None]:
+    """Traces what is within at an execution's precision and way to convolve."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(convolution.batched_by(execution.convolution))
+        if execution.precision is not None:
+            stack.enter_context(jax.default_matmul_precision(execution.precision))
+        yield

@@ -106,7 +106,7 @@ def stored_execution(folder: pathlib.Path | None) -> Execution | None:
         return None
     stored = Execution(**found["execution"])
     # On a machine with fewer devices the run goes on from its exact state all the same.
-    return stored if stored.devices <= jax.device_count() else None
+    return stored if stored.devices <= jax.local_device_count() else None
 
 
 def restore(

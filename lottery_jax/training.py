@@ -28,6 +28,7 @@ from lottery_jax.types import (
     Metrics,
     Network,
     Params,
+    PyTree,
     StreamState,
     Task,
     TrainState,
@@ -107,7 +108,7 @@ def step_gradient(
     epoch, row = jnp.divmod(step, task.steps_per_epoch)
     indices = jax.lax.dynamic_index_in_dim(order, epoch, keepdims=False)
     indices = jax.lax.dynamic_index_in_dim(indices, row, keepdims=False)
-    batch = task.batch(task.data, indices, keys.batch, step)
+    batch = _divided(task.batch(task.data, indices, keys.batch, step), indices.shape[0])
     loss_key = jax.random.fold_in(keys.loss, step)
     (loss, (model_state, stream_state, metrics)), gradients = jax.value_and_grad(
         task.loss, has_aux=True
@@ -117,6 +118,33 @@ def step_gradient(
         state._replace(model_state=model_state, stream_state=stream_state),
         {"loss": loss} | metrics,
     )
+
+
+DATA_AXIS = "data"
+"""Mesh axis along which devices share the batch of one replica."""
+
+
+def _divided(batch: PyTree, examples: int) -> PyTree:
+    """Lays a batch over the devices that share it, where there are several.
+
+    The compiler then divides all that follows from it, statistics of BatchNorm included,
+    and adds up what is summed over examples: the step of one device, up to rounding.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
+    if shards == 1:
+        return batch
+    if examples % shards:
+        raise ValueError(
+            f"data_parallel={shards}; it must divide the {examples} examples of a batch"
+        )
+    along = jax.sharding.PartitionSpec(DATA_AXIS)
+
+    def lay(x: Array) -> Array:
+        whole = x.ndim and x.shape[0] == examples
+        return jax.lax.with_sharding_constraint(x, along) if whole else x
+
+    return jax.tree.map(lay, batch)
 
 
 def train(

@@ -24,7 +24,7 @@ ARROWS = {
     "prune": ("masks",),
     "transforms": ("prune", "scores", "schedules"),
     "training": ("transforms",),
-    "replicas": ("training",),
+    "replicas": ("training", "convolution"),
     "arms": ("masks",),
     "engine": ("arms", "replicas"),
     "tickets": ("masks",),
@@ -42,6 +42,7 @@ ARROWS = {
     # What is trained; independent of the methods.
     "models": ("convolution", "data"),
     "tasks": ("models", "masks"),
+    "compact": ("models", "masks"),
     # Arrays only.
     "plots": (),
 }

@@ -13,7 +13,7 @@ from benchmarks import report, rows, timing
 from benchmarks.report import Comparison, Row, Target
 from benchmarks.timing import Spread, Worker
 
-FIRST = ("memory", "masking", "branching")
+FIRST = ("memory", "masking", "branching", "compaction")
 SECOND = ("compilations", "study", "scaling")
 
 
@@ -75,6 +75,18 @@ def test_a_study_compiles_its_programs_once(quick):
 def test_shares_of_a_study_are_shares(quick):
     whole, of_wall = (c["value"]["median"] for c in quick["study"]["comparisons"][:2])
     assert 0 < of_wall < whole < 1
+
+
+def test_sizes_of_a_ticket_are_those_of_its_shapes(quick):
+    facts = quick["compaction"]["facts"]
+    found = [sizes for name, sizes in facts.items() if name.startswith("bytes at")]
+    assert len(found) == 2
+    for sizes in found:
+        # 64-8-6-10 in float32, with biases.
+        assert sizes["dense"] == 4 * (64 * 8 + 8 * 6 + 6 * 10 + 8 + 6 + 10)
+        assert 0 < sizes["compacted"] <= sizes["dense"] and sizes["BCOO"] > 0
+    shares = facts["share of the kernel weights that compaction removes, by density"]
+    assert all(0 <= share < 1 for share in shares.values())
 
 
 def test_every_row_is_covered_here():

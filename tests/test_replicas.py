@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +12,32 @@ import toys
 
 import lottery_jax as lj
 from lottery_jax import replicas, training
+from lottery_jax.models import layers
 from lottery_jax.replicas import Execution
 from lottery_jax.types import Network
 
 STEPS, NUMBER = 8, 6
+PER_EXECUTION = {
+    "2 devices, looped": Execution(2, 1),
+    "vmapped, loop": Execution(1, 0, "loop"),
+    "vmapped, grouped": Execution(1, 0, "grouped"),
+    "vmapped, patches": Execution(1, 0, "patches"),
+    "chunks of 2, patches": Execution(2, 2, "patches"),
+    "2 devices share a batch": Execution(2, 1, data_parallel=2),
+    "2 devices share a batch, vmapped": Execution(2, 0, "patches", None, 2),
+    "float32 by name": Execution(1, 1, None, "float32"),
+}
 CHUNKS = {"looped": 1, "chunks of 2": 2, "vmapped": 0}
 
 
 @functools.cache
 def trained(devices, chunk, first=0, number=NUMBER):
     """Networks after 8 steps of Adam under one placement, and their losses."""
-    execution = Execution(devices, chunk)
     task = toys.classification(lj.models.make("mlp-8", 4))
+    return trained_by(Execution(devices, chunk), task, first, number)
+
+
+def trained_by(execution, task, first=0, number=NUMBER):
     tx = optax.adam(0.01)
 
     def one(data, key, active):
@@ -56,6 +71,51 @@ def test_vmapped_equals_looped(devices, chunk):
     # After 8 steps from one state; rounding grows without bound later on. Three replicas
     # of a device in chunks of two leave a rest.
     toys.assert_close(trained(devices, chunk)[0], trained(1, 1)[0], atol=1e-5)
+
+
+class OnImages(nn.Module):
+    """Convolution, BatchNorm, strides; its eight inputs are an image of 4 x 2 pixels."""
+
+    @nn.compact
+    def __call__(self, x, train=False, weights=None):
+        x = layers.Conv(6, stride=2, use_bias=False, name="conv")(
+            x.reshape(-1, 4, 2, 1)
+        )
+        x = jax.nn.relu(lj.models.BatchNorm(name="norm")(x, train, weights))
+        x = layers.Conv(4, name="second")(x)
+        return layers.Dense(4, name="head")(jax.nn.relu(x).reshape(x.shape[0], -1))
+
+
+@functools.cache
+def on_images():
+    return toys.classification(OnImages())
+
+
+@functools.cache
+def images_alone():
+    return trained_by(Execution(1, 1), on_images(), number=4)[0]
+
+
+@pytest.mark.parametrize("name", PER_EXECUTION)
+def test_no_way_to_execute_changes_a_result(name):
+    # At most 8 steps from one state, as above; a step divides by small variances.
+    got = trained_by(PER_EXECUTION[name], on_images(), number=4)[0]
+    toys.assert_close(got, images_alone(), atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
+def test_a_precision_rounds_and_does_no_more(precision):
+    got = trained_by(Execution(2, 1, None, precision), on_images(), number=4)[0]
+    want = images_alone()
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), got[1], want[1])
+    losses = np.nan_to_num(got[1]["loss"] - want[1]["loss"])
+    assert 1e-6 < np.abs(losses).max() < 0.1, difference
+
+
+def test_devices_share_no_batch_that_they_do_not_divide():
+    task = toys.classification(lj.models.make("mlp-8", 4), batch_size=5)
+    with pytest.raises(ValueError, match="data_parallel=2; it must divide the 5"):
+        trained_by(Execution(2, 1, data_parallel=2), task, number=2)
 
 
 def test_a_replica_equals_itself_in_other_company():
@@ -110,6 +170,10 @@ def test_in_axes_that_make_no_sense(in_axes):
         (Execution(0, 1), "devices=0"),
         (Execution(3, 1), "devices=3; it must be between 1 and 2"),
         (Execution(1, -1), "chunk=-1"),
+        (Execution(2, 1, "im2col"), "convolution='im2col'; it must be one of loop"),
+        (Execution(2, 1, None, "float16"), "precision='float16'; it must be one of"),
+        (Execution(2, 1, data_parallel=0), "data_parallel=0; it must divide devices=2"),
+        (Execution(1, 1, data_parallel=2), "data_parallel=2; it must divide devices=1"),
     ],
 )
 def test_executions_that_do_not_fit(execution, field):
@@ -120,5 +184,7 @@ def test_executions_that_do_not_fit(execution, field):
 
 
 def test_on_a_cpu_replicas_run_one_by_one_on_every_core():
-    assert replicas.default_execution() == Execution(devices=2, chunk=1)
+    default = replicas.default_execution()
+    assert default[:2] == (2, 1) and default.data_parallel == 1
+    assert (default.convolution, default.precision) == ("loop", "float32")
     assert replicas.check_execution(Execution(2, 1)) == Execution(2, 1)

@@ -7,6 +7,7 @@ modules import neither JAX nor PyTorch: the work is done by `timing.Worker` proc
 from collections.abc import Mapping
 
 from benchmarks.rows.common import Benchmark
+from benchmarks.rows.compaction import compaction
 from benchmarks.rows.connectivity import branching, paths
 from benchmarks.rows.scaling import scaling
 from benchmarks.rows.studies import compilations, levels, memory, startup
@@ -26,5 +27,6 @@ ROWS: Mapping[str, Benchmark] = {
     "levels": Benchmark(levels, _STORED, "experiments"),
     "startup": Benchmark(startup, _STORED, "experiments"),
     "memory": Benchmark(memory, _STORED, "experiments"),
+    "compaction": Benchmark(compaction),
 }
 """All rows by name, in the order of the table."""

@@ -255,7 +255,7 @@ def train(
     found = None if store is None else checkpoints.metadata(store)
     if execution is None and found is not None:
         stored = Execution(**found["execution"])
-        execution = stored if stored.devices <= jax.device_count() else None
+        execution = stored if stored.devices <= jax.local_device_count() else None
     execution = check_execution(execution or default_execution())
     timeline = Timeline(joins, np.zeros_like(joins), stop, every, ())
     state, curves = (
@@ -411,7 +411,7 @@ def dealt(joins: np.ndarray, execution: Execution) -> tuple[np.ndarray, np.ndarr
     rising = np.argsort(joins, kind="stable")
     total = replicas.padded(len(joins), execution)
     cards = np.concatenate([rising, np.repeat(rising[-1:], total - len(joins))])
-    hands = cards.reshape(-1, execution.devices)
+    hands = cards.reshape(-1, execution.groups)
     # To and fro, so that nobody is always the first.
     hands = np.where(np.arange(len(hands))[:, None] % 2, hands[:, ::-1], hands)
     deal = hands.T.reshape(-1)

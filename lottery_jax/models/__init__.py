@@ -16,6 +16,7 @@ from lottery_jax.models.mlp import ResidualMLP as ResidualMLP
 from lottery_jax.models.normalization import BatchNorm as BatchNorm
 from lottery_jax.models.resnet import IMAGENET_LAYERS
 from lottery_jax.models.resnet import ResNet as ResNet
+from lottery_jax.models.units import Axes as Axes
 from lottery_jax.models.units import Axis as Axis
 from lottery_jax.models.units import narrow as narrow
 from lottery_jax.models.units import state_units as state_units

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import convolution
-from lottery_jax.models.layers import Choices, Conv, Dense
+from lottery_jax.models.layers import Choices, Conv, Dense, head
 from lottery_jax.types import Array
 
 
@@ -42,4 +42,4 @@ class ConvNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
-        return Dense(self.num_classes, self.choices, name="head")(x)
+        return head(self.num_classes, self.choices)(x)

@@ -43,29 +43,46 @@ class Choices:
             raise ValueError(f"momentum = {self.momentum} must lie in [0, 1]")
 
 
+def _width(layer: nn.Module, features: int) -> int:
+    """How many units a layer has: those of the kernel it is given, if that is narrower.
+
+    Networks without their dead units (`lottery_jax.compact`) are applied by the model of
+    the full ones. A kernel that is wider fits no layer, and Flax says so.
+    """
+    if not layer.has_variable("params", "kernel"):  # being initialised
+        return features
+    return min(features, layer.get_variable("params", "kernel").shape[-1])
+
+
 class Dense(nn.Module):
-    """`[..., C_in]` to `[..., features]`; params `kernel` and `bias`."""
+    """`[..., C_in]` to `[..., features]`; params `kernel` and `bias`.
+
+    Attributes:
+      features: units.
+      choices: initialisation.
+      narrows: whether a kernel with fewer units is applied as it is. The output layer's
+        units are classes, of which none may be missing.
+    """
 
     features: int
     choices: Choices = Choices()
+    narrows: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the layer."""
         fan_in, choices = x.shape[-1], self.choices
+        features = _width(self, self.features) if self.narrows else self.features
         kernel = self.param(
             "kernel",
             initializers.kernel(choices.initializer),
-            (fan_in, self.features),
+            (fan_in, features),
             jnp.float32,
         )
         bias = self.param(
-            "bias",
-            initializers.bias(choices.bias, fan_in),
-            (self.features,),
-            jnp.float32,
+            "bias", initializers.bias(choices.bias, fan_in), (features,), jnp.float32
         )
-        y = x @ kernel
+        y = convolution.dense(x, kernel)
         return y + jnp.broadcast_to(bias, y.shape)
 
 
@@ -73,7 +90,8 @@ class Conv(nn.Module):
     """`[B, H, W, C_in]` to `[B, H', W', features]` by `convolution.conv`.
 
     Pads every side by half the window, as PyTorch's models do: with a stride of 2 and
-    an even size that is not what "SAME" pads.
+    an even size that is not what "SAME" pads. A kernel with fewer channels is applied as
+    it is.
     """
 
     features: int
@@ -85,7 +103,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the layer."""
-        shape = (self.window, self.window, x.shape[-1], self.features)
+        features = _width(self, self.features)
+        shape = (self.window, self.window, x.shape[-1], features)
         kernel = self.param(
             "kernel", initializers.kernel(self.choices.initializer), shape, jnp.float32
         )
@@ -98,10 +117,15 @@ class Conv(nn.Module):
         bias = self.param(
             "bias",
             initializers.bias(self.choices.bias, math.prod(shape[:3])),
-            (self.features,),
+            (features,),
             jnp.float32,
         )
         return y + jnp.broadcast_to(bias, y.shape)
+
+
+def head(num_classes: int, choices: Choices) -> Dense:
+    """The output layer, `head`, which has all its classes whatever it is given."""
+    return Dense(num_classes, choices, narrows=False, name="head")
 
 
 def batch_norm(choices: Choices, name: str) -> BatchNorm:

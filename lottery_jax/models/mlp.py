@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from lottery_jax.models.layers import Choices, Dense
+from lottery_jax.models.layers import Choices, Dense, head
 from lottery_jax.types import Array
 
 
@@ -28,7 +28,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
-        return Dense(self.num_classes, self.choices, name="head")(x)
+        return head(self.num_classes, self.choices)(x)
 
 
 class ResidualMLP(nn.Module):
@@ -50,4 +50,4 @@ class ResidualMLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = jax.nn.relu(Dense(self.width, self.choices, name="dense_0")(x))
         x = x + jax.nn.relu(Dense(self.width, self.choices, name="dense_1")(x))
-        return Dense(self.num_classes, self.choices, name="head")(x)
+        return head(self.num_classes, self.choices)(x)

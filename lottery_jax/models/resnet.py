@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from lottery_jax.models.layers import Choices, Conv, Dense, batch_norm
+from lottery_jax.models.layers import Choices, Conv, batch_norm, head
 from lottery_jax.types import Array
 
 IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -57,7 +57,12 @@ class Block(nn.Module):
         for i, (features, window, stride) in enumerate(plan):
             y = jax.nn.relu(y) if i else y
             y = conv(y, features, window, stride, f"conv_{i}", f"norm_{i}")
-        if x.shape != y.shape:
+        # Given networks say themselves: without their dead channels (`lottery_jax.compact`)
+        # a projection's input and output may be equally wide.
+        projects = x.shape != y.shape
+        if not self.is_initializing():
+            projects = self.has_variable("params", "shortcut")
+        if projects:
             x = conv(x, y.shape[-1], 1, self.stride, "shortcut", "shortcut_norm")
         return jax.nn.relu(x + y)
 
@@ -115,4 +120,4 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{i}",
                 )
                 x = block(x, train, weights)
-        return Dense(self.num_classes, self.choices, name="head")(x.mean((1, 2)))
+        return head(self.num_classes, self.choices)(x.mean((1, 2)))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import convolution
-from lottery_jax.models.layers import Choices, Conv, Dense, batch_norm
+from lottery_jax.models.layers import Choices, Conv, batch_norm, head
 from lottery_jax.types import Array
 
 LAYERS: dict[int, tuple[int, ...]] = {
@@ -54,4 +54,4 @@ class VGG(nn.Module):
                     batch_norm(self.choices, f"norm_{i}")(x, train, weights)
                 )
                 i += 1
-        return Dense(self.num_classes, self.choices, name="head")(x.mean((1, 2)))
+        return head(self.num_classes, self.choices)(x.mean((1, 2)))
