@@ -136,15 +136,16 @@ def shares(
       RuntimeError: the trace names no operation of this program.
     """
     known = operations(hlo)
-    return _shares(trace(program), known, weights, batch)
+    return summarize(trace(program), known, weights, batch)
 
 
-def _shares(
+def summarize(
     seconds: Mapping[str, float],
     known: Mapping[str, Operation],
     weights: Collection[Shape],
     batch: int,
 ) -> dict[str, float]:
+    """The shares of each kind in the time of operations, from `trace` and `operations`."""
     totals = dict.fromkeys(KINDS, 0.0)
     for name, duration in seconds.items():
         base = re.sub(r"[.\d]+$", "", name)

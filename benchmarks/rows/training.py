@@ -230,7 +230,7 @@ def resnet20(quick: bool) -> Row:
         setting | {"density": DENSITY, "steps": 1 if quick else 3},
         1,
     )
-    numbers = [n, 2 * n] if quick else [n, 2 * n, 8 * n]
+    numbers = [n] if quick else [n, 2 * n, 8 * n]
     memory = once("accounts:memory", setting | {"replicas": numbers}, n)
     temporary = {
         int(k): program["temporary"] for k, program in memory["programs"].items()
