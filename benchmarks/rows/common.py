@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from benchmarks.report import Row, Table
+from benchmarks.report import Row, Table, cores
 from benchmarks.timing import Side, Spread, Worker, ratio, spread
 
 JAX = "benchmarks.jax_sides"
@@ -69,6 +69,15 @@ def costs(workers: Mapping[str, Worker]) -> dict[str, Any]:
             if "compiling" in cost
         },
     }
+
+
+def threads(quick: bool) -> int:
+    """Threads of a peer in PyTorch: one per core.
+
+    One in all for `quick`: several wait actively for each other, which takes long where
+    others run.
+    """
+    return 1 if quick else cores()
 
 
 def value(number: float) -> Spread:

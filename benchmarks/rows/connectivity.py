@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.report import Comparison, Row, Target, cores
-from benchmarks.rows.common import JAX, TORCH, costs, once, ready, value
+from benchmarks.rows.common import JAX, TORCH, costs, once, ready, threads, value
 from benchmarks.timing import Side, Worker, ratio, spread, take_turns
 
 
@@ -36,7 +36,7 @@ def paths(quick: bool) -> Row:
                         Worker,
                         f"{TORCH}.dense:paths",
                         peer | {"batch": size},
-                        threads=n,
+                        threads=threads(quick),
                     )
                     for size in sizes
                 },

@@ -19,6 +19,7 @@ from benchmarks.rows.common import (
     share_of,
     shares_table,
     split_peak,
+    threads,
     value,
 )
 from benchmarks.timing import Side, Worker, ratio, spread, take_turns
@@ -63,8 +64,9 @@ def lenet(quick: bool) -> Row:
     if not quick:
         loops["PyTorch, open_lth's loop, 2 processes load"] = 2
 
-    def torch(setup: str, arguments: Mapping[str, Any], threads: int = n) -> Any:
-        return partial(Worker, f"{TORCH}.{setup}", arguments, threads=threads)
+    def torch(setup: str, arguments: Mapping[str, Any], number: int = 0) -> Any:
+        own = number or threads(quick)
+        return partial(Worker, f"{TORCH}.{setup}", arguments, threads=own)
 
     with ExitStack() as stack:
         workers = ready(
@@ -205,7 +207,8 @@ def resnet20(quick: bool) -> Row:
 
     def torch(channels_last: bool) -> Callable[[], Worker]:
         arguments = peer | {"channels_last": channels_last}
-        return partial(Worker, f"{TORCH}.residual:resnet", arguments, threads=n)
+        own = threads(quick)
+        return partial(Worker, f"{TORCH}.residual:resnet", arguments, threads=own)
 
     alone = {"replicas": 1, "peak_sizes": [], "peak_flops": 1.0}
     with ExitStack() as stack:
@@ -323,7 +326,10 @@ def _convolutions(n: int, batch: int, quick: bool) -> Table:
                 ),
                 **{
                     f"{name}, {n} threads": partial(
-                        Worker, setup, sizes | {"channels_last": last}, threads=n
+                        Worker,
+                        setup,
+                        sizes | {"channels_last": last},
+                        threads=threads(quick),
                     )
                     for name, last in layouts.items()
                 },
