@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from lottery_jax import records, verdicts
+from lottery_jax import processes, records, verdicts
 from lottery_jax.connectivity import Progress as StageProgress
 from lottery_jax.imp import Moment, Plan
 
@@ -49,7 +49,7 @@ def progress(
       folder: where `metrics.jsonl` goes: JSON lines, one per validation, continued after
         an interruption.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=processes.index() > 0)
     begin, live = time.monotonic(), console.is_terminal
     bar = Progress(
         TextColumn("level {task.fields[level]}/{task.fields[levels]}"),
@@ -138,7 +138,7 @@ def progress(
 @contextlib.contextmanager
 def stages(what: str = "") -> Iterator[Callable[[StageProgress], None]]:
     """A live bar on a terminal, a line per stage and every 30 seconds elsewhere."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=processes.index() > 0)
     begin, live = time.monotonic(), console.is_terminal
     bar = Progress(
         TextColumn("{task.description}"),

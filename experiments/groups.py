@@ -1,29 +1,126 @@
-"""Replicas in groups: a run folder grows by further replicas without repeating any.
+"""Replicas in groups: what runs together, in one process, in one folder.
 
 FOLDER/replicas-000-002/    what was run first
 FOLDER/replicas-003-004/    what a later command with more replicas added
+
+A run folder grows by further replicas without repeating any. With several processes each
+takes groups of its own, so each holds and checkpoints its replicas alone, and any number of
+processes and devices can go on with what others have begun.
 """
 
+import json
 import pathlib
 import re
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lottery_jax import processes, records
 
 if TYPE_CHECKING:
     import xarray as xr
 
+Group = tuple[pathlib.Path, list[int]]
 
-def groups(folder: pathlib.Path, replicas: int) -> list[tuple[pathlib.Path, list[int]]]:
-    """Replicas that run together: those of earlier runs, then the new ones."""
+
+def groups(folder: pathlib.Path, replicas: int, parts: int = 1) -> list[Group]:
+    """Replicas that run together: those of earlier runs, then the new ones.
+
+    Args:
+      folder: of the run.
+      replicas: how many there are to be.
+      parts: in how many groups the new ones come, if there are so many.
+    """
     found = []
     for path in sorted(folder.glob("replicas-*-*")):
         if match := re.fullmatch(r"replicas-(\d+)-(\d+)", path.name):
             first, last = int(match[1]), int(match[2])
             found.append((path, list(range(first, last + 1))))
-    have = sum(len(ids) for _, ids in found)
-    if have < replicas:
-        ids = list(range(have, replicas))
-        found.append((folder / f"replicas-{ids[0]:03d}-{ids[-1]:03d}", ids))
+    have = {i for _, ids in found for i in ids}
+    new = [i for i in range(replicas) if i not in have]
+    # Neighbours only, since a folder is named by its first and last.
+    runs = np.split(new, np.flatnonzero(np.diff(new) > 1) + 1) if new else []
+    share = -(-len(new) // parts)
+    for run in runs:
+        for ids in np.array_split(run, -(-len(run) // share)):
+            name = f"replicas-{ids[0]:03d}-{ids[-1]:03d}"
+            found.append((folder / name, [int(i) for i in ids]))
     return found
+
+
+def run(
+    folder: pathlib.Path,
+    config: records.Config,
+    ignore: Sequence[str],
+    replicas: int,
+    one: Callable[[pathlib.Path, list[int]], "xr.Dataset"],
+    *,
+    grows: bool = False,
+) -> "xr.Dataset | None":
+    """Runs what is missing of a run folder, in this process or in several.
+
+    Args:
+      folder: of the run; all processes must see it.
+      config: what the folder belongs to.
+      ignore: fields that change no number of a replica.
+      replicas: how many.
+      one: runs a group of replicas in its folder; goes on where it was interrupted.
+      grows: results of a group may be asked for again with more in them.
+
+    Returns:
+      The results of all groups, which are stored in the folder, too; None in all
+      processes but the first.
+
+    Raises:
+      ValueError: the folder belongs to another configuration, or there are more processes
+        than groups.
+      processes.LostProcessError: a process has ended; what is left to do.
+    """
+    with processes.meet(folder) as meeting:
+        mine = meeting.index
+        if mine == 0:
+            records.claim_folder(folder, config, ignore)
+        meeting.gather("claimed", None)
+        all_groups = groups(folder, replicas, meeting.count)
+        # Nobody makes a folder before everybody has seen what there is.
+        meeting.gather("seen", None)
+        if len(all_groups) < meeting.count:
+            raise ValueError(
+                f"replicas={replicas} in {len(all_groups)} groups; {meeting.count} "
+                "processes need one each, so start fewer or ask for more replicas"
+            )
+        for path, ids in all_groups[mine :: meeting.count]:
+            stored = path / "results.nc"
+            if grows or not records.intact(stored):
+                begin = time.monotonic()
+                found = one(path, ids)
+                found.attrs["seconds_last_call"] = time.monotonic() - begin
+                records.save(stored, found)
+        _wait_for_all(meeting, all_groups)
+        if mine > 0:
+            return None
+        parts = [records.load(path / "results.nc") for path, _ in all_groups]
+        results = merge(parts)
+        seconds = sum(part.attrs["seconds_last_call"] for part in parts)
+        results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
+        records.save(folder / "results.nc", results)
+        return results
+
+
+def _wait_for_all(meeting: processes.Meeting, all_groups: list[Group]) -> None:
+    meeting.say("done", None)
+    for of in range(meeting.count):
+        try:
+            meeting.hear("done", of)
+        except processes.LostProcessError as error:
+            ids = [i for _, ids in all_groups[of :: meeting.count] for i in ids]
+            raise processes.LostProcessError(
+                f"{error}. Its replicas {ids} are as they were last checkpointed, all "
+                "others are done; the same command goes on from there, with any number of "
+                "processes"
+            ) from None
 
 
 def merge(parts: list["xr.Dataset"]) -> "xr.Dataset":
@@ -35,4 +132,5 @@ def merge(parts: list["xr.Dataset"]) -> "xr.Dataset":
     if "level" in parts[0].sizes:
         shortest = min(part.sizes["level"] for part in parts)
         parts = [part.isel(level=slice(shortest)) for part in parts]
-    return xr.concat(parts, "replica", combine_attrs="override", data_vars="minimal")
+    merged = xr.concat(parts, "replica", combine_attrs="override", data_vars="minimal")
+    return merged.sortby("replica")

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from experiments import display, launch
-from experiments.groups import groups, merge
+from experiments import display, groups, launch
 from experiments.launch import Command, Preset
 from experiments.recipes import (
     Recipe,
@@ -33,8 +32,18 @@ from experiments.recipes import (
     make_task,
     parse_step,
 )
-from lottery_jax import imp, masks, plots, records, schedules, tickets, verdicts
-from lottery_jax.replicas import check_execution, default_execution
+from lottery_jax import (
+    imp,
+    masks,
+    plots,
+    processes,
+    records,
+    schedules,
+    tickets,
+    verdicts,
+)
+from lottery_jax.convolution import Method
+from lottery_jax.replicas import Precision, check_execution, default_execution
 from lottery_jax.types import Task
 
 if TYPE_CHECKING:
@@ -88,10 +97,16 @@ class Config(Recipe):
     out: str | None = None
     """Run folder; by default results/imp/PRESET-HASH."""
     devices: int | None = None
-    """Devices that share the replicas; None for all."""
+    """Devices that share the networks; None for all."""
     chunk: int | None = None
-    """Replicas that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
+    """Networks that are vmapped at once on a device, 0 for all; None for as many as fit."""
+    convolution: Method | None = None
+    """How convolutions with a kernel per replica run; None for the platform's default."""
+    precision: Precision | None = None
+    """What operands of products are rounded to; None for the platform's default. Changes
+    results, unlike devices, chunk and convolution, and so belongs to the run."""
+    data_parallel: int = 1
+    """Devices that share the batch of each network."""
     checkpoint_seconds: float = 30.0
     """Time between checkpoints."""
 
@@ -104,6 +119,8 @@ NOT_IDENTITY = (
     "out",
     "devices",
     "chunk",
+    "convolution",
+    "data_parallel",
     "checkpoint_seconds",
 )
 """Fields that change no number of a level: a run can be extended in them."""
@@ -369,21 +386,22 @@ def check(cfg: Config, task: Task, protocol: imp.Plan) -> None:
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    """Runs what is missing of a study in its folder, and returns all results."""
+def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
+    """Runs what is missing of a study in its folder, and returns all results.
+
+    With several processes the first one returns them, the others None.
+    """
     config = records.as_config(cfg)
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     check(cfg, task, protocol)
-    records.claim_folder(folder, config, NOT_IDENTITY)
     number = levels(cfg)
     more = {"note": note} if (note := load_data(cfg).note) else {}
     # A ticket says what determined it, and not how far the study went.
     own = {name: x for name, x in config.items() if name not in NOT_IDENTITY}
-    parts, seconds = [], 0.0
-    for group, ids in groups(folder, cfg.replicas):
-        begin = time.monotonic()
+
+    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
         names = _names(protocol, ids)
         with display.progress(protocol, names, 0, number, group) as watch:
             study = imp.run(
@@ -398,12 +416,9 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
                 metadata={"model": cfg.model, "task": cfg.data, "config": own},
                 watch=watch,
             )
-        seconds += time.monotonic() - begin
-        parts.append(_dataset(study, protocol, ids, more))
-    results = merge(parts)
-    results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
-    records.save(folder / "results.nc", results)
-    return results
+        return _dataset(study, protocol, ids, more)
+
+    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one, grows=True)
 
 
 def _names(protocol: imp.Plan, ids: list[int]) -> list[str]:
@@ -433,6 +448,9 @@ def _dataset(
     attributes = {
         **records.environment(),
         "execution": study.execution._asdict(),
+        "execution_changes": [
+            (c.level, c.step, c.execution._asdict()) for c in study.changes
+        ],
         "rewind_step": protocol.rewind_step,
         "steps": protocol.steps,
         **more,
@@ -472,7 +490,7 @@ def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     check(cfg, task, protocol)
-    where = {i: group for group, ids in groups(source, 0) for i in ids}
+    where = {i: group for group, ids in groups.groups(source, 0) for i in ids}
     ids = sorted(where)[: cfg.replicas]
     if len(ids) < cfg.replicas:
         raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
@@ -678,17 +696,20 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
         if command.source is not None:
+            if processes.count() > 1:
+                raise ValueError("--from: a level is trained again by one process")
             name = f"level{command.level:02d}-{digits}"
             folder = pathlib.Path(cfg.out or command.source / "retrained" / name)
-            results = retrain(command, folder)
+            results: xr.Dataset | None = retrain(command, folder)
         else:
             name = f"{command.preset}-{digits}"
             folder = pathlib.Path(cfg.out or pathlib.Path("results", "imp", name))
             found = stored(cfg, folder)
             results = run(cfg, folder) if found is None else found
-        report(results, cfg, command.preset, folder)
+        if results is not None and processes.index() == 0:
+            report(results, cfg, command.preset, folder)
 
-    return launch.guarded(work)
+    return launch.guarded(work, command.processes)
 
 
 if __name__ == "__main__":

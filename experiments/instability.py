@@ -17,14 +17,12 @@ import dataclasses
 import json
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import display, launch, recipes
-from experiments.groups import groups, merge
+from experiments import display, groups, launch, recipes
 from experiments.launch import Preset
 from experiments.recipes import (
     PathRecipe,
@@ -190,8 +188,10 @@ def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
+def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
     """Runs what is missing of an analysis in its folder, and returns all results.
+
+    With several processes the first one returns them, the others None.
 
     Raises:
       ValueError: a field that makes no sense; names it.
@@ -202,14 +202,8 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     tx = make_optimizer(cfg, task.steps_per_epoch)
     for policy in cfg.batch_norm or (None,):
         check_paths(cfg, task, policy)
-    records.claim_folder(folder, config, NOT_IDENTITY)
-    parts = []
-    for group, ids in groups(folder, cfg.replicas):
-        path = group / "results.nc"
-        if records.intact(path):
-            parts.append(records.load(path))
-            continue
-        begin = time.monotonic()
+
+    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
         with display.stages() as watch:
             found = connectivity.run(
                 task,
@@ -221,13 +215,9 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
                 checkpoint_seconds=cfg.checkpoint_seconds,
                 watch=watch,
             )
-        seconds = time.monotonic() - begin
-        parts.append(_dataset(cfg, found, ids, task.data, seconds))
-        records.save(path, parts[-1])
-    results = merge(parts)
-    results.attrs["config"] = json.dumps(config)
-    records.save(folder / "results.nc", results)
-    return results
+        return _dataset(cfg, found, ids, task.data)
+
+    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
 
 
 def _dataset(
@@ -235,7 +225,6 @@ def _dataset(
     found: connectivity.Analysis,
     ids: list[int],
     data: Any,
-    seconds: float,
 ) -> "xr.Dataset":
     splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
@@ -243,7 +232,6 @@ def _dataset(
         **records.environment(),
         "execution": found.execution._asdict(),
         "path_examples": {s: len(data[n]["label"]) for s, n in zip(splits, names)},
-        "seconds_last_call": seconds,
         **({"note": note} if (note := load_data(cfg).note) else {}),
     }
     own = {
@@ -494,11 +482,19 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
 
     def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
-        report(run(cfg, folder), cfg, preset, folder)
+        if (results := run(cfg, folder)) is not None:
+            report(results, cfg, preset, folder)
 
     about = __doc__ or ""
     return launch.main(
-        "instability", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+        "instability",
+        PRESETS,
+        "mnist1d",
+        about,
+        NOT_IDENTITY,
+        work,
+        arguments,
+        several=True,
     )
 
 

@@ -2,13 +2,14 @@
 
     python -m experiments.NAME [PRESET] [--field value ...] [--out DIR]
     python -m experiments.NAME --from RUN --level L [--field value ...]
+    python -m experiments.NAME ... --distributed [--coordinator HOST:PORT --processes N
+                                                  --process I]
 
 This module must be imported before JAX is used: it makes one host device per core.
 """
 
 import contextlib
 import dataclasses
-import logging
 import os
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
-from lottery_jax import records
+from lottery_jax import processes, records
 from lottery_jax.data.cache import cache_dir
 from lottery_jax.replicas import Execution, default_execution
 
@@ -37,6 +38,20 @@ class Preset(NamedTuple):
     help: str
 
 
+class Processes(NamedTuple):
+    """That several processes work on the run; see `processes.start`.
+
+    Attributes:
+      coordinator: `--coordinator`, HOST:PORT of the first; None to ask the cluster.
+      number: `--processes`.
+      this: `--process`.
+    """
+
+    coordinator: str | None = None
+    number: int | None = None
+    this: int | None = None
+
+
 class Command(NamedTuple):
     """What was asked for on the command line.
 
@@ -45,12 +60,14 @@ class Command(NamedTuple):
       preset: the preset's name; for a retraining, the stored run's.
       source: `--from`, a stored run, or None.
       level: `--level`, of that run.
+      processes: `--distributed` and its companions, or None for one process.
     """
 
     config: Any
     preset: str
     source: pathlib.Path | None = None
     level: int | None = None
+    processes: Processes | None = None
 
 
 def parse(
@@ -67,6 +84,7 @@ def parse(
     rest = list(sys.argv[1:] if arguments is None else arguments)
     source, rest = _take(rest, "--from")
     level, rest = _take(rest, "--level")
+    several, rest = _take_processes(rest)
     if (source is None) != (level is None):
         fail("--from RUN and --level L go together: which level of which run?")
     name = None
@@ -99,7 +117,7 @@ def parse(
         parsed = tyro.cli(
             kind, default=config, args=rest, prog=program, description=description
         )
-        return Command(parsed, folder.name, folder, int(level))
+        return Command(parsed, folder.name, folder, int(level), several)
     width = max(len(p) for p in presets)
     listing = "\n".join(
         textwrap.fill(
@@ -113,13 +131,34 @@ def parse(
     text = f"{description}\n\nPresets (the first argument; without one: {default}):\n{listing}"
     program += " [PRESET]"
     parsed = tyro.cli(kind, default=config, args=rest, prog=program, description=text)
-    return Command(parsed, name or default)
+    return Command(parsed, name or default, processes=several)
 
 
 def fail(message: str) -> NoReturn:
     """Ends the program like wrong arguments do: a line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _take_processes(rest: list[str]) -> tuple[Processes | None, list[str]]:
+    """Removes `--distributed` and its companions from the arguments."""
+    coordinator, rest = _take(rest, "--coordinator")
+    number, rest = _take(rest, "--processes")
+    index, rest = _take(rest, "--process")
+    for flag, value in (("--processes", number), ("--process", index)):
+        if value is not None and not value.isdecimal():
+            fail(f"{flag} {value}: it must be a whole number, 0 or more")
+    if "--distributed" not in rest:
+        if (coordinator, number, index) != (None, None, None):
+            fail("--coordinator, --processes and --process go with --distributed")
+        return None, rest
+    rest = [argument for argument in rest if argument != "--distributed"]
+    several = Processes(
+        coordinator,
+        None if number is None else int(number),
+        None if index is None else int(index),
+    )
+    return several, rest
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -154,14 +193,15 @@ def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
 
 
 def execution(config: Any) -> Execution | None:
-    """The devices and chunk asked for, or None for stored or default ones."""
-    if config.devices is None and config.chunk is None:
-        return None
-    default = default_execution()
-    return Execution(
-        default.devices if config.devices is None else config.devices,
-        default.chunk if config.chunk is None else config.chunk,
-    )
+    """How networks are to run, or None for stored or default settings."""
+    fields = {
+        name: value
+        for name in ("devices", "chunk", "convolution", "precision")
+        if (value := getattr(config, name)) is not None
+    }
+    if config.data_parallel != 1:
+        fields["data_parallel"] = config.data_parallel
+    return default_execution()._replace(**fields) if fields else None
 
 
 def main(
@@ -172,6 +212,8 @@ def main(
     not_identity: Sequence[str],
     work: Callable[[Any, str, pathlib.Path], None],
     arguments: Sequence[str] | None = None,
+    *,
+    several: bool = False,
 ) -> int:
     """A whole command: reads the arguments, finds the run folder, works.
 
@@ -183,6 +225,7 @@ def main(
       not_identity: fields of the configuration that a run folder may change in.
       work: (configuration, preset's name, run folder).
       arguments: None for those of the command line.
+      several: whether several processes can work on it.
 
     Returns:
       The exit status.
@@ -190,19 +233,30 @@ def main(
     command = parse(presets, default, description, arguments)
     if command.source is not None:
         fail(f"--from: {experiment} trains no stored level again")
+    if command.processes is not None and not several:
+        fail(f"--distributed: {experiment} runs in one process")
     digits = records.identity(records.as_config(command.config), not_identity)
     usual = pathlib.Path("results", experiment, f"{command.preset}-{digits}")
     folder = pathlib.Path(command.config.out or usual)
-    return guarded(lambda: work(command.config, command.preset, folder))
+    return guarded(
+        lambda: work(command.config, command.preset, folder), command.processes
+    )
 
 
-def guarded(main: Callable[[], None]) -> int:
+def guarded(main: Callable[[], None], several: Processes | None = None) -> int:
     """Runs an experiment; errors of the user become a line and an exit status."""
     use_all_cores()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises
     try:
+        if several is not None:
+            processes.start(*several)
         main()
-    except (ValueError, OSError, ImportError) as error:
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        MemoryError,
+        processes.LostProcessError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

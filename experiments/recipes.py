@@ -14,7 +14,8 @@ from experiments import launch
 from lottery_jax import data, models, tasks, training
 from lottery_jax.connectivity import points
 from lottery_jax.connectivity.points import BatchNorm
-from lottery_jax.replicas import check_execution, default_execution
+from lottery_jax.convolution import Method
+from lottery_jax.replicas import Precision, check_execution, default_execution
 from lottery_jax.types import Array, Task
 
 
@@ -96,6 +97,13 @@ class PathRecipe(Recipe):
     chunk: int | None = None
     """Networks that are vmapped at once on a device, 0 for all; None for the platform's
     default."""
+    convolution: Method | None = None
+    """How convolutions with a kernel per replica run; None for the platform's default."""
+    precision: Precision | None = None
+    """What operands of products are rounded to; None for the platform's default. Changes
+    results, unlike devices, chunk and convolution, and so belongs to the run."""
+    data_parallel: int = 1
+    """Devices that share the batch of each network."""
     checkpoint_seconds: float = 30.0
     """Time between checkpoints."""
 
@@ -113,7 +121,15 @@ class PathRecipe(Recipe):
         )
 
 
-NOT_IDENTITY = ("replicas", "out", "devices", "chunk", "checkpoint_seconds")
+NOT_IDENTITY = (
+    "replicas",
+    "out",
+    "devices",
+    "chunk",
+    "convolution",
+    "data_parallel",
+    "checkpoint_seconds",
+)
 """Fields of a path recipe that change no number of a replica."""
 
 _DATA_FIELDS = (

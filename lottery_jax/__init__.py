@@ -20,8 +20,10 @@ from lottery_jax import data as data
 from lottery_jax import engine as engine
 from lottery_jax import imp as imp
 from lottery_jax import masks as masks
+from lottery_jax import memory as memory
 from lottery_jax import models as models
 from lottery_jax import plots as plots
+from lottery_jax import processes as processes
 from lottery_jax import prune as prune
 from lottery_jax import records as records
 from lottery_jax import replicas as replicas

@@ -1,17 +1,16 @@
 """Checkpoints: a run in progress, written so that a kill at any instant is harmless.
 
-    FOLDER/00000007/state/         the leaves, by Orbax
+    FOLDER/00000007/leaves.bin     the bytes of all leaves, one after another
     FOLDER/00000007/metadata.json  where each leaf lies in them, and the caller's metadata
     FOLDER/00000007/manifest.json  SHA-256 of every file above, written last
 
-Orbax does not check what it reads: one flipped byte comes back as other numbers. So a
-checkpoint counts only if its manifest does, and every restore hashes every file first.
-All is written in a temporary folder and renamed once complete; the checkpoint before is
-kept, as something to fall back on. One process writes to a folder at a time; any number
-may read.
+A checkpoint counts only if its manifest does, and every restore hashes every file first:
+one flipped byte would come back as other numbers. All is written in a temporary folder and
+renamed once complete; the checkpoint before is kept, as something to fall back on. One
+process writes to a folder at a time; any number may read.
 
-The leaves go to Orbax as the bytes of one array: Orbax takes about a millisecond per
-array, so a hundred small leaves would cost more than the segment that they close.
+Not by Orbax: in a job of several processes it writes the host arrays of the first one
+alone, and each process here has a folder of its own.
 """
 
 import contextlib
@@ -35,13 +34,13 @@ import numpy as np
 
 from lottery_jax.types import PyTree
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 """Complete checkpoints that are kept: the newest and one to fall back on."""
 
 _MANIFEST = "manifest.json"
 _METADATA = "metadata.json"
-_STATE = "state"
+_LEAVES = "leaves.bin"
 _LARGEST = 99_999_999
 _NUMBERED = re.compile(r"\d{8}")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+-(.*)")
@@ -82,21 +81,12 @@ def save(
         or the metadata is not JSON-able.
       OSError: the checkpoint could not be written (a full disk, say); the others are
         untouched.
-      NotImplementedError: this is not the first process of a multi-process run; Orbax
-        writes host arrays from that one only.
-      ImportError: Orbax is not installed.
     """
     folder = pathlib.Path(folder)
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
         raise ValueError(f"index is {index!r}; valid: a whole number")
     if not 0 <= index <= _LARGEST:
         raise ValueError(f"index is {index}; valid: 0 to {_LARGEST}")
-    if jax.process_index() != 0:
-        raise NotImplementedError(
-            f"process {jax.process_index()} cannot write checkpoints; gather the tree"
-            " on process 0 (jax.experimental.multihost_utils) and save it there"
-        )
-    handler = _handler()
     records, buffer = _pack(tree)
     header = {
         "format": FORMAT,
@@ -118,7 +108,7 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        _write(handler, temporary, header, buffer)
+        _write(temporary, header, buffer)
         if final.exists():  # Damaged, as was found above.
             _remove(final)
         os.rename(temporary, final)
@@ -128,7 +118,7 @@ def save(
             f"could not write checkpoint {index} to {folder}; earlier checkpoints are"
             f" untouched: {error}"
         )
-        raise OSError(_error_number(error), message) from error
+        raise OSError(getattr(error, "errno", None) or errno.EIO, message) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _prune(folder, final)
@@ -158,7 +148,6 @@ def restore(
         the files, and what to delete in order to start anew.
       ValueError: `like` differs from what was saved (names the leaf), or the format is
         newer.
-      ImportError: Orbax is not installed.
     """
     path = _newest(pathlib.Path(folder))
     if path is None:
@@ -166,12 +155,11 @@ def restore(
     header = json.loads((path / _METADATA).read_bytes())
     if header["format"] != FORMAT:
         raise ValueError(
-            f"{path} has checkpoint format {header['format']}; valid: {FORMAT}. A newer"
-            " lottery-jax wrote it"
+            f"{path} has checkpoint format {header['format']}; valid: {FORMAT}. Another"
+            " version of lottery-jax wrote it: go on with that one, or start anew"
         )
     _check_like(path, header["leaves"], like)
-    state = _handler().restore(_epath(path / _STATE))
-    buffer = np.asarray(state["leaves"])
+    buffer = np.fromfile(path / _LEAVES, np.uint8)
     return _unpack(header["leaves"], buffer, like), header["metadata"]
 
 
@@ -212,14 +200,6 @@ def latest(folder: str | os.PathLike) -> int | None:
     """
     path = _newest(pathlib.Path(folder))
     return None if path is None else int(path.name)
-
-
-def _error_number(error: Exception) -> int:
-    """What the system said; Orbax wraps it, a full disk too, in a ValueError."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(match[1]) if match else errno.EIO
 
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -292,14 +272,9 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(
-    handler: Any, path: pathlib.Path, header: Mapping[str, Any], buffer: np.ndarray
-) -> None:
-    import orbax.checkpoint as ocp
-
-    state = path / _STATE
-    state.mkdir(parents=True)
-    handler.save(_epath(state), args=ocp.args.PyTreeSave({"leaves": buffer}))
+def _write(path: pathlib.Path, header: Mapping[str, Any], buffer: np.ndarray) -> None:
+    path.mkdir(parents=True)
+    (path / _LEAVES).write_bytes(buffer.data)
     (path / _METADATA).write_text(json.dumps(header))
     files = {}
     for file in sorted(path.rglob("*")):
@@ -400,8 +375,7 @@ def _pack(tree: PyTree) -> tuple[list[dict[str, Any]], np.ndarray]:
         record |= {"dtype": array.dtype.name, "shape": list(array.shape)}
         records.append(record)
         arrays.append(array.astype(np.dtype(array.dtype.name), copy=False))
-    # Orbax refuses an empty array: there is always one byte more than needed.
-    buffer = np.zeros(sum(array.nbytes for array in arrays) + 1, np.uint8)
+    buffer = np.zeros(sum(array.nbytes for array in arrays), np.uint8)
     start = 0
     for array in arrays:
         part = buffer[start : start + array.nbytes]
@@ -489,21 +463,3 @@ def _jsonable(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 f"metadata[{field!r}] is {value!r}; valid: what JSON can hold ({error})"
             ) from error
     return dict(metadata)
-
-
-def _handler() -> Any:
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError(
-            "checkpoints are stored with Orbax: pip install 'lottery-jax[results]'"
-        ) from error
-    # The handler alone: Orbax's own atomic rename would repeat ours, and its merging
-    # of one file per process has nothing to merge.
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-
-
-def _epath(path: pathlib.Path) -> Any:
-    from etils import epath
-
-    return epath.Path(path.absolute())

@@ -21,6 +21,7 @@ References:
 import dataclasses
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import engine, resume, study, tickets
+from lottery_jax import engine, processes, resume, study, tickets
+from lottery_jax import memory as device_memory
 from lottery_jax.chains import Chain as Chain
 from lottery_jax.chains import Plan as Plan
 from lottery_jax.chains import check as check
@@ -40,6 +42,7 @@ from lottery_jax.engine import Curves, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution, place
 from lottery_jax.resume import ticket_path as ticket_path
 from lottery_jax.setting import Setting, set_up, timeline_of
+from lottery_jax.study import Change as Change
 from lottery_jax.study import Records as Records
 from lottery_jax.study import Snapshot
 from lottery_jax.study import Study as Study
@@ -93,7 +96,8 @@ def run(
       plan: the protocol.
       levels: number of prunings after level 0.
       replicas: ids; a replica's numbers depend on its id and not on the others.
-      execution: devices and chunk; None for the stored ones or the platform's default.
+      execution: how replicas run; None for the stored settings, or for the platform's with
+        as many replicas at once as fit its memory (`lottery_jax.memory`).
       start: weights to start from instead of a draw of the task's initialisation, such
         as pre-trained ones: with the leaf shapes of one network, or with a leading axis
         of the replicas. Fresh draws (reinit) still come from the law.
@@ -111,6 +115,11 @@ def run(
       ValueError: a plan, execution or start that does not fit; a folder that holds a run
         with another plan.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
+      MemoryError: not even one replica fits on a device.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; the segment starts again with fewer
+        replicas at once, which `Study.changes` records.
     """
     check(plan)
     if levels < 0 or not replicas or len(set(replicas)) < len(replicas):
@@ -121,16 +130,29 @@ def run(
     ids, store = tuple(replicas), None if folder is None else pathlib.Path(folder)
     if store is not None:
         resume.check_same(store, plan, ids)
-    execution = execution or resume.stored_execution(store) or default_execution()
-    setting = set_up(task, tx, plan, ids, check_execution(execution), start)
-    for chain in plan.chains:
-        keep_counts(chain, setting.template, levels, setting.prunable)  # or it raises
-    snapshot, first_level, after = study.first_snapshot(setting, tx), 0, None
+    stored = resume.stored_execution(store)
+    chosen = execution or stored
+    check_execution(chosen or default_execution())
+    rows = len(plan.chains) * len(ids) * len(plan.arms)
+
+    def begin(execution: Execution) -> tuple[Setting, Snapshot]:
+        setting = set_up(task, tx, plan, ids, execution, start)
+        for chain in plan.chains:
+            keep_counts(
+                chain, setting.template, levels, setting.prunable
+            )  # or it raises
+        return setting, study.first_snapshot(setting, tx)
+
+    setting, snapshot = _begin_fitted(begin, chosen, rows)
+    first_level, after, changes = 0, None, list[Change]()
     if (
         store is not None
         and (found := resume.restore(setting, snapshot, store)) is not None
     ):
         snapshot, first_level, after = found
+        changes += resume.stored_changes(store)
+        if stored != setting.execution:
+            changes.append(Change(first_level, after or 0, setting.execution))
         if watch and first_level <= levels:
             timeline = timeline_of(setting, first_level)
             step = after if after is not None else int(timeline.join.min())
@@ -141,28 +163,81 @@ def run(
             snapshot = study.begin_level(setting, snapshot, level)
         timeline = timeline_of(setting, level)
         columns = timeline.validation_steps()
-        for step, running, curves in study.train_level(
-            setting, timeline, snapshot, after
-        ):
-            snapshot = snapshot._replace(running=running, curves=curves)
-            if level == 0 and step in plan.rewind_steps:
-                memory = study.remember_trunk(setting, snapshot.memory, running, step)
-                snapshot = snapshot._replace(memory=memory)
-            if watch:
-                watch(_moment(setting, timeline, level, step, curves))
-            if store and step in columns and step < plan.steps and clock.due():
-                with clock:
-                    resume.save(setting, store, snapshot, level, step, ids)
-        snapshot, after = study.end_level(setting, snapshot, level), None
+        ended: Snapshot | None = None
+        while ended is None:
+            try:
+                for step, running, curves in study.train_level(
+                    setting, timeline, snapshot, after
+                ):
+                    snapshot = snapshot._replace(running=running, curves=curves)
+                    after = step
+                    if level == 0 and step in plan.rewind_steps:
+                        memory = study.remember_trunk(
+                            setting, snapshot.memory, running, step
+                        )
+                        snapshot = snapshot._replace(memory=memory)
+                    if watch:
+                        watch(_moment(setting, timeline, level, step, curves))
+                    if store and step in columns and step < plan.steps and clock.due():
+                        with clock:
+                            resume.save(
+                                setting, store, snapshot, level, step, ids, changes
+                            )
+                ended = study.end_level(setting, snapshot, level)
+            except jax.errors.JaxRuntimeError as error:
+                if not device_memory.is_out_of_memory(error):
+                    raise
+                fewer = device_memory.fewer(setting.execution, rows)
+                reached = int(timeline.join.min()) if after is None else after
+                changes.append(Change(level, reached, fewer))
+                warnings.warn(
+                    f"a device ran out of memory at level {level}, after step {reached}; "
+                    f"going on from there with chunk={fewer.chunk}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                # Arrays lie where they lay: only the programs are others.
+                setting, _ = begin(fewer)
+        snapshot, after = ended, None
         if store:
             resume.store_tickets(setting, snapshot, level, ids, store, metadata or {})
             if clock.due() or level == levels:
                 with clock:
-                    resume.save(setting, store, snapshot, level + 1, None, ids)
+                    resume.save(setting, store, snapshot, level + 1, None, ids, changes)
     recorded = len(next(iter(snapshot.records.values())))
-    return study.outcome(
-        setting, snapshot, study.begun(setting, snapshot.memory, recorded - 1)
-    )
+    rewound = study.begun(setting, snapshot.memory, recorded - 1)
+    return study.outcome(setting, snapshot, rewound, tuple(changes))
+
+
+def _begin_fitted(
+    begin: Callable[[Execution], tuple[Setting, Snapshot]],
+    chosen: Execution | None,
+    rows: int,
+) -> tuple[Setting, Snapshot]:
+    """Sets up a study with as many replicas at once as fit: the same in all processes.
+
+    Args:
+      begin: sets it up.
+      chosen: settings that were asked for, or stored: they stay. None for the platform's,
+        with as many replicas at once as its memory allows.
+      rows: how many networks train.
+    """
+    made: dict[Execution, tuple[Setting, Snapshot]] = {}
+
+    def prepare(execution: Execution) -> tuple[Any, tuple[Any, ...]]:
+        made.clear()  # one at a time: they fill the devices
+        made[execution] = setting, snapshot = begin(execution)
+        return setting.programs.train, study.one_step(setting, snapshot)
+
+    fits = chosen or device_memory.fitted(default_execution(), rows, prepare)
+    most = device_memory.at_once(fits, rows)
+    common = processes.smallest("chunk", most)
+    if chosen is None and common < most:
+        fits = fits._replace(chunk=common)
+    if fits not in made:
+        made.clear()
+        made[fits] = begin(fits)
+    return made[fits]
 
 
 def retrain(

@@ -191,11 +191,12 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    device = jax.devices()[0]
+    device, processes = jax.local_devices()[0], jax.process_count()
     return {
         "versions": versions,
         "git_commit": _git_commit(),
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"
+        + (f" in each of {processes} processes" if processes > 1 else ""),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 

@@ -18,7 +18,7 @@ from lottery_jax.chains import Plan
 from lottery_jax.engine import Curves
 from lottery_jax.replicas import Execution, place
 from lottery_jax.setting import Setting, timeline_of
-from lottery_jax.study import Memory, Snapshot, begun
+from lottery_jax.study import Change, Memory, Snapshot, begun
 from lottery_jax.types import Mask, Network, PyTree
 
 
@@ -64,6 +64,7 @@ def save(
     level: int,
     after: int | None,
     ids: tuple[int, ...],
+    changes: Sequence[Change] = (),
 ) -> None:
     """Writes the moment after a segment (`after`), or before a level (None)."""
     where = folder / "checkpoints"
@@ -72,6 +73,7 @@ def save(
         "after": after,
         "levels_recorded": len(next(iter(snapshot.records.values()), ())),
         "execution": setting.execution._asdict(),
+        "changes": [(c.level, c.step, c.execution._asdict()) for c in changes],
         "plan": _as_json(setting.plan, ids),
         "rows": [len(setting.rows.arm), len(setting.ticket_rows)],
     }
@@ -107,6 +109,15 @@ def stored_execution(folder: pathlib.Path | None) -> Execution | None:
     stored = Execution(**found["execution"])
     # On a machine with fewer devices the run goes on from its exact state all the same.
     return stored if stored.devices <= jax.local_device_count() else None
+
+
+def stored_changes(folder: pathlib.Path) -> tuple[Change, ...]:
+    """When a stored run began to be executed in another way."""
+    found = checkpoints.metadata(folder / "checkpoints") or {}
+    return tuple(
+        Change(level, step, Execution(**execution))
+        for level, step, execution in found.get("changes", ())
+    )
 
 
 def restore(

@@ -6,7 +6,7 @@ Everything here is a function of a `Setting`, which is fixed, and a `Snapshot`, 
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,20 @@ class Snapshot(NamedTuple):
     records: dict[str, np.ndarray]
 
 
+class Change(NamedTuple):
+    """A moment from which on a study was executed in another way.
+
+    Attributes:
+      level: of that moment.
+      step: the last step that was made in the old way.
+      execution: the new way.
+    """
+
+    level: int
+    step: int
+    execution: Execution
+
+
 class Study(NamedTuple):
     """The outcome of `run`.
 
@@ -64,16 +78,23 @@ class Study(NamedTuple):
       records: what was measured; axes chain, arm, replica, level, step, layer.
       masks: the chains' masks at the last level, `[chain, replica, ...]` leaves.
       rewound: the networks that the tickets start from, `[chain, replica, ...]`.
-      execution: the settings that were used.
+      execution: the settings that were used, at the end.
+      changes: when they became so, if they were not from the start.
     """
 
     records: Records
     masks: Mask
     rewound: Network
     execution: Execution
+    changes: tuple[Change, ...] = ()
 
 
-def outcome(setting: Setting, snapshot: Snapshot, rewound: Network) -> Study:
+def outcome(
+    setting: Setting,
+    snapshot: Snapshot,
+    rewound: Network,
+    changes: tuple[Change, ...] = (),
+) -> Study:
     """What a user gets: named records, and the chains' masks and networks."""
     chains, number, _ = setting.shape
 
@@ -87,7 +108,17 @@ def outcome(setting: Setting, snapshot: Snapshot, rewound: Network) -> Study:
         jax.tree.map(square, snapshot.memory.mask),
         jax.tree.map(square, rewound),
         setting.execution,
+        changes,
     )
+
+
+def one_step(setting: Setting, snapshot: Snapshot) -> tuple[Any, ...]:
+    """Arguments of the training program for a segment of one step, to try it out."""
+    rows = setting.rows
+    put = partial(place, execution=setting.execution)
+    joined = put((np.zeros_like(rows.arm), np.arange(len(rows.arm)) < rows.number))
+    data, noise, order = setting.data, setting.noise, setting.order
+    return data, snapshot.running, noise, order, np.int32(0), np.int32(1), *joined
 
 
 def train_level(

@@ -265,7 +265,7 @@ def test_every_damage_to_every_file_is_noticed(tmp_path):
         checkpoints.save(folder, index, small(index), {"index": index})
     shutil.copytree(folder, tmp_path / "whole")
     names = [p.relative_to(folder) for p in files_of(folder / "00000001")]
-    assert len(names) >= 4
+    assert {p.name for p in names} == {"leaves.bin", "metadata.json", "manifest.json"}
     for name in names:
         for kind, damage in damages(folder / name):
             damage()
@@ -281,7 +281,7 @@ def test_every_damage_to_every_file_is_noticed(tmp_path):
 def test_if_all_are_damaged_nothing_starts_anew(tmp_path):
     for index in (0, 1):
         checkpoints.save(tmp_path, index, small(index))
-    flip(tmp_path / "00000000" / "state" / "_METADATA", 3)
+    flip(tmp_path / "00000000" / "leaves.bin", 3)
     (tmp_path / "00000001" / "manifest.json").unlink()
     for call in (
         lambda: checkpoints.restore(tmp_path, small(0)),
@@ -290,7 +290,7 @@ def test_if_all_are_damaged_nothing_starts_anew(tmp_path):
         with pytest.raises(checkpoints.CorruptCheckpointError) as caught:
             call()
         message = str(caught.value)
-        assert "00000000/state/_METADATA" in message
+        assert "00000000/leaves.bin" in message
         assert "00000001/manifest.json" in message
         assert "delete" in message
 
@@ -303,7 +303,7 @@ class Killed(BaseException):
 
 
 def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
-    """Every change to the disk outside of Orbax, in turn, is the last one."""
+    """Every change to the disk, in turn, is the last one."""
 
     def attempt(folder, allowed):
         done = 0
@@ -450,8 +450,8 @@ def test_what_cannot_be_stored_is_refused(tmp_path, index, tree, metadata, messa
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
     checkpoints.save(tmp_path, 0, small(0))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2; valid: 1"):
+    with pytest.raises(ValueError, match="format 3; valid: 2"):
         checkpoints.restore(tmp_path, small(0))

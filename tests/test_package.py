@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 OPTIONAL = (
-    "xarray h5netcdf h5py orbax safetensors tyro rich matplotlib mnist1d sklearn "
+    "xarray h5netcdf h5py safetensors tyro rich matplotlib mnist1d sklearn "
     "tensorflow_datasets array_record PIL importlib_resources tensorflow torch"
 )
 """What the extras bring; flax brings some of it too, and then it may be imported."""

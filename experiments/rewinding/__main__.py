@@ -31,11 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
         study = STUDIES[cfg.study]
-        study.report(study.run(cfg, folder), cfg, preset, folder)
+        if (results := study.run(cfg, folder)) is not None:
+            study.report(results, cfg, preset, folder)
 
     about = __doc__ or ""
     return launch.main(
-        "rewinding", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
+        "rewinding",
+        PRESETS,
+        "mnist1d",
+        about,
+        NOT_IDENTITY,
+        work,
+        arguments,
+        several=True,
     )
 
 

@@ -5,15 +5,12 @@ SGD. Maene et al. 2021, section 3.
 """
 
 import dataclasses
-import json
 import pathlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display
-from experiments.groups import groups, merge
+from experiments import display, groups
 from experiments.recipes import load_data, make_optimizer, make_path_task
 from experiments.rewinding import stability
 from experiments.rewinding.config import NOT_IDENTITY, Arm, Config
@@ -55,42 +52,34 @@ def check(cfg: Config) -> None:
         stability.check(own, make_path_task(own))
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    """Runs what is missing of a study in its folder, and returns all results."""
+def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
+    """Runs what is missing of a study in its folder, and returns all results.
+
+    With several processes the first one returns them, the others None.
+    """
     import xarray as xr
 
     config = records.as_config(cfg)
     check(cfg)
-    records.claim_folder(folder, config, NOT_IDENTITY)
     sizes = sorted(set(cfg.batch_sizes))
-    parts = []
-    for group, ids in groups(folder, cfg.replicas):
-        path = group / "results.nc"
-        if records.intact(path):
-            parts.append(records.load(path))
-            continue
-        begin = time.monotonic()
+
+    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
         found = []
         for size in sizes:
             own = for_batch(cfg, size)
             task = make_path_task(own)
             plan = stability.protocol(own, task.steps_per_epoch)
             tx = make_optimizer(own, task.steps_per_epoch)
-            one = stability.run_group(
-                own, task, tx, plan, group / f"batch-{size:05d}", ids
-            )
-            found.append(one.isel(rewind_step=0, drop=True))
+            store = group / f"batch-{size:05d}"
+            at_size = stability.run_group(own, task, tx, plan, store, ids)
+            found.append(at_size.isel(rewind_step=0, drop=True))
         part = xr.concat(found, "batch_size", combine_attrs="override")
         part = part.assign_coords(batch_size=sizes)
-        part.attrs["seconds_last_call"] = time.monotonic() - begin
         if note := load_data(cfg).note:
             part.attrs["note"] = note
-        records.save(path, part)
-        parts.append(part)
-    results = merge(parts)
-    results.attrs["config"] = json.dumps(config)
-    records.save(folder / "results.nc", results)
-    return results
+        return part
+
+    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
 
 
 # --- what came out --------------------------------------------------------------------

@@ -5,15 +5,12 @@ et al. 2020, section 4.
 """
 
 import itertools
-import json
 import pathlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display, launch
-from experiments.groups import groups, merge
+from experiments import display, groups, launch
 from experiments.recipes import (
     check_paths,
     load_data,
@@ -80,8 +77,11 @@ def protocols(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
     }
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    """Runs what is missing of a study in its folder, and returns all results."""
+def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
+    """Runs what is missing of a study in its folder, and returns all results.
+
+    With several processes the first one returns them, the others None.
+    """
     config = records.as_config(cfg)
     task = make_task(cfg)
     plans = protocols(cfg, task.steps_per_epoch)
@@ -90,10 +90,8 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
     if not cfg.levels or min(cfg.levels) < 0:
         raise ValueError(f"levels={cfg.levels}; there must be some, 0 or more")
     execution = launch.execution(cfg)
-    records.claim_folder(folder, config, NOT_IDENTITY)
-    parts = []
-    for group, ids in groups(folder, cfg.replicas):
-        begin = time.monotonic()
+
+    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
         found = {
             name: subnetworks.find(
                 task,
@@ -107,12 +105,9 @@ def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
             )
             for name, plan in plans.items()
         }
-        parts.append(_dataset(cfg, plans, found, ids))
-        parts[-1].attrs["seconds_last_call"] = time.monotonic() - begin
-    results = merge(parts)
-    results.attrs["config"] = json.dumps(config)
-    records.save(folder / "results.nc", results)
-    return results
+        return _dataset(cfg, plans, found, ids)
+
+    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one, grows=True)
 
 
 def _dataset(

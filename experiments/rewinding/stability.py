@@ -5,16 +5,13 @@ al. 2023.
 """
 
 import itertools
-import json
 import pathlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
 
-from experiments import display, launch
-from experiments.groups import groups, merge
+from experiments import display, groups, launch
 from experiments.recipes import (
     check_paths,
     load_data,
@@ -97,29 +94,21 @@ def measure_options(cfg: Config) -> dict[str, Any]:
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    """Runs what is missing of a study in its folder, and returns all results."""
+def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
+    """Runs what is missing of a study in its folder, and returns all results.
+
+    With several processes the first one returns them, the others None.
+    """
     config = records.as_config(cfg)
     task = make_path_task(cfg)
     plan = protocol(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
     check(cfg, task)
-    records.claim_folder(folder, config, NOT_IDENTITY)
-    parts = []
-    for group, ids in groups(folder, cfg.replicas):
-        path = group / "results.nc"
-        if records.intact(path):
-            parts.append(records.load(path))
-            continue
-        begin = time.monotonic()
-        found = run_group(cfg, task, tx, plan, group, ids)
-        found.attrs["seconds_last_call"] = time.monotonic() - begin
-        records.save(path, found)
-        parts.append(found)
-    results = merge(parts)
-    results.attrs["config"] = json.dumps(config)
-    records.save(folder / "results.nc", results)
-    return results
+
+    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
+        return run_group(cfg, task, tx, plan, group, ids)
+
+    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
 
 
 def run_group(

@@ -148,7 +148,7 @@ def _canonical_forward(
             # XLA swaps the operands where the window has more pixels than the image,
             # and the swapped one has no fast path (100 times slower, 2 x 2 pixels).
             return _patches_forward(x, kernel, geometry, dtype, precision)
-        columns = _columns_at_once(*kernel.shape[2:], geometry.output[1])
+        columns = _columns_at_once(kernel.shape[2], kernel.shape[3], geometry.output[1])
         if columns > 1 and min(geometry.window) > 1:
             return _wide_forward(x, kernel, geometry, dtype, precision, columns)
     return _stock_forward(x, kernel, geometry, dtype, precision)
@@ -259,7 +259,7 @@ CANONICAL_MAPS = Maps(
 )
 
 
-def _pad(x: Array, padding: Any, strides: tuple[int, int] = (1, 1)) -> Array:
+def _pad(x: Array, padding: Any, strides: tuple[int, ...] = (1, 1)) -> Array:
     if tuple(padding) == _NONE and strides == (1, 1):
         return x
     edges = [(low, high, s - 1) for (low, high), s in zip(padding, strides)]
