@@ -66,7 +66,7 @@ def draw(stored: Mapping[str, Any], path: pathlib.Path) -> bool:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     figure, grid = pyplot.subplots(2, 2, figsize=(9.0, 6.4), layout="constrained")
     styles = list(plots.STYLES.values())
@@ -95,6 +95,8 @@ def draw(stored: Mapping[str, Any], path: pathlib.Path) -> bool:
             )
         if panel.base:
             axes.set_xscale("log", base=panel.base)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if panel.base == 2:
             every = sorted({x for points in lines.values() for x in points[:, 0]})
             axes.set_xticks(every, [f"{x:g}" for x in every])

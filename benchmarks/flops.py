@@ -59,7 +59,7 @@ def _batch_and_loss(task: "Task") -> tuple[Any, Any]:
     params, model_state, stream = jax.eval_shape(task.init, key)
     order = jax.eval_shape(task.order, key, 0)
     batch = jax.eval_shape(
-        lambda data, indices: task.batch(data, indices, key, 0),
+        lambda data, indices: task.batch(data, indices, key, jax.numpy.int32(0)),
         task.data,
         jax.ShapeDtypeStruct(order.shape[1:], order.dtype),
     )

@@ -103,6 +103,7 @@ def command(
             stack.enter_context(watch)
             begin = watch.now()
             results = command_.run(config, folder)
+            assert results is not None  # one process has them all
             command_.report(results, config, preset, folder)
             end = watch.now()
         return _account(watch, compiling, begin, end) | _levels(

@@ -200,7 +200,7 @@ def resnet20(quick: bool) -> Row:
     default = f"PyTorch, default layout, {n} threads"
     last = f"PyTorch, channels-last, {n} threads"
 
-    def jax(setup: str, devices: int, arguments: Mapping[str, Any]) -> Any:
+    def jax(setup: str, devices: int, arguments: dict[str, Any]) -> Any:
         return partial(
             Worker, f"{JAX}.training:{setup}", ours | arguments, devices=devices
         )

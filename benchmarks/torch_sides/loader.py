@@ -103,8 +103,9 @@ class _Masked(nn.Module):
     def __init__(self, sizes: list[int], density: float) -> None:
         super().__init__()
         pairs = itertools.pairwise(sizes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
-        for i, layer in enumerate(self.layers):
+        layers = [nn.Linear(a, b) for a, b in pairs]
+        self.layers = nn.ModuleList(layers)
+        for i, layer in enumerate(layers):
             mask = torch.empty_like(layer.weight).bernoulli_(density)
             self.register_buffer(f"mask_{i}", mask)
 
