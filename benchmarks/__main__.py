@@ -7,8 +7,10 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from benchmarks import report, rows
+from benchmarks import curves, report, rows
 from benchmarks.timing import ROOT
 
 
@@ -34,10 +36,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="folder of benchmarks.json and benchmarks.md (default: docs/results)",
+        help="folder of performance.md, results/benchmarks.json and results/scaling.png "
+        "(default: docs)",
+    )
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help="run nothing: write page and figure again, from the stored numbers",
     )
     chosen = parser.parse_args(arguments)
-    folder = chosen.out or (None if chosen.quick else ROOT / "docs" / "results")
+    folder = chosen.out or (None if chosen.quick else ROOT / "docs")
+    if chosen.render:
+        leave(folder or ROOT / "docs", {})
+        return 0
     if chosen.quick:
         # Compiling is most of what is left to wait for.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -69,13 +80,27 @@ def main(arguments: list[str] | None = None) -> int:
         entry = {name: report.as_json(found, seconds, load, chosen.quick)}
         print(report.markdown(entry), flush=True)
         if folder is not None:
-            # After every row: an interruption loses one.
-            stored = report.merge(folder / "benchmarks.json", entry, list(rows.ROWS))
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(stored, indent=1) + "\n"
-            (folder / "benchmarks.json").write_text(text)
-            (folder / "benchmarks.md").write_text(report.markdown(stored))
+            leave(folder, entry)  # after every row: an interruption loses one
     return int(failed)
+
+
+def leave(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes JSON, figure and page, with new rows in the places of stored ones.
+
+    Args:
+      folder: that of the page; the others lie in its folder `results`.
+      found: new rows by name, from `report.as_json`.
+    """
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "benchmarks.json"
+    stored = report.merge(path, found, list(rows.ROWS))
+    path.write_text(json.dumps(stored, indent=1) + "\n")
+    figure = results / "scaling.png"
+    if importlib.util.find_spec("matplotlib"):
+        curves.draw(stored, figure)
+    name = "results/scaling.png" if figure.is_file() else None
+    (folder / "performance.md").write_text(report.page(stored, name))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a row leaves behind: JSON for machines, a table in Markdown for readers."""
+"""What a row leaves behind: JSON for machines, a page in Markdown for readers."""
 
 import datetime
 import importlib.metadata
@@ -7,9 +7,12 @@ import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from benchmarks.timing import Spread
+
+INTRODUCTION = pathlib.Path(__file__).parent / "introduction.md"
+"""What the page says before its tables; written by hand."""
 
 PACKAGES = ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
@@ -54,6 +57,33 @@ class Comparison(NamedTuple):
     unit: str = ""
 
 
+class Table(NamedTuple):
+    """A fact that is a table.
+
+    Attributes:
+      header: names of the columns.
+      rows: cells, already text.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Point(NamedTuple):
+    """One point of a curve of costs.
+
+    Attributes:
+      x: number of replicas, devices, weights ..., or a level.
+      cost: milliseconds of a replica-step.
+    """
+
+    x: float
+    cost: Spread
+
+
+Curve: TypeAlias = Sequence[Point]
+
+
 class Row(NamedTuple):
     """One benchmark.
 
@@ -63,7 +93,8 @@ class Row(NamedTuple):
       rates: units of work per second of each side.
       unit: of the rates.
       comparisons: the ratios, with their targets.
-      facts: other numbers, by name.
+      facts: other numbers and tables, by name.
+      curves: lines of the figure of costs, by panel (an axis' name) and label.
     """
 
     name: str
@@ -72,6 +103,7 @@ class Row(NamedTuple):
     unit: str = ""
     comparisons: Sequence[Comparison] = ()
     facts: Mapping[str, Any] = {}
+    curves: Mapping[str, Mapping[str, Curve]] = {}
 
 
 def as_json(row: Row, seconds: float, load: float, quick: bool) -> dict[str, Any]:
@@ -95,7 +127,17 @@ def as_json(row: Row, seconds: float, load: float, quick: bool) -> dict[str, Any
         "unit": row.unit,
         "rates": {name: rate._asdict() for name, rate in row.rates.items()},
         "comparisons": comparisons,
-        "facts": dict(row.facts),
+        "facts": {
+            name: fact._asdict() if isinstance(fact, Table) else fact
+            for name, fact in row.facts.items()
+        },
+        "curves": {
+            panel: {
+                label: [[point.x, *point.cost] for point in curve]
+                for label, curve in lines.items()
+            }
+            for panel, lines in row.curves.items()
+        },
         "quick": quick,
         "seconds": round(seconds, 1),
         "machine": machine() | {"load_before": round(load, 2)},
@@ -153,45 +195,60 @@ def merge(path: pathlib.Path, rows: Mapping[str, Any], order: Sequence[str]) -> 
     return {name: both[name] for name in order if name in both}
 
 
+def page(rows: Mapping[str, Any], figure: str | None = None) -> str:
+    """The whole page: introduction, tables, the figure of costs.
+
+    Args:
+      rows: by name, from `as_json`.
+      figure: path of that figure, from the page; None if there is none.
+    """
+    text = INTRODUCTION.read_text().rstrip("\n") + "\n\n"
+    if figure is not None:
+        text += (
+            f"![what a replica-step costs]({figure})\n\nWhat a replica-step costs "
+            "against the number of replicas, host devices, levels and weights: the rows "
+            "`scaling` and `levels`.\n\n"
+        )
+    return text + markdown(rows)
+
+
 def markdown(rows: Mapping[str, Any]) -> str:
     """The tables of all rows, from `as_json`."""
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `python -m benchmarks`; the same numbers are in `benchmarks.json`.",
-        "Sides of a comparison take turns in one run. Ratios are medians of the ratios of",
-        "each turn, with the smallest and the largest in brackets; so are rates.",
-        "",
-        "| row | measured | against | value | target | reached |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["## Every comparison", ""]
+    cells = []
     for name, row in rows.items():
         for entry in row["comparisons"]:
-            value, target = Spread(**entry["value"]), entry.get("target")
-            cells = [
-                f"`{name}`",
-                entry["of"],
-                entry["to"] or "-",
-                f"{_spread(value)} {entry['unit']}".strip(),
-                f"{target['sense']} {target['bound']:g}" if target else "-",
-                {True: "yes", False: "**no**", None: "-"}[entry.get("reached")],
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            number, target = Spread(**entry["value"]), entry.get("target")
+            cells.append(
+                [
+                    f"`{name}`",
+                    entry["of"],
+                    entry["to"] or "-",
+                    f"{_spread(number)} {entry['unit']}".strip(),
+                    f"{target['sense']} {target['bound']:g}" if target else "-",
+                    {True: "yes", False: "**no**", None: "-"}[entry.get("reached")],
+                ]
+            )
+    lines += table(
+        ["row", "measured", "against", "value", "target", "reached"],
+        cells,
+    )
     for name, row in rows.items():
         lines += ["", f"## {name}", ""]
         if row["quick"]:
             lines += ["**Quick mode: these numbers mean nothing.**", ""]
         lines += [row["setting"], ""]
         if row["rates"]:
-            lines += [f"| side | {row['unit']} |", "|---|---|"]
-            lines += [
-                f"| {side} | {_spread(Spread(**rate))} |"
-                for side, rate in row["rates"].items()
-            ]
+            rates = [[k, _spread(Spread(**rate))] for k, rate in row["rates"].items()]
+            lines += [*table(["side", row["unit"]], rates), ""]
+        tables = {k: fact for k, fact in row["facts"].items() if _is_table(fact)}
+        plain = {k: fact for k, fact in row["facts"].items() if k not in tables}
+        lines += [f"- {k}: {_plain(fact)}" for k, fact in plain.items()]
+        if plain:
             lines.append("")
-        lines += [f"- {k}: {_plain(value)}" for k, value in row["facts"].items()]
-        if row["facts"]:
-            lines.append("")
+        for title, fact in tables.items():
+            lines += [f"{title[0].upper()}{title[1:]}:", ""]
+            lines += [*table(fact["header"], fact["rows"]), ""]
         where, numbers = row["machine"], row["versions"]
         packages = ", ".join(f"{k} {v}" for k, v in numbers.items())
         lines.append(
@@ -199,6 +256,16 @@ def markdown(rows: Mapping[str, Any]) -> str:
             f"{where['load_before']}; {packages}; took {row['seconds']:.0f} s."
         )
     return "\n".join(lines) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
+
+
+def _is_table(fact: Any) -> bool:
+    return isinstance(fact, Mapping) and set(fact) == {"header", "rows"}
 
 
 def _spread(value: Spread) -> str:

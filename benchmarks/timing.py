@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from benchmarks.worker import COSTS
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -94,6 +96,14 @@ class Worker:
         """Starts a program and waits for its result."""
         self.ask(program)
         return self.result()
+
+    def costs(self) -> dict[str, float]:
+        """What the process has cost so far.
+
+        `memory`: its largest resident memory in GB (10^9 bytes); `compiling`: seconds of
+        tracing, lowering and compiling, for JAX.
+        """
+        return self.run(COSTS)[1]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -9,7 +9,8 @@ libraries start, and `warm`, whether to call each program once before it is time
 is done, with the number of units of work (replica-steps, products) or a dict of facts.
 
 One line of JSON per answer on the standard output: `{"ready": [names]}`, then
-`{"seconds": s, "value": units or facts}` for each name read from the standard input.
+`{"seconds": s, "value": units or facts}` for each name read from the standard input. The
+name `costs` is answered with what the process has cost so far.
 """
 
 import importlib
@@ -19,6 +20,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from benchmarks import monitor
+
+COSTS = "costs"
 
 Program = Callable[[], Any]
 Programs = Mapping[str, Program]
@@ -30,10 +35,12 @@ def main(text: str) -> None:
     # Whatever prints must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    compiling = None
     if spec.get("devices"):
         import jax
 
         jax.config.update("jax_num_cpu_devices", spec["devices"])
+        compiling = monitor.Compiling()
     if spec.get("threads"):
         import torch
 
@@ -46,9 +53,13 @@ def main(text: str) -> None:
             program()
     print(json.dumps({"ready": list(programs)}), file=answers)
     for line in sys.stdin:
-        program = programs[line.strip()]
         begin = time.perf_counter()
-        value = program()
+        if line.strip() == COSTS:
+            value = {"memory": monitor.peak_memory()}
+            if compiling is not None:
+                value["compiling"] = compiling.seconds()
+        else:
+            value = programs[line.strip()]()
         seconds = time.perf_counter() - begin
         print(json.dumps({"seconds": seconds, "value": value}), file=answers)
 
