@@ -21,7 +21,15 @@ from lottery_jax import replicas
 from lottery_jax.replicas import Execution
 
 FIRST = ("memory", "masking", "branching", "compaction", "lenet")
-SECOND = ("compilations", "levels", "scaling", "paths", "resnet20", "startup")
+SECOND = (
+    "compilations",
+    "levels",
+    "scaling",
+    "paths",
+    "resnet20",
+    "startup",
+    "precision",
+)
 
 
 def _start(names, folder):

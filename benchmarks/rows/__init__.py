@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from benchmarks.rows.common import Benchmark
 from benchmarks.rows.compaction import compaction
 from benchmarks.rows.connectivity import branching, paths
+from benchmarks.rows.precision import precision
 from benchmarks.rows.scaling import scaling
 from benchmarks.rows.studies import compilations, levels, memory, startup
 from benchmarks.rows.training import lenet, masking, resnet20
@@ -28,5 +29,6 @@ ROWS: Mapping[str, Benchmark] = {
     "startup": Benchmark(startup, _STORED, "experiments"),
     "memory": Benchmark(memory, _STORED, "experiments"),
     "compaction": Benchmark(compaction),
+    "precision": Benchmark(precision, ("mnist1d", "sklearn"), "experiments"),
 }
 """All rows by name, in the order of the table."""
