@@ -41,7 +41,7 @@ from lottery_jax.chains import prune_chain as prune_chain
 from lottery_jax.engine import Curves, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution, place
 from lottery_jax.resume import ticket_path as ticket_path
-from lottery_jax.setting import Setting, set_up, timeline_of
+from lottery_jax.setting import Setting, set_up, timeline_of, with_chunk
 from lottery_jax.study import Change as Change
 from lottery_jax.study import Records as Records
 from lottery_jax.study import Snapshot
@@ -151,7 +151,7 @@ def run(
     ):
         snapshot, first_level, after = found
         changes += resume.stored_changes(store)
-        if stored != setting.execution:
+        if stored != setting.execution and first_level <= levels:
             changes.append(Change(first_level, after or 0, setting.execution))
         if watch and first_level <= levels:
             timeline = timeline_of(setting, first_level)
@@ -196,8 +196,7 @@ def run(
                     RuntimeWarning,
                     stacklevel=2,
                 )
-                # Arrays lie where they lay: only the programs are others.
-                setting, _ = begin(fewer)
+                setting = with_chunk(setting, tx, fewer)
         snapshot, after = ended, None
         if store:
             resume.store_tickets(setting, snapshot, level, ids, store, metadata or {})
@@ -207,6 +206,10 @@ def run(
     recorded = len(next(iter(snapshot.records.values())))
     rewound = study.begun(setting, snapshot.memory, recorded - 1)
     return study.outcome(setting, snapshot, rewound, tuple(changes))
+
+
+_ALL = 2**31 - 1
+"""What a chunk of 0 stands for, where chunks are compared."""
 
 
 def _begin_fitted(
@@ -230,7 +233,7 @@ def _begin_fitted(
         return setting.programs.train, study.one_step(setting, snapshot)
 
     fits = chosen or device_memory.fitted(default_execution(), rows, prepare)
-    most = device_memory.at_once(fits, rows)
+    most = fits.chunk or _ALL
     common = processes.smallest("chunk", most)
     if chosen is None and common < most:
         fits = fits._replace(chunk=common)

@@ -57,6 +57,63 @@ def set_up(
     pairs = shape[0] * shape[1]
     position = np.minimum(np.arange(padded(pairs, execution)), pairs - 1)
     ticket_rows = position * shape[2] + plan.arms.index("ticket")
+    template = jax.eval_shape(task.init, jax.random.key(0))[0]
+    prunable = task.prunable(template) if task.prunable else masks.prunable(template)
+    masks.cuttable(template, prunable, task.exclude)  # or it raises
+    compiled = _compiled(task, tx, plan, prunable, execution)
+    programs = compiled["programs"]
+    fresh = jnp.asarray(rows.fresh)
+    put = partial(place, execution=execution)
+    noise = put(jnp.where(fresh, rows.keys.fresh_noise, rows.keys.noise))
+    init_keys = put(jnp.where(fresh, rows.keys.fresh_init, rows.keys.init))
+    first, stream = programs.init(init_keys)
+    if start is not None:
+        given = put(_spread(start, first, rows, shape[1]))
+        first = jax.tree.map(lambda g, f: where_rows(fresh, f, g), given, first)
+        first = put(first)
+    return Setting(
+        task=task,
+        data=jax.device_put(task.data, shared(execution)),
+        plan=plan,
+        rows=rows,
+        **compiled,
+        first=first,
+        stream=stream,
+        order=programs.order(noise),
+        noise=noise,
+        execution=execution,
+        prunable=prunable,
+        template=template,
+        ticket_rows=ticket_rows,
+        source=rows.chain * shape[1] + rows.replica,
+        pairs=pairs,
+        shape=shape,
+        validates=task.validates,
+    )
+
+
+def with_chunk(
+    setting: Setting, tx: optax.GradientTransformation, execution: Execution
+) -> Setting:
+    """The same with other programs: the devices stay, so arrays lie where they lay.
+
+    Args:
+      setting: as it was.
+      tx: the optimizer.
+      execution: on the same devices, in the same groups.
+    """
+    compiled = _compiled(setting.task, tx, setting.plan, setting.prunable, execution)
+    return setting._replace(**compiled, execution=execution)
+
+
+def _compiled(
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    prunable: PyTree,
+    execution: Execution,
+) -> dict[str, Any]:
+    """The programs of a setting: `programs`, `begin`, `cut` and `count`."""
     finetunes = any(chain.retrain == "finetune" for chain in plan.chains)
     stop = plan.steps + (plan.steps - min(plan.rewind_steps) if finetunes else 0)
     programs = engine.compile_programs(
@@ -67,18 +124,6 @@ def set_up(
         capacity=min(plan.validate_every, plan.steps),
         keep_optimizer=plan.optimizer == "rewind",
     )
-    template = jax.eval_shape(task.init, jax.random.key(0))[0]
-    prunable = task.prunable(template) if task.prunable else masks.prunable(template)
-    masks.cuttable(template, prunable, task.exclude)  # or it raises
-    fresh = jnp.asarray(rows.fresh)
-    put = partial(place, execution=execution)
-    noise = put(jnp.where(fresh, rows.keys.fresh_noise, rows.keys.noise))
-    init_keys = put(jnp.where(fresh, rows.keys.fresh_init, rows.keys.init))
-    first, stream = programs.init(init_keys)
-    if start is not None:
-        given = put(_spread(start, first, rows, shape[1]))
-        first = jax.tree.map(lambda g, f: where_rows(fresh, f, g), given, first)
-        first = put(first)
     functions = task.functions
 
     def begin(
@@ -137,28 +182,12 @@ def set_up(
         return jax.lax.switch(chain, [partial(by, one) for one in plan.chains])
 
     many = partial(parallel, execution=execution)
-    return Setting(
-        task=task,
-        data=jax.device_put(task.data, shared(execution)),
-        plan=plan,
-        rows=rows,
-        programs=programs,
-        begin=many(begin, (0, 0, 0, 0, 0)),
-        cut=many(cut, (None, None, *[0] * 11)),
-        count=many(partial(_layer_counts, prunable=prunable), (0,)),
-        first=first,
-        stream=stream,
-        order=programs.order(noise),
-        noise=noise,
-        execution=execution,
-        prunable=prunable,
-        template=template,
-        ticket_rows=ticket_rows,
-        source=rows.chain * shape[1] + rows.replica,
-        pairs=pairs,
-        shape=shape,
-        validates=task.validates,
-    )
+    return {
+        "programs": programs,
+        "begin": many(begin, (0, 0, 0, 0, 0)),
+        "cut": many(cut, (None, None, *[0] * 11)),
+        "count": many(partial(_layer_counts, prunable=prunable), (0,)),
+    }
 
 
 _SCORE_BATCHES = 8

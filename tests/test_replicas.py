@@ -19,10 +19,9 @@ from lottery_jax.types import Network
 STEPS, NUMBER = 8, 6
 PER_EXECUTION = {
     "2 devices, looped": Execution(2, 1),
-    "vmapped, loop": Execution(1, 0, "loop"),
     "vmapped, grouped": Execution(1, 0, "grouped"),
-    "vmapped, patches": Execution(1, 0, "patches"),
-    "chunks of 2, patches": Execution(2, 2, "patches"),
+    "vmapped in twos, loop": Execution(1, 2, "loop"),
+    "vmapped on 2 devices, patches": Execution(2, 0, "patches"),
     "2 devices share a batch": Execution(2, 1, data_parallel=2),
     "2 devices share a batch, vmapped": Execution(2, 0, "patches", None, 2),
     "float32 by name": Execution(1, 1, None, "float32"),
@@ -81,8 +80,7 @@ class OnImages(nn.Module):
         x = layers.Conv(6, stride=2, use_bias=False, name="conv")(
             x.reshape(-1, 4, 2, 1)
         )
-        x = jax.nn.relu(lj.models.BatchNorm(name="norm")(x, train, weights))
-        x = layers.Conv(4, name="second")(x)
+        x = lj.models.BatchNorm(name="norm")(x, train, weights)
         return layers.Dense(4, name="head")(jax.nn.relu(x).reshape(x.shape[0], -1))
 
 
