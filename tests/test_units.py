@@ -1,5 +1,8 @@
 """Units of the models, and narrower networks inside the full shapes."""
 
+import functools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +13,26 @@ from lottery_jax import masks, models
 NAMES = ("mlp-20-12", "residual-mlp-200", "conv-4-4", "vgg-11-4", "resnet-8-6")
 
 
-def build(name, initializer="kaiming_normal"):
+@functools.cache
+def build(name):
+    """A model, its variables, inputs, and its function in training mode and not."""
     shape = (12,) if "mlp" in name else (16, 16, 3)
-    model = models.make(name, 5, initializer=initializer, bias="torch")
+    model = models.make(name, 5, bias="torch")
     x = jax.random.normal(jax.random.key(1), (4, *shape))
-    return model, model.init(jax.random.key(0), x, train=False), x
+    # Compiled as a whole: one by one, the operations of a network take much longer.
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
+
+    def apply(variables, train):
+        if train:
+            return model.apply(variables, x, train=True, mutable=True)[0]
+        return model.apply(variables, x, train=False)
+
+    return model, variables, jax.jit(apply, static_argnums=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_the_units_of_a_group_does_not_change_the_function(name):
-    model, variables, x = build(name)
+    model, variables, apply = build(name)
     axes = models.units(model, variables["params"])
     groups = {a.group for leaf in axes.values() for a in leaf} - {None}
     rng = np.random.default_rng(0)
@@ -33,27 +46,25 @@ def test_permuting_the_units_of_a_group_does_not_change_the_function(name):
             size = leaf.shape[i] // axis.repeats
             p = order.setdefault(axis.group, rng.permutation(size))
             index = (np.arange(axis.repeats)[:, None] * size + p).ravel()
-            leaf = jnp.take(leaf, index, axis=i)
+            leaf = np.take(np.asarray(leaf), index, axis=i)
         return leaf
 
     params = jax.tree_util.tree_map_with_path(permuted, variables["params"])
     assert set(order) == groups and groups
-    moved = model.apply({**variables, "params": params}, x, train=False)
-    np.testing.assert_allclose(
-        moved, model.apply(variables, x, train=False), rtol=2e-4, atol=2e-5
-    )
+    moved = apply({**variables, "params": params}, False)
+    np.testing.assert_allclose(moved, apply(variables, False), rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_narrow_network_has_the_count_and_ignores_what_is_beyond(name):
-    model, variables, x = build(name)
+    model, variables, apply = build(name)
     params = variables["params"]
     total = masks.total(params)
     count = round(0.4 * total)
     narrowed, mask = models.narrow(model, params, count)
     assert abs(int(masks.count(mask)) - count) <= 0.02 * count
     kept = masks.apply(mask, narrowed)
-    out = model.apply({**variables, "params": kept}, x, train=True, mutable=True)[0]
+    out = apply({**variables, "params": kept}, True)
     # Biases and norms of absent units reach nothing, in training mode too.
     axes = models.units(model, params)
     sizes = {}
@@ -69,7 +80,7 @@ def test_narrow_network_has_the_count_and_ignores_what_is_beyond(name):
         return leaf
 
     noisy = jax.tree_util.tree_map_with_path(noise, kept)
-    again = model.apply({**variables, "params": noisy}, x, train=True, mutable=True)[0]
+    again = apply({**variables, "params": noisy}, True)
     np.testing.assert_array_equal(out, again)
 
 
