@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax.trees import Patterns, leaf_path, matching, paths, same_structure
 from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree
 
-Patterns = str | Sequence[str]
 PrunableLike = Prunable | Callable[[PyTree], Prunable] | None
 
 # Products of a numerator and a remainder below the denominator must fit into int32.
@@ -34,42 +34,6 @@ _WEIGHT_NAMES = frozenset({"kernel", "w", "weight"})
 
 
 # --- which leaves ---------------------------------------------------------------------
-
-
-def leaf_path(path: tuple) -> str:
-    """A leaf's key path as text, such as `"dense_0/kernel"`; what patterns match.
-
-    The `value` at the end of NNX paths is dropped: it names no part of the network.
-    """
-    text = jax.tree_util.keystr(path, simple=True, separator="/")
-    return text.removesuffix("/value").replace("/.", "/").lstrip("./")
-
-
-def paths(tree: PyTree) -> list[str]:
-    """The key path of every leaf, in tree order."""
-    return [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def matching(tree: PyTree, patterns: Patterns) -> PyTree:
-    """Which leaves have a key path in which one of the regular expressions is found.
-
-    Args:
-      tree: any pytree.
-      patterns: one regular expression or several, searched for in `leaf_path`.
-
-    Returns:
-      A pytree of Python bools.
-
-    Raises:
-      ValueError: a pattern matches no leaf, which is nearly always a misspelling.
-    """
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    names = paths(tree)
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            raise ValueError(f"pattern {pattern!r} matches no leaf; there are {names}")
-    found = [any(re.search(pattern, name) for pattern in patterns) for name in names]
-    return jax.tree.unflatten(jax.tree.structure(tree), found)
 
 
 def prunable(
@@ -154,11 +118,6 @@ def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
             f"{paths(tree)}"
         )
     return [bool(flag) for flag in jax.tree.leaves(prunable_)]
-
-
-def same_structure(a: PyTree, b: PyTree) -> bool:
-    """Whether two pytrees have the same structure, whatever their leaves are."""
-    return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
 
 
 def check(mask: Mask, params: PyTree, name_of_params: str = "params") -> None:

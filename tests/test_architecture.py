@@ -14,11 +14,13 @@ PACKAGE = ROOT / "lottery_jax"
 # module: what it may import; also whatever those may import. A folder is one module.
 ARROWS = {
     "types": (),
-    "masks": ("types",),
+    "trees": ("types",),
+    "keys": ("types",),
+    "masks": ("trees",),
     "scores": ("masks",),
     "schedules": ("masks",),
     "convolution": ("types",),
-    "data": ("types",),
+    "data": ("keys",),
     "records": ("types",),
     "verdicts": ("types",),
     "prune": ("masks",),

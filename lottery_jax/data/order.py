@@ -10,14 +10,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from lottery_jax.keys import epoch_key
 from lottery_jax.types import Array, Key
 
 PADDING = -1
 """The index of an empty slot in a last partial batch."""
-
-# Keeps the order's stream apart from fold_in(noise_key, step), which augmentation uses:
-# epoch 3 and step 3 would otherwise draw from the same key.
-_ORDER = 0x0DE5
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -40,12 +37,12 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def permutation(
-    noise_key: Key, epoch: Array | int, num_examples: int, batch_size: int
+    key: Key, epoch: Array | int, num_examples: int, batch_size: int
 ) -> Array:
     """The data order of one epoch: every example exactly once.
 
     Args:
-      noise_key: the replica's noise key, `[]`; other uses of it do not collide.
+      key: of the data order, `[]`.
       epoch: int scalar, at least 0, may be traced.
       num_examples: examples in the training set, static.
       batch_size: examples in a batch, static.
@@ -58,8 +55,8 @@ def permutation(
       ValueError: `num_examples` or `batch_size` is below 1.
     """
     steps = steps_per_epoch(num_examples, batch_size)
-    key = jax.random.fold_in(jax.random.fold_in(noise_key, epoch), _ORDER)
-    indices = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
+    numbers = jnp.arange(num_examples, dtype=jnp.int32)
+    indices = jax.random.permutation(epoch_key(key, epoch), numbers)
     return _rows(indices, steps, batch_size)
 
 
