@@ -13,7 +13,8 @@ PACKAGE = ROOT / "lottery_jax"
 
 # module: what it may import; also whatever those may import. A folder is one module.
 ARROWS = {
-    "types": (),
+    "errors": (),
+    "types": ("errors",),
     "trees": ("types",),
     "keys": ("types",),
     "masks": ("trees",),
