@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax.trees import Patterns, leaf_path, matching, paths, same_structure
-from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree
+from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree, Task
 
 PrunableLike = Prunable | Callable[[PyTree], Prunable] | None
 
@@ -90,6 +90,19 @@ def prunable(
             f"prunable: no prunable leaf among {names}; pass include= patterns"
         )
     return jax.tree.unflatten(structure, chosen)
+
+
+def of_task(task: Task) -> Prunable:
+    """The prunable leaves of a task: those that it names, or those of `prunable`.
+
+    Raises:
+      ValueError: there is none, a name does not settle what a leaf is, or all prunable
+        leaves are excluded from being cut.
+    """
+    params = task.shapes[0]
+    flags = task.prunable(params) if task.prunable else prunable(params)
+    cuttable(params, flags, task.exclude)  # or it raises
+    return flags
 
 
 def _may_not_be_a_kernel(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -36,13 +36,13 @@ def geometric(total: int, levels: int, fraction: float = 0.2) -> list[int]:
     return counts
 
 
-def linear(total: int, levels: int, fraction: float = 0.1) -> list[int]:
+def linear(total: int, levels: int, of_original: float = 0.1) -> list[int]:
     """Removes a share of the *original* weights at each level (BERT tickets, Chen 2020).
 
     Args:
       total: number of prunable weights.
       levels: number of prunings after level 0.
-      fraction: share of the original weights removed at each level, in (0, 1).
+      of_original: share of the original weights removed at each level, in (0, 1).
 
     Raises:
       ValueError: the levels would remove everything.
@@ -51,13 +51,13 @@ def linear(total: int, levels: int, fraction: float = 0.1) -> list[int]:
       >>> linear(1000, 3)
       [1000, 900, 800, 700]
     """
-    _check(total, levels, fraction=fraction)
-    if masks.exact(fraction) * levels >= 1:
+    _check(total, levels, of_original=of_original)
+    if masks.exact(of_original) * levels >= 1:
         raise ValueError(
-            f"levels={levels} of fraction={fraction} of the original weights remove them "
-            f"all; levels can be at most {math.ceil(1 / masks.exact(fraction)) - 1}"
+            f"levels={levels} with of_original={of_original} remove all weights; levels "
+            f"can be at most {math.ceil(1 / masks.exact(of_original)) - 1}"
         )
-    share = masks.exact(fraction)
+    share = masks.exact(of_original)
     return [
         total - masks.exact_round(share * level * total) for level in range(levels + 1)
     ]
@@ -131,9 +131,10 @@ def cubic(
     return final_density + (initial_density - final_density) * (1.0 - t) ** 3
 
 
-def _check(total: int, levels: int, *, fraction: float) -> None:
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
+def _check(total: int, levels: int, **share: float) -> None:
+    for field, value in share.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{field}={value}; it must be in (0, 1)")
     if levels < 0:
         raise ValueError(f"levels={levels}; it must be 0 or more")
     _check_total(total)

@@ -1,4 +1,4 @@
-"""Optax transformations that keep a mask, and masks that change during training.
+"""Optax transformations that keep a mask.
 
 `masked(tx)` is what to wrap around an optimizer: gradients and weights are masked before
 it (so that norms, moments and trust ratios see the subnetwork alone) and its update is
@@ -14,15 +14,14 @@ The mask is an argument of `update`, so that a compiled step serves all masks:
 or bound once, for loops that cannot pass it: `masked(tx, mask)`.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lottery_jax import masks, prune, schedules, scores
-from lottery_jax.masks import Patterns, PrunableLike
-from lottery_jax.types import Array, Key, Mask, Params, PyTree
+from lottery_jax import masks, trees
+from lottery_jax.types import Array, Mask, PyTree
 
 Anchor = Literal["zero", "frozen"]
 
@@ -75,6 +74,8 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps any optimizer so that it trains the subnetwork and nothing else.
 
+    Not `optax.masked`: that one chooses whole leaves that are transformed at all.
+
     Args:
       inner: the optimizer.
       mask: the mask, or None if it is passed to `update` as `mask=`.
@@ -82,6 +83,15 @@ def masked(
 
     Returns:
       A transformation with the state of `inner`.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+      >>> mask = {"kernel": jnp.array([[True, False], [True, True]])}
+      >>> tx = masked(optax.sgd(0.5, momentum=0.9))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params, mask=mask)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[0.5, 0.0], [1.5, 2.0]]
     """
     inner = optax.with_extra_args_support(inner)
     last = keep_masked(anchor=anchor)
@@ -115,7 +125,7 @@ def mask_state(opt_state: PyTree, mask: Mask) -> PyTree:
     """Sets moments off the mask to 0, in every part of the state shaped like params."""
 
     def like_params(node: PyTree) -> bool:
-        return masks.same_structure(node, mask)
+        return trees.same_structure(node, mask)
 
     def zero(node: PyTree) -> PyTree:
         if not like_params(node):
@@ -129,7 +139,7 @@ def mask_state(opt_state: PyTree, mask: Mask) -> PyTree:
             node,
         )
 
-    if masks.same_structure(mask, 0):  # params are one array: match by shape
+    if trees.same_structure(mask, 0):  # params are one array: match by shape
         return jax.tree.map(zero, opt_state)
     return jax.tree.map(zero, opt_state, is_leaf=like_params)
 
@@ -165,93 +175,3 @@ def at_schedule_step(opt_state: PyTree, step: Array | int) -> PyTree:
         return node
 
     return jax.tree.map(move, opt_state, is_leaf=is_schedule)
-
-
-# --- masks that change between segments -----------------------------------------------
-
-
-class UpdateMask(Protocol):
-    """Changes the mask between compiled segments of training."""
-
-    def __call__(
-        self,
-        key: Key,
-        step: Array,
-        params: Params,
-        gradients: Params,
-        mask: Mask,
-        opt_state: PyTree,
-        /,
-    ) -> tuple[Mask, PyTree]: ...
-
-
-class MaskUpdate(NamedTuple):
-    """A rule and the steps at which it acts.
-
-    Attributes:
-      update: the rule.
-      every: it acts at multiples of this step that are at least `begin` ...
-      begin: ...
-      end: ... and at most `end`.
-    """
-
-    update: UpdateMask
-    every: int
-    begin: int
-    end: int
-
-    def steps(self) -> list[int]:
-        """The steps at which the rule acts."""
-        first = -(-self.begin // self.every) * self.every
-        return list(range(first, self.end + 1, self.every))
-
-
-def gradual_magnitude(
-    final_density: float,
-    begin: int,
-    end: int,
-    every: int = 100,
-    *,
-    initial_density: float = 1.0,
-    prunable: PrunableLike = None,
-    exclude: Patterns = (),
-) -> MaskUpdate:
-    """Gradual magnitude pruning: the baseline that prunes within one training run.
-
-    At every `every` steps the smallest weights go, until the density of the cubic
-    schedule is reached. Masks are nested.
-
-    Args:
-      final_density: in (0, 1).
-      begin: first step of the schedule.
-      end: step at which the final density is reached; a multiple of `every`.
-      every: steps between updates.
-      initial_density: in (0, 1].
-      prunable: which leaves count.
-      exclude: patterns of leaves that count and are never cut.
-
-    References:
-      Zhu and Gupta 2017, section 3; the baseline of Gale et al. 2019.
-    """
-    if every < 1 or end % every:
-        raise ValueError(
-            f"end={end} must be a multiple of every={every}, which is 1 or more"
-        )
-    schedules.cubic(begin, begin, end, final_density, initial_density)  # validates
-
-    def update(key, step, params, gradients, mask, opt_state):
-        target = schedules.cubic(step, begin, end, final_density, initial_density)
-        total = masks.total(mask, prunable)
-        last = masks.exact_round(masks.exact(final_density) * total)
-        # Between updates float32 is good enough; the last count is exact.
-        keep = jnp.where(step >= end, last, jnp.round(target * total).astype(jnp.int32))
-        mask = prune.global_topk(
-            scores.magnitude(params),
-            mask,
-            keep=keep,
-            prunable=prunable,
-            exclude=exclude,
-        )
-        return mask, mask_state(opt_state, mask)
-
-    return MaskUpdate(update, every, begin, end)

@@ -5,6 +5,7 @@ axis, of replicas or networks, instead of many trees.
 """
 
 import functools
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -185,3 +186,18 @@ def combine(trees: Sequence[PyTree], weights: Array) -> PyTree:
         return functools.reduce(jnp.add, parts)
 
     return jax.tree.map(leaf, *trees)
+
+
+def fingerprint(*trees: PyTree) -> str:
+    """A digest of every bit of some trees: tells what a folder holds from what is asked.
+
+    Args:
+      *trees: of arrays, typed keys, numbers and text.
+    """
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        values = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        array = np.ascontiguousarray(np.asarray(values))
+        total.update(f"{leaf_path(path)} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

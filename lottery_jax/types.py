@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -44,16 +45,22 @@ class Init(Protocol):
 
 
 class Order(Protocol):
-    """The data order of one epoch: indices, int32 `[steps_per_epoch, ...]`."""
+    """The data order of one epoch: indices, int32 `[steps_per_epoch, ...]`.
 
-    def __call__(self, noise_key: Key, epoch: Array, /) -> Array: ...
+    The key is that of the order (`keys.NoiseKeys`), the same for all epochs.
+    """
+
+    def __call__(self, key: Key, epoch: Array, /) -> Array: ...
 
 
 class MakeBatch(Protocol):
-    """One step's batch: gather by `indices` (one row of `Order`) and augment."""
+    """One step's batch: gather by `indices` (one row of `Order`) and augment.
+
+    The key is that of batches (`keys.NoiseKeys`), the same for all steps.
+    """
 
     def __call__(
-        self, data: PyTree, indices: Array, noise_key: Key, step: Array, /
+        self, data: PyTree, indices: Array, key: Key, step: Array, /
     ) -> Batch: ...
 
 
@@ -74,7 +81,8 @@ class Loss(Protocol):
 class Evaluate(Protocol):
     """Metrics on a named split ("train", "validation", "test"), without any noise.
 
-    Returns at least `error`, a fraction in [0, 1], and `loss`, both float32 scalars.
+    Returns at least `loss`; what else there is (`error`, a fraction in [0, 1],
+    `perplexity`, ...) is recorded under its own name. All are real scalars.
     """
 
     def __call__(
@@ -141,6 +149,11 @@ class Task(NamedTuple):
         """The task without its data: hashable, so a static argument of a program."""
         return self._replace(data=None)
 
+    @property
+    def shapes(self) -> tuple[Params, ModelState, StreamState]:
+        """Shapes and dtypes of what `init` draws; nothing is computed."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
 
 class TrainState(NamedTuple):
     """A network in training, complete: with the noise key it determines what follows.
@@ -158,6 +171,29 @@ class TrainState(NamedTuple):
     stream_state: StreamState
     opt_state: PyTree
     mask: Mask
+
+    @property
+    def network(self) -> "Network":
+        """The weights and the model state."""
+        return Network(self.params, self.model_state)
+
+
+class Curves(NamedTuple):
+    """What was recorded while runs trained, one column per recorded step.
+
+    Attributes:
+      steps: the recorded steps, int32 `[V]`.
+      values: by name, float32 `[R, V]`; nan where nothing was recorded (yet).
+        `train_NAME` is the mean of a scalar of the task's loss over the steps since the
+        column before, `validation_NAME` a scalar of its `evaluate`, `density` the
+        surviving share where a rule changes masks.
+      first_nan: the first step whose training loss was not finite, float32 `[R]`; nan for
+        a run that never diverged.
+    """
+
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+    first_nan: np.ndarray
 
 
 class Network(NamedTuple):

@@ -44,36 +44,36 @@ class LostProcessError(RuntimeError):
 
 def start(
     coordinator: str | None = None,
-    number: int | None = None,
-    index: int | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> None:
     """Joins the processes of a job; before anything else uses JAX.
 
     Args:
       coordinator: HOST:PORT at which the first process listens; None to ask the cluster
         (SLURM, TPU pods and what else `jax.distributed` knows).
-      number: how many processes there are; with `coordinator`.
-      index: which one this is, from 0; with `coordinator`.
+      processes: how many there are; with `coordinator`.
+      process: which one this is, from 0; with `coordinator`.
 
     Raises:
       ValueError: only some of the three are given, they make no sense, or there is no
         cluster to ask.
       RuntimeError: JAX was used already, or the processes did not find each other.
     """
-    given = [x is not None for x in (coordinator, number, index)]
+    given = [x is not None for x in (coordinator, processes, process)]
     if any(given) and not all(given):
         raise ValueError(
-            f"coordinator={coordinator!r}, processes={number}, process={index}; give all "
-            "three, or none on a cluster that says them"
+            f"coordinator={coordinator!r}, processes={processes}, process={process}; give "
+            "all three, or none on a cluster that says them"
         )
-    if number is not None and not (index is not None and 0 <= index < number):
+    if processes is not None and not (process is not None and 0 <= process < processes):
         raise ValueError(
-            f"process={index}; it must be between 0 and {number - 1}, below processes"
+            f"process={process}; it must be between 0 and {processes - 1}, below processes"
         )
     # A process that is lost must not take the others along.
     jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(coordinator, number, index)
+        jax.distributed.initialize(coordinator, processes, process)
     except ValueError as error:
         raise ValueError(
             "found no cluster that says which processes there are (SLURM, TPU pods ...); "
@@ -155,11 +155,17 @@ class Meeting:
         self.say(name, word)
         return [self.hear(name, of) for of in range(self.count)]
 
+    def smallest(self, name: str, value: int) -> int:
+        """The smallest of the processes' values: what all can do, the same for all.
+
+        The first call under a name settles it.
+        """
+        if not self._path(name, self.index).exists():
+            self.say(name, int(value))
+        return min(self.hear(name, of) for of in range(self.count))
+
     def _path(self, name: str, of: int) -> pathlib.Path:
         return self.folder / f"{name}.{of:04d}.json"
-
-
-_meetings: list[Meeting] = []
 
 
 @contextlib.contextmanager
@@ -191,7 +197,6 @@ def meet(
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
-    _meetings.append(meeting)
     try:
         yield meeting
         meeting.say("left", None)
@@ -205,26 +210,12 @@ def meet(
             meeting.say("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
-        _meetings.remove(meeting)
         clean = over.is_set() or meeting.count == 1
         over.set()
         thread.join()
         # After a failure the others may still have to read of it.
         for old in folder.glob(".meeting-*") if clean else ():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def smallest(name: str, value: int) -> int:
-    """The smallest of the processes' values: what all can do, the same for all.
-
-    The first call under a name settles it. Without a meeting, the value itself.
-    """
-    if not _meetings or count() == 1:
-        return value
-    meeting = _meetings[-1]
-    if not meeting._path(name, meeting.index).exists():
-        meeting.say(name, int(value))
-    return min(meeting.hear(name, of) for of in range(meeting.count))
 
 
 def _token() -> str:

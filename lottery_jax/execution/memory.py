@@ -3,7 +3,7 @@
 An estimate first, from what the compiled program says of itself, then a probe, one real
 step; only then training starts. What neither foresaw (a neighbour on the same device, a
 work space that a library asks for late) is an error in the middle of a segment: that
-segment then starts again with half as many at once (`lottery_jax.imp`).
+segment then starts again with half as many at once (`lottery_jax.training`).
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from lottery_jax.replicas import Execution
+from lottery_jax.execution.replicas import Execution
 
 SHARE = 0.9
 """Of a device's memory: the rest is for fragments, work spaces and the runtime."""
@@ -29,7 +29,8 @@ def needed(program: Any, *args: Any) -> tuple[int, int]:
     """Bytes on each device that a jitted program needs, by XLA's own account.
 
     Returns:
-      Of arguments and results; of temporaries, which grow with the replicas at once.
+      The bytes of arguments and results, and those of temporaries, which grow with the
+      replicas at once.
     """
     found = program.lower(*args).compile().memory_analysis()
     # Some backends keep no account.

@@ -1,26 +1,27 @@
-"""Training: one pure, resumable function over steps [start, stop) of any Task.
+"""One run, one segment: a pure function over steps [start, stop) of any Task.
 
-`train` is a compiled loop whose bounds are traced, so one compilation serves segments of
+`train_steps` is a compiled loop whose bounds are traced, so one compilation serves segments of
 every length, levels and arms with their own masks, and branches that start late. What is
 not training (evaluation, snapshots, checkpoints, new masks) happens between segments:
 
     order = lj.training.orders(task, key, epochs)
     state = lj.training.start(tx, network, stream_state, mask)
     for a, b in lj.training.segments(0, 3000, every=100):
-        state, metrics = train(task, tx, state, key, order, a, b, capacity=100)
+        state, metrics = train_steps(task, tx, state, key, order, a, b, capacity=100)
 
 All randomness of a step is a function of the noise key and the step: any split into
-segments gives the same bits. To train many replicas, see `lottery_jax.replicas`.
+segments gives the same bits. To carry many runs through time, see `training.runs`.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from lottery_jax import masks, transforms
+from lottery_jax.dynamic import UpdateMask
+from lottery_jax.execution import DATA_AXIS
+from lottery_jax.keys import noise_keys
 from lottery_jax.types import (
     Array,
     Key,
@@ -33,19 +34,6 @@ from lottery_jax.types import (
     Task,
     TrainState,
 )
-
-
-class NoiseKeys(NamedTuple):
-    """One noise key by what it is used for: data order, augmentation, the loss itself."""
-
-    order: Key
-    batch: Key
-    loss: Key
-
-
-def noise_keys(key: Key) -> NoiseKeys:
-    """Derives the keys of each role from a replica's noise key."""
-    return NoiseKeys(*(jax.random.fold_in(key, role) for role in range(3)))
 
 
 def orders(task: Task, key: Key, epochs: int) -> Array:
@@ -120,10 +108,6 @@ def step_gradient(
     )
 
 
-DATA_AXIS = "data"
-"""Mesh axis along which devices share the batch of one replica."""
-
-
 def _divided(batch: PyTree, examples: int) -> PyTree:
     """Lays a batch over the devices that share it, where there are several.
 
@@ -147,7 +131,7 @@ def _divided(batch: PyTree, examples: int) -> PyTree:
     return jax.tree.map(lay, batch)
 
 
-def train(
+def train_steps(
     task: Task,
     tx: optax.GradientTransformation,
     state: TrainState,
@@ -242,7 +226,7 @@ def _check_segment(
 
 def update_mask(
     task: Task,
-    rule: transforms.UpdateMask,
+    rule: UpdateMask,
     state: TrainState,
     key: Key,
     order: Array,
@@ -254,7 +238,7 @@ def update_mask(
     """
     step = jnp.asarray(step, jnp.int32)
     gradients, _, _ = step_gradient(task, state, key, order, step)
-    rule_key = jax.random.fold_in(jax.random.fold_in(key, 3), step)
+    rule_key = jax.random.fold_in(noise_keys(key).rule, step)
     mask, opt_state = rule(
         rule_key, step, state.params, gradients, state.mask, state.opt_state
     )

@@ -1,0 +1,194 @@
+"""Many of anything at once: vmapped in chunks on a device, sharded over all devices.
+
+A replica is one independent run. Its arrays have a leading axis R; `Execution.parallel`
+turns a function of one into a compiled function of R of them. `Execution` says how: which
+devices, how many replicas are vmapped at once on each, how convolutions with a kernel per
+replica are executed, what products are rounded to, and how many devices share the batch
+of one replica.
+
+`default_execution` is what was measured to be best on each platform. On an accelerator
+all replicas of a device are vmapped. On a CPU they run one after another, one host device
+per core, because the optimizer state of many replicas does not fit the caches.
+`jax_num_cpu_devices` makes the host devices and must be set before JAX starts.
+
+Replicas do not talk to each other, so no array spans several processes: each process
+runs its own replicas on its own devices (`lottery_jax.execution.processes`).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lottery_jax import convolution, trees
+from lottery_jax.convolution import Method
+from lottery_jax.errors import one_of
+from lottery_jax.types import PyTree
+
+AXIS = "replica"
+
+DATA_AXIS = "data"
+"""Mesh axis along which devices share the batch of one replica."""
+
+Precision: TypeAlias = Literal["float32", "tensorfloat32", "bfloat16"]
+"""What the operands of products are rounded to; sums, weights and all else are float32."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class Execution(NamedTuple):
+    """How replicas run. Results differ between settings by rounding (see the docs).
+
+    Attributes:
+      devices: how many devices of this process are used.
+      chunk: how many replicas are vmapped at once on a device; 0 means all of them, 1
+        runs them one after another.
+      convolution: how convolutions with a kernel per replica are executed; None for the
+        platform's own way.
+      precision: of products; None for JAX's own, which differs by platform. Changes
+        results by more than the order of summation, unlike the others.
+      data_parallel: how many neighbouring devices share the batch of each replica; for
+        models that one device is too small or too slow for. Divides `devices`.
+    """
+
+    devices: int
+    chunk: int
+    convolution: Method | None = None
+    precision: Precision | None = None
+    data_parallel: int = 1
+
+    @property
+    def groups(self) -> int:
+        """How many replicas are in work at the same time: the length of the mesh."""
+        return self.devices // self.data_parallel
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices: along the replica axis, and those that share a replica's batch."""
+        devices = np.array(jax.local_devices()[: self.devices])
+        return Mesh(
+            devices.reshape(self.groups, self.data_parallel),
+            (AXIS, DATA_AXIS),
+            axis_types=(AxisType.Auto, AxisType.Auto),
+        )
+
+    @property
+    def sharded(self) -> NamedSharding:
+        """The placement of arrays with a replica axis."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    @property
+    def shared(self) -> NamedSharding:
+        """The placement of arrays that all replicas share."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def check(self) -> "Execution":
+        """Itself, if it fits this machine.
+
+        Raises:
+          ValueError: names the field that does not.
+        """
+        available = jax.local_device_count()
+        if not 1 <= self.devices <= available:
+            raise ValueError(
+                f"devices={self.devices}; it must be between 1 and {available}"
+            )
+        if self.chunk < 0:
+            raise ValueError(f"chunk={self.chunk}; it must be 0 (all) or more")
+        shards = self.data_parallel
+        if shards < 1 or self.devices % shards:
+            raise ValueError(
+                f"data_parallel={shards}; it must divide devices={self.devices}"
+            )
+        if self.convolution is not None:
+            one_of("convolution", self.convolution, convolution.METHODS)
+        if self.precision is not None:
+            one_of("precision", self.precision, PRECISIONS)
+        return self
+
+    def padded(self, number: int) -> int:
+        """The next number of replicas that the groups of devices divide."""
+        return -(-number // self.groups) * self.groups
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Puts arrays with a replica axis onto the devices.
+
+        Everything is placed before the first call, so that a program is compiled once: an
+        input that is unplaced at first and sharded later would be traced twice.
+        """
+        return jax.device_put(tree, self.sharded)
+
+    def share(self, tree: PyTree) -> PyTree:
+        """Puts arrays that all replicas share onto the devices."""
+        return jax.device_put(tree, self.shared)
+
+    def spread(self, tree: PyTree) -> PyTree:
+        """Pads a stack to a number that the devices divide, by its last row; places it."""
+        number = trees.count(tree)
+        if self.padded(number) > number:
+            index = np.minimum(np.arange(self.padded(number)), number - 1)
+            tree = trees.rows(tree, index)
+        return self.place(tree)
+
+    def gather(self, tree: PyTree, number: int) -> PyTree:
+        """The first rows of a stack on the host: `spread` undone.
+
+        Args:
+          tree: arrays with a replica axis.
+          number: how many of its rows are real.
+        """
+        # On the host: a slice of each shape would be a program of its own.
+        return jax.tree.map(
+            lambda x: x[:number] if trees.is_key(x) else np.asarray(x)[:number], tree
+        )
+
+    def _parallel(
+    function: Callable[..., PyTree], in_axes: Sequence[int | None], execution: Execution
+) -> Callable[..., Any]:
+    if any(axis not in (0, None) for axis in in_axes) or 0 not in in_axes:
+        raise ValueError(
+            f"in_axes={in_axes}; every entry must be 0 or None, and one of them 0"
+        )
+    execution.check()
+    specs = tuple(PartitionSpec(AXIS) if a == 0 else PartitionSpec() for a in in_axes)
+    # Where devices share a batch, the compiler divides it: `training.loop`.
+    manual = {AXIS} if execution.data_parallel > 1 else {AXIS, DATA_AXIS}
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=execution.mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(AXIS),
+        axis_names=manual,
+        check_vma=False,
+    )
+    def run(*args: PyTree) -> PyTree:
+        with execution.settings():
+            return body(*args)
+
+    def body(*args: PyTree) -> PyTree:
+        def one(own: list[PyTree]) -> PyTree:
+            rest = iter(own)
+            return function(
+                *(next(rest) if a == 0 else x for a, x in zip(in_axes, args))
+            )
+
+        own = [x for a, x in zip(in_axes, args) if a == 0]
+        number = jax.tree.leaves(own)[0].shape[0]
+        if number == 1:
+            first = one(jax.tree.map(lambda x: x[0], own))
+            return jax.tree.map(lambda y: jnp.asarray(y)[None], first)
+        if execution.chunk == 0 or execution.chunk >= number:
+            return jax.vmap(one)(own)
+        if execution.chunk == 1:
+            # Not batch_size=1, which vmaps over one replica: `cond` would run both sides.
+            return jax.lax.map(one, own)
+        return jax.lax.map(one, own, batch_size=execution.chunk)
+
+    return run

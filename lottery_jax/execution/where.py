@@ -1,0 +1,135 @@
+"""Where something runs, where it is kept, and who watches it."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lottery_jax.errors import at_least
+from lottery_jax.execution.processes import Meeting
+from lottery_jax.execution.replicas import Execution
+from lottery_jax.types import Curves, TrainState
+
+
+class Progress(NamedTuple):
+    """How far something is, for whoever watches it.
+
+    Attributes:
+      stage: what is going on: "training", "trunk", "branches", "paths", ...
+      done: the step that was reached, or how many points are evaluated.
+      total: the last step, or all points.
+      rows: how many networks train or are compared.
+      start: where this stage began.
+      level: of a pruning study; None elsewhere.
+      resumed: whether it was just taken up from a checkpoint here.
+      curves: what was recorded in this stage so far, if it trains.
+      states: gives the training states, a stack on the host, in the order of the runs;
+        they are fetched when it is called.
+    """
+
+    stage: str
+    done: int
+    total: int
+    rows: int
+    start: int = 0
+    level: int | None = None
+    resumed: bool = False
+    curves: Curves | None = None
+    states: Callable[[], TrainState] | None = None
+
+
+class Clock:
+    """When to write a checkpoint: rarely enough to cost at most 5% of the time."""
+
+    def __init__(self) -> None:
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def due(self, seconds: float) -> bool:
+        """Whether so many seconds have passed, or 20 times what the last one took."""
+        wait = max(seconds, 20 * self.cost) if seconds else 0.0
+        return time.monotonic() - self.last >= wait
+
+    def __enter__(self) -> None:
+        self.begin = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.last = time.monotonic()
+        self.cost = self.last - self.begin
+
+
+class Held:
+    """What stays on the devices between calls that share it: data, and data orders.
+
+    A study calls the runner once a level: shipping the data each time, or drawing the
+    orders again, would cost as much as a short level.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most, self.found = most, dict[Any, Any]()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made under a key before, or makes it; the oldest make room."""
+        if key not in self.found:
+            while len(self.found) >= self.most:
+                del self.found[next(iter(self.found))]
+            self.found[key] = make()
+        return self.found[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where and how something runs; none of it determines what is run.
+
+    Attributes:
+      execution: devices and how many replicas at once; None for the stored settings of
+        the folder, or for the platform's with as many at once as fit its memory.
+      folder: where checkpoints and what is stored go; None keeps everything in memory. A
+        folder with a checkpoint is continued from there.
+      checkpoint_seconds: write a checkpoint when so many seconds have passed since the
+        last one; a kill loses no more than that. Checkpoints take at most 5% of the time.
+      watch: called with a `Progress` at the start, and after every segment.
+      meeting: of all processes that work on this, for what they must agree on; None for
+        one process.
+    """
+
+    execution: Execution | None = None
+    folder: pathlib.Path | str | None = None
+    checkpoint_seconds: float = 30.0
+    watch: Callable[[Progress], None] | None = None
+    meeting: Meeting | None = None
+    clock: Clock = dataclasses.field(default_factory=Clock, repr=False, compare=False)
+    held: Held = dataclasses.field(default_factory=Held, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+        if self.execution is not None:
+            self.execution.check()
+
+    @property
+    def store(self) -> pathlib.Path | None:
+        """The folder as a path."""
+        return None if self.folder is None else pathlib.Path(self.folder)
+
+    def below(self, name: str) -> "Where":
+        """The same in a folder below this one."""
+        folder = None if self.store is None else self.store / name
+        return dataclasses.replace(self, folder=folder)
+
+    def by(self, execution: Execution) -> "Where":
+        """The same, executed so."""
+        return dataclasses.replace(self, execution=execution)
+
+    def tell(self, progress: Progress) -> None:
+        """Lets the watcher know."""
+        if self.watch is not None:
+            self.watch(progress)
+
+    def renamed(self, **changes: Any) -> "Where":
+        """The same, whose watcher sees other fields: the stage, say, or the level."""
+        if self.watch is None:
+            return self
+        watch = self.watch
+        return dataclasses.replace(
+            self, watch=lambda progress: watch(progress._replace(**changes))
+        )

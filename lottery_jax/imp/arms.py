@@ -1,0 +1,278 @@
+"""The controls of a pruning study: what each arm starts a level from.
+
+| arm | mask | weights at the rewind step k |
+|---|---|---|
+| ticket | the chain's | the chain's own |
+| reinit | the chain's | a fresh draw of the initialisation, trained densely to k |
+| reinit_raw | the chain's | a fresh draw, untrained, at schedule step k (open_lth) |
+| random_mask | the chain's, permuted | the chain's own |
+| shuffled_weights | the chain's | the chain's surviving ones, permuted in each layer |
+| small_dense | a dense narrower network of as many weights | a fresh draw, from step 0 |
+
+Level 0 is the dense network for every arm: nothing is permuted there, so random_mask and
+shuffled_weights repeat the ticket. Layers that are counted but never cut keep their mask
+in every arm; shuffled_weights permutes their weights all the same.
+
+A new arm is one more record in `ARMS`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lottery_jax import masks
+from lottery_jax.execution import Execution
+from lottery_jax.keys import ReplicaKeys
+from lottery_jax.masks import Patterns, PrunableLike
+from lottery_jax.training import loop
+from lottery_jax.training.programs import program
+from lottery_jax.transforms import at_schedule_step, mask_state
+from lottery_jax.types import (
+    Array,
+    Key,
+    Mask,
+    Network,
+    Params,
+    PyTree,
+    StreamState,
+    Task,
+    TrainState,
+)
+
+
+class Given(NamedTuple):
+    """What an arm may start from, at one level of one replica of a chain.
+
+    Attributes:
+      keys: of the replica; the same at every level, so random masks are nested.
+      mask: the chain's.
+      chain: the chain's network at the start of the level, unmasked.
+      own: the row's own network at the rewind step, for fresh draws.
+    """
+
+    keys: ReplicaKeys
+    mask: Mask
+    chain: Network
+    own: Network
+
+
+class Shuffling(NamedTuple):
+    """How masks are permuted.
+
+    Attributes:
+      scope: "layerwise" or "global".
+      prunable: which leaves count.
+      exclude: patterns of leaves that count and are never cut.
+    """
+
+    scope: str = "layerwise"
+    prunable: PrunableLike = None
+    exclude: Patterns = ()
+
+
+Begin = Callable[[Given, Shuffling], tuple[Network, Mask]]
+
+
+class Arm(NamedTuple):
+    """A control: what it starts from, and what has to be there for it.
+
+    Attributes:
+      name: in plans, results and figures.
+      begin: pure; the network, unmasked, and the mask that a level starts from.
+      fresh: has an initialisation and a noise of its own, one draw per replica.
+      untrained: begins with its initialisation, whatever the rewind step is.
+      from_step_0: trains from step 0 at every level.
+      narrow: its own network and mask are a narrow dense one with as many weights.
+      lost: trains weights that the level's tickets have lost.
+    """
+
+    name: str
+    begin: Begin
+    fresh: bool = False
+    untrained: bool = False
+    from_step_0: bool = False
+    narrow: bool = False
+    lost: bool = False
+
+
+def _ticket(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    return given.chain, given.mask
+
+
+def _own(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    return given.own, given.mask
+
+
+def _random_mask(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    key = given.keys.mask_shuffle
+    shuffled = masks.shuffle(key, given.mask, how.scope, how.prunable, how.exclude)  # type: ignore[arg-type]
+    return given.chain, shuffled
+
+
+def _shuffled_weights(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    params = shuffle_surviving(
+        given.keys.weight_shuffle, given.chain.params, given.mask, how.prunable
+    )
+    return given.chain._replace(params=params), given.mask
+
+
+ARMS = (
+    Arm("ticket", _ticket),
+    Arm("reinit", _own, fresh=True),
+    Arm("reinit_raw", _own, fresh=True, untrained=True),
+    Arm("random_mask", _random_mask, lost=True),
+    Arm("shuffled_weights", _shuffled_weights),
+    Arm("small_dense", _own, fresh=True, from_step_0=True, narrow=True),
+)
+
+
+def index(name: str) -> int:
+    """The position of an arm in `ARMS`."""
+    return [arm.name for arm in ARMS].index(name)
+
+
+def having(field: str) -> list[int]:
+    """The positions of the arms of which something holds, such as "fresh"."""
+    return [i for i, arm in enumerate(ARMS) if getattr(arm, field)]
+
+
+def begin(arm: Array, given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    """What an arm starts a level from, unmasked.
+
+    Args:
+      arm: position in `ARMS`, int32 `[]`, may be traced.
+      given: what there is.
+      how: masks are permuted.
+    """
+    return jax.lax.switch(arm, [lambda one=one: one.begin(given, how) for one in ARMS])
+
+
+# --- many of them ---------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """What many runs of any arms start from; all have a leading axis `[P]`.
+
+    Attributes:
+      arm: position in `ARMS`, int32.
+      step: where the schedule and the noise of each stand, int32.
+      given: what each may start from, unmasked.
+      stream: stream states.
+      optimizer: states that were kept at the rewind step, or () for fresh ones.
+    """
+
+    arm: np.ndarray
+    step: np.ndarray
+    given: Given
+    stream: StreamState
+    optimizer: PyTree = ()
+
+
+def starts(
+    task: Task,
+    tx: optax.GradientTransformation,
+    rows: Rows,
+    execution: Execution,
+    random_scope: str = "layerwise",
+) -> TrainState:
+    """The training states that runs of any arms begin with, masked, `[P]`.
+
+    Args:
+      task: what is trained.
+      tx: the optimizer.
+      rows: what each starts from, in a number that the devices divide.
+      execution: the devices.
+      random_scope: how random masks are permuted.
+
+    Raises:
+      ValueError: an arm needs a task that says how to narrow it.
+    """
+    if np.isin(rows.arm, having("narrow")).any():
+        rows = rows._replace(given=_narrowed(task, rows))
+    made = program(_start, task.functions, execution, tx, random_scope)
+    return made(execution.place(rows))
+
+
+def _start(
+    functions: Task,
+    execution: Execution,
+    tx: optax.GradientTransformation,
+    scope: str,
+) -> Callable[..., Any]:
+    how = Shuffling(scope, masks.of_task(functions), functions.exclude)
+
+    def start(rows: Rows) -> TrainState:
+        network, mask = begin(rows.arm, rows.given, how)
+        state = loop.start(tx, network, rows.stream, mask, rows.step)
+        if rows.optimizer == ():
+            return state
+        kept = mask_state(rows.optimizer, mask)
+        # Fine-tuning goes on elsewhere in the schedule than where this was kept.
+        kept = at_schedule_step(kept, rows.step)
+        # At step 0 there is nothing to keep yet.
+        chosen = jax.tree.map(
+            lambda k, n: jnp.where(rows.step > 0, k, n), kept, state.opt_state
+        )
+        return state._replace(opt_state=chosen)
+
+    return execution.parallel(start, (0,))
+
+
+def _narrowed(task: Task, rows: Rows) -> Given:
+    """Own networks and masks of narrow arms: as many weights as the chain's mask has."""
+    check_narrows(task)
+    assert task.narrow is not None
+    flags = masks.of_task(task)
+    given = rows.given
+    own, mask = jax.tree.map(np.array, (given.own, given.mask))
+    for row in np.flatnonzero(np.isin(rows.arm, having("narrow"))):
+        leaves = zip(jax.tree.leaves(mask), masks.resolve(mask, flags))
+        count = sum(int(m[row].sum()) for m, take in leaves if take)
+        key = given.keys.fresh_init[row]
+        drawn = task.narrow(key, count)
+        for whole, one in zip(jax.tree.leaves((own, mask)), jax.tree.leaves(drawn)):
+            whole[row] = one
+    return given._replace(own=own, mask=mask)
+
+
+def check_narrows(task: Task) -> None:
+    """Raises a ValueError if a task does not say how to narrow it."""
+    if task.narrow is None:
+        raise ValueError("arms: 'small_dense' needs a task that says how to narrow it")
+
+
+# --- shuffling ------------------------------------------------------------------------
+
+
+def shuffle_surviving(
+    key: Key, params: Params, mask: Mask, prunable: PrunableLike = None
+) -> Params:
+    """Permutes the surviving weights among the surviving places of each prunable leaf.
+
+    Args:
+      key: draws the permutation.
+      params: weights.
+      mask: which survive.
+      prunable: leaves that take part; the others are returned as they are.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    flags = masks.resolve(params, prunable)
+    out = []
+    for i, (p, m, take) in enumerate(zip(leaves, jax.tree.leaves(mask), flags)):
+        if take:
+            p = _shuffle_leaf(jax.random.fold_in(key, i), p, m)
+        out.append(p)
+    return jax.tree.unflatten(structure, out)
+
+
+def _shuffle_leaf(key: Key, p: Array, m: Array) -> Array:
+    """Survivors in random order are dealt to the surviving places in order."""
+    flat, alive = p.reshape(-1), m.reshape(-1)
+    draws = jax.random.uniform(key, flat.shape)
+    dealt = jnp.argsort(jnp.where(alive, draws, jnp.inf))
+    rank = jnp.cumsum(alive, dtype=jnp.int32) - 1
+    return jnp.where(alive, flat[dealt[rank]], flat).reshape(p.shape)

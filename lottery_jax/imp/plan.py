@@ -1,0 +1,273 @@
+"""What a pruning study does, as data: chains, and the plan that puts them together.
+
+A *chain* is a procedure with its own sequence of masks. A *plan* puts chains, arms and
+the training run together; it says everything but task, optimizer, levels and replicas.
+"""
+
+import dataclasses
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+
+from lottery_jax import masks, prune, schedules, scores, trees
+from lottery_jax.errors import at_least, one_of, some_different
+from lottery_jax.imp.arms import ARMS
+from lottery_jax.types import Params, PyTree
+
+ByLayer: TypeAlias = tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometric:
+    """Densities that fall by a share of the *remaining* weights at each level.
+
+    Attributes:
+      fraction: share of the surviving weights removed at each level, in (0, 1).
+      by_layer: for the scope "layerwise", (pattern, fraction) pairs instead of one
+        fraction; the first pattern that is found in a leaf's key path counts.
+    """
+
+    fraction: float = 0.2
+    by_layer: ByLayer = ()
+
+    @property
+    def share(self) -> float:
+        """What goes at each level."""
+        return self.fraction
+
+    def count(self, total: int, level: int, share: float) -> int:
+        """How many of so many weights a level keeps."""
+        return schedules.geometric(total, level, share)[level]
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Densities that fall by a share of the *original* weights at each level.
+
+    Attributes:
+      of_original: share of the original weights removed at each level, in (0, 1).
+      by_layer: as in `Geometric`, shares of each layer's original weights.
+    """
+
+    of_original: float = 0.1
+    by_layer: ByLayer = ()
+
+    @property
+    def share(self) -> float:
+        """What goes at each level."""
+        return self.of_original
+
+    def count(self, total: int, level: int, share: float) -> int:
+        """How many of so many weights a level keeps."""
+        return schedules.linear(total, level, share)[level]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A procedure with its own sequence of masks.
+
+    Attributes:
+      name: of the chain, in results and file names.
+      densities: how many weights each level keeps.
+      one_shot: prune the trained dense network to each level's density at once, instead of
+        each level's trained weights.
+      scope: "global" ranks over all layers, "layerwise" within each.
+      rule: "exact" counts, or open_lth's (global and iterative with `Geometric` only).
+      score: a name of `scores.SCORES`, or a function like those there.
+      retrain: "rewind" restores the weights of the rewind step k and trains k to the end;
+        "lr_rewind" keeps the trained weights and rewinds the schedule to k; "finetune"
+        keeps both, going on for as many steps with the schedule past its end. The trained
+        weights are the last level's; with `one_shot` the dense network's.
+      rewind_step: this chain's own rewind step; None for the plan's.
+    """
+
+    name: str = "imp"
+    densities: Geometric | Linear = Geometric()
+    one_shot: bool = False
+    scope: Literal["global", "layerwise"] = "global"
+    rule: prune.Rule = "exact"
+    score: str | scores.Score = "magnitude"
+    retrain: Literal["rewind", "lr_rewind", "finetune"] = "rewind"
+    rewind_step: int | None = None
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether levels start from trained weights instead of rewound ones."""
+        return self.retrain != "rewind"
+
+    @property
+    def ranking(self) -> scores.Score:
+        """The score as a function."""
+        return scores.by_name(self.score) if isinstance(self.score, str) else self.score
+
+    @property
+    def score_name(self) -> str:
+        """The score in words."""
+        if isinstance(self.score, str):
+            return self.score
+        return getattr(self.score, "__qualname__", type(self.score).__qualname__)
+
+    def as_json(self) -> dict[str, Any]:
+        """The chain in the words that tickets have always had."""
+        geometric = isinstance(self.densities, Geometric)
+        return {
+            "name": self.name,
+            "schedule": "one_shot"
+            if self.one_shot
+            else "geometric"
+            if geometric
+            else "linear",
+            "fraction": self.densities.share,
+            "scope": self.scope,
+            "rates": self.densities.by_layer,
+            "rule": self.rule,
+            "score": self.score_name,
+            "retrain": self.retrain,
+            "rewind_step": self.rewind_step,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a study does; determines its numbers together with task and optimizer.
+
+    Attributes:
+      steps: length T of a dense training run.
+      rewind_step: the step k that levels start from, 0 <= k < steps, where a chain says
+        nothing else.
+      chains: procedures that run side by side.
+      arms: names of `arms.ARMS`; "ticket" must be among them.
+      validate_every: steps between validations.
+      level_optimizer: "reset" starts each level with fresh moments, "rewind" with those of
+        the rewind step, masked.
+      random_scope: how the random mask is permuted.
+      seed: all keys follow from it and the replica's id.
+    """
+
+    steps: int
+    rewind_step: int = 0
+    chains: tuple[Chain, ...] = (Chain(),)
+    arms: tuple[str, ...] = ("ticket", "reinit", "random_mask")
+    validate_every: int = 100
+    level_optimizer: Literal["reset", "rewind"] = "reset"
+    random_scope: Literal["layerwise", "global"] = "layerwise"
+    seed: int = 0
+
+    @property
+    def rewind_steps(self) -> tuple[int, ...]:
+        """The rewind step of each chain."""
+        return tuple(
+            self.rewind_step if chain.rewind_step is None else chain.rewind_step
+            for chain in self.chains
+        )
+
+    @property
+    def reach(self) -> int:
+        """The last position in the noise that a run of any level reaches."""
+        finetunes = any(chain.retrain == "finetune" for chain in self.chains)
+        return self.steps + (self.steps - min(self.rewind_steps)) * finetunes
+
+    def as_json(self, ids: tuple[int, ...]) -> dict[str, Any]:
+        """What a run in a folder must have in common with the one that began there."""
+        chains = [
+            chain.as_json() | {"rates": [list(pair) for pair in chain.densities.by_layer]}
+            | {"one_shot_of": type(chain.densities).__name__}
+            for chain in self.chains
+        ]
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return own | {"arms": list(self.arms), "chains": chains, "replicas": list(ids)}
+
+
+def check(plan: Plan) -> Plan:
+    """Raises a ValueError that names the first field of a plan that makes no sense."""
+    for field in ("steps", "validate_every"):
+        at_least(field, getattr(plan, field), 1)
+    for step in (plan.rewind_step, *(plan.rewind_steps if plan.chains else ())):
+        if not 0 <= step < plan.steps:
+            raise ValueError(
+                f"rewind_step={step} lies beyond the run; it must be in "
+                f"[0, {plan.steps}), the steps of a training run"
+            )
+    one_of("level_optimizer", plan.level_optimizer, ("reset", "rewind"))
+    one_of("random_scope", plan.random_scope, ("layerwise", "global"))
+    for arm in plan.arms:
+        one_of("arms", arm, [known.name for known in ARMS])
+    if "ticket" not in plan.arms or len(set(plan.arms)) < len(plan.arms):
+        raise ValueError(
+            f"arms={plan.arms}; 'ticket' must be among them, and each arm once"
+        )
+    some_different("chains", [chain.name for chain in plan.chains])
+    for chain in plan.chains:
+        _check_chain(chain)
+    return plan
+
+
+def _check_chain(chain: Chain) -> None:
+    one_of("scope", chain.scope, ("global", "layerwise"))
+    one_of("rule", chain.rule, ("exact", "open_lth"))
+    one_of("retrain", chain.retrain, ("rewind", "lr_rewind", "finetune"))
+    if isinstance(chain.score, str) or not callable(chain.score):
+        one_of("score", chain.score, sorted(scores.SCORES))
+    if not isinstance(chain.densities, Geometric | Linear):
+        raise ValueError(
+            f"densities={chain.densities!r}; it must be a Geometric or a Linear"
+        )
+    field = "fraction" if isinstance(chain.densities, Geometric) else "of_original"
+    by_layer = chain.densities.by_layer
+    for name, share in (
+        (field, chain.densities.share),
+        *(("by_layer", share) for _, share in by_layer),
+    ):
+        if not 0 < share < 1:
+            raise ValueError(f"{name}={share}; it must be in (0, 1)")
+    if by_layer and chain.scope != "layerwise":
+        raise ValueError(
+            f"by_layer={by_layer}; shares of layers need scope='layerwise'"
+        )
+    plain = chain.scope == "global" and not chain.one_shot
+    if chain.rule == "open_lth" and not (plain and field == "fraction"):
+        raise ValueError(
+            "rule='open_lth' needs scope='global' and iterative pruning with Geometric"
+        )
+
+
+def keep_counts(
+    chain: Chain, params: Params, level: int, prunable: PyTree
+) -> np.ndarray:
+    """How many weights a level keeps: in all, and in each prunable leaf.
+
+    Args:
+      chain: the procedure.
+      params: arrays or shapes, without replica axis.
+      level: 0 or more.
+      prunable: which leaves count.
+
+    Returns:
+      int32 `[1 + prunable leaves]`; the scope decides which entries are used.
+
+    Raises:
+      ValueError: no pattern of `by_layer` matches a layer, one matches none, or the level
+        keeps nothing.
+    """
+    law = chain.densities
+    shares: dict[str, float] = {}
+    for pattern, share in law.by_layer:
+        hits = jax.tree.leaves(trees.matching(params, pattern))
+        for name, hit in zip(trees.paths(params), hits):
+            if hit:
+                shares.setdefault(name, share)
+    flags = masks.resolve(params, prunable)
+    per_leaf = []
+    for (name, leaf), take in zip(trees.by_path(params).items(), flags):
+        if not take:
+            continue
+        if law.by_layer and name not in shares:
+            raise ValueError(f"by_layer: no pattern matches the layer {name!r}")
+        size = int(np.prod(leaf.shape))
+        per_leaf.append(law.count(size, level, shares.get(name, law.share)))
+    if chain.scope == "layerwise":
+        in_all = sum(per_leaf)
+    else:
+        in_all = law.count(masks.total(params, prunable), level, law.share)
+    return np.array([in_all, *per_leaf], np.int32)

@@ -1,0 +1,285 @@
+"""What a study records, in one table; and its outcome.
+
+`table` says of every record what it is called, its dtype and its last axis. Recording,
+going on from a checkpoint and naming axes all follow from it.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lottery_jax import masks, trees
+from lottery_jax.execution import Execution
+from lottery_jax.imp import levels
+from lottery_jax.imp.levels import Bench, Kept
+from lottery_jax.imp.plan import Plan
+from lottery_jax.storage import records as records_
+from lottery_jax.storage import tickets
+from lottery_jax.training import runs
+from lottery_jax.types import Mask, Network
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Records = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Recorded arrays by name, each with the names of its axes."""
+
+
+class Record(NamedTuple):
+    """One thing that is recorded of every network at every level.
+
+    Attributes:
+      dtype: of its array.
+      axis: "step" or "layer" for a record with such an axis, "" for a number.
+    """
+
+    dtype: Any
+    axis: str = ""
+
+
+def table(bench: Bench) -> dict[str, Record]:
+    """What is recorded, by name.
+
+    Every scalar of the task's loss and of its `evaluate` is, under its own name. What a
+    task without a validation split has not is nan, and -1 for a step.
+    """
+    task = bench.task
+    tested = runs.metrics(task, "test")
+    found = {f"test_{name}": Record(np.float32) for name in tested}
+    found |= {f"test_{name}_early": Record(np.float32) for name in tested}
+    trained = {
+        f"train_{name}": Record(np.float32, "step") for name in runs.loss_metrics(task)
+    }
+    validated = runs.metrics(task, "validation") if task.validates else tested
+    trained |= {f"validation_{name}": Record(np.float32, "step") for name in validated}
+    return found | {"early_stop_step": Record(np.int32)} | trained | {
+        "first_nan": Record(np.float32),
+        "alive": Record(np.int32),
+        "density": Record(np.float64),
+        "layer_density": Record(np.float64, "layer"),
+        "diverged": Record(np.int8),
+    }
+
+
+def layers(bench: Bench) -> list[str]:
+    """The key paths of the prunable leaves."""
+    shapes = bench.task.shapes[0]
+    flags = masks.resolve(shapes, bench.prunable)
+    return [name for name, take in zip(trees.paths(shapes), flags) if take]
+
+
+def validation_steps(plan: Plan) -> list[int]:
+    """The steps at which a dense run is validated, the last one included."""
+    return sorted({*range(plan.validate_every, plan.steps, plan.validate_every), plan.steps})
+
+
+def blank(bench: Bench, recorded: int) -> dict[str, np.ndarray]:
+    """Arrays for the records of so many levels, `[level, run, ...]`."""
+    sizes = {
+        "": (),
+        "step": (len(validation_steps(bench.plan)),),
+        "layer": (len(layers(bench)),),
+    }
+    return {
+        name: np.zeros((recorded, bench.rows.number, *sizes[one.axis]), one.dtype)
+        for name, one in table(bench).items()
+    }
+
+
+def add(
+    bench: Bench, before: dict[str, np.ndarray], measured: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The records with one more level.
+
+    Args:
+      bench: of the study.
+      before: `[level, run, ...]`, from `blank` or an earlier `add`.
+      measured: `[run, ...]` by name, from `levels.end`.
+    """
+    measured = measured | {"diverged": levels.diverged(bench, before, measured)}
+    out = {}
+    for name, empty in blank(bench, 1).items():
+        missing = np.nan if empty.dtype.kind == "f" else -1
+        value = measured.get(name, np.full_like(empty[0], missing))
+        out[name] = np.concatenate([before[name], value[None].astype(empty.dtype)])
+    return out
+
+
+class Change(NamedTuple):
+    """A moment from which on a study was executed in another way.
+
+    Attributes:
+      level: of that moment.
+      step: the last step that was made in the old way.
+      execution: the new way.
+    """
+
+    level: int
+    step: int
+    execution: Execution
+
+
+class Moment(NamedTuple):
+    """A study between two levels: all that the next one needs.
+
+    Attributes:
+      level: the one that comes next.
+      kept: from the levels before it.
+      found: their records, `[level, run, ...]` by name.
+      changes: of how they were executed.
+    """
+
+    level: int
+    kept: Kept
+    found: dict[str, np.ndarray]
+    changes: tuple[Change, ...]
+
+
+class Study(NamedTuple):
+    """The outcome of a study.
+
+    Attributes:
+      records: what was measured; axes chain, arm, replica, level, step, layer.
+      masks: the chains' masks at the last level, `[chain, replica, ...]` leaves.
+      rewound: the networks that the tickets start from, `[chain, replica, ...]`.
+      execution: the settings that were used, at the end.
+      changes: when they became so, if they were not from the start.
+      plan: what was done.
+      replicas: the ids.
+      levels: which levels the records hold.
+    """
+
+    records: Records
+    masks: Mask
+    rewound: Network
+    execution: Execution
+    changes: tuple[Change, ...]
+    plan: Plan
+    replicas: tuple[int, ...]
+    levels: tuple[int, ...]
+
+    def dataset(self, **attributes: Any) -> "xr.Dataset":
+        """The records as a labelled `xarray.Dataset`.
+
+        Args:
+          **attributes: JSON-able, beside those that say what was run.
+
+        Raises:
+          ImportError: xarray is missing; names the extra.
+        """
+        coordinates = {
+            "chain": [chain.name for chain in self.plan.chains],
+            "arm": list(self.plan.arms),
+            "replica": list(self.replicas),
+            "level": list(self.levels),
+        }
+        own = {
+            **records_.environment(),
+            "execution": self.execution._asdict(),
+            "execution_changes": [
+                (change.level, change.step, change.execution._asdict())
+                for change in self.changes
+            ],
+            "rewind_step": self.plan.rewind_step,
+            "steps": self.plan.steps,
+        }
+        return records_.dataset(self.records, coordinates, own | attributes)
+
+
+def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:
+    """What a user gets: named records, and the chains' masks and networks.
+
+    Args:
+      bench: of the study.
+      moment: after its last level.
+      rewound: what the tickets start from, `[Q]`.
+    """
+    chains, number = len(bench.plan.chains), len(bench.ids)
+
+    def square(x: Any) -> jax.Array:
+        # On the host: a slice of each shape would be a program of its own.
+        rows = np.asarray(x)[: bench.rows.pairs]
+        return jnp.asarray(rows.reshape(chains, number, *x.shape[1:]))
+
+    recorded = len(moment.found["alive"])
+    return Study(
+        _named(bench, moment.found),
+        jax.tree.map(square, moment.kept.mask),
+        jax.tree.map(square, rewound),
+        bench.execution,
+        moment.changes,
+        bench.plan,
+        bench.ids,
+        tuple(range(moment.level - recorded, moment.level)),
+    )
+
+
+def _named(bench: Bench, found: dict[str, np.ndarray]) -> Records:
+    """From `[level, run, ...]` to named axes, with coordinates."""
+    shape = (len(bench.plan.chains), len(bench.ids), len(bench.plan.arms))
+    out: Records = {}
+    for name, one in table(bench).items():
+        value = found[name]
+        value = value.reshape(len(value), *shape, *value.shape[2:])
+        value = np.moveaxis(value, (1, 3, 2, 0), (0, 1, 2, 3))
+        axes = ("chain", "arm", "replica", "level", *((one.axis,) if one.axis else ()))
+        out[name] = (axes, value)
+    out["step"] = (("step",), np.array(validation_steps(bench.plan), np.int32))
+    out["layer"] = (("layer",), np.array(layers(bench)))
+    return out
+
+
+def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
+    """The tickets of a study's last level, by chain and replica; no folder is needed.
+
+    They are what `run` would have stored, but for what only a caller's metadata says.
+    """
+    mask, network = trees.host((study.masks, study.rewound))
+    level = study.levels[-1]
+    density = study.records["density"][1][:, study.plan.arms.index("ticket"), :, -1]
+
+    def ticket(c: int, r: int) -> tickets.Ticket:
+        own_mask, own = trees.rows((mask, network), (c, r))
+        metadata = provenance(
+            study.plan, c, study.replicas[r], level, float(density[c, r]), {}
+        )
+        return tickets.Ticket(own_mask, own.params, own.model_state, metadata)
+
+    return [
+        [ticket(c, r) for r in range(len(study.replicas))]
+        for c in range(len(study.plan.chains))
+    ]
+
+
+def provenance(
+    plan: Plan,
+    chain: int,
+    replica: int,
+    level: int,
+    density: float,
+    metadata: Any,
+) -> dict[str, Any]:
+    """Where a ticket comes from.
+
+    Args:
+      plan: of the study.
+      chain: its position.
+      replica: its id.
+      level: of pruning.
+      density: share of the prunable weights that survive.
+      metadata: of the caller; "model" and "task" name what was trained.
+    """
+    own = plan.chains[chain]
+    words = own.as_json()
+    return tickets.provenance(
+        model=str(metadata.get("model", "")),
+        task=str(metadata.get("task", "")),
+        rewind_step=plan.rewind_steps[chain],
+        density=density,
+        level=level,
+        init={"seed": plan.seed, "replica": replica},
+        found=f"{words['score']}, {words['schedule']}, {words['scope']}, {words['retrain']}",
+        chain=words,
+    )

@@ -1,0 +1,206 @@
+"""What lies in the folder of a study, and how it goes on from there.
+
+FOLDER/checkpoints/NNNNNNNN/                          the last moments between levels
+FOLDER/levels/LL/NNNNNNNN/                            those within a level
+FOLDER/tickets/CHAIN/levelLL-replicaRR.safetensors    what each level starts from
+"""
+
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lottery_jax import trees
+from lottery_jax.execution import Execution, Where
+from lottery_jax.imp import levels, results
+from lottery_jax.imp.levels import PER_ROW, Bench, Kept
+from lottery_jax.imp.plan import Plan
+from lottery_jax.imp.results import Moment
+from lottery_jax.storage import checkpoints, tickets
+from lottery_jax.types import Mask, Network, PyTree, Task
+
+
+def save(
+    folder: pathlib.Path | None, bench: Bench, moment: Moment, own: dict[str, Any]
+) -> None:
+    """Writes a moment between levels; what lies of the levels before it goes.
+
+    Args:
+      folder: of the study; None writes nothing.
+      bench: of the study.
+      moment: the moment.
+      own: from `identity`.
+    """
+    if folder is None:
+        return
+    metadata = own | {
+        "level": moment.level,
+        "levels_recorded": len(next(iter(moment.found.values()))),
+        "execution": bench.execution._asdict(),
+        "changes": [(c.level, c.step, c.execution._asdict()) for c in moment.changes],
+    }
+    part = {"kept": _real(bench, moment.kept), "records": moment.found}
+    checkpoints.save(folder / "checkpoints", part, metadata)
+    for path in sorted((folder / "levels").glob("[0-9]*")):
+        if int(path.name) < moment.level:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _trained(bench: Bench) -> bool:
+    """Whether trunks were trained: those at step 0 are drawn again, and not stored."""
+    return levels.keep_steps(bench) is not None
+
+
+def _real(bench: Bench, kept: Kept) -> dict[str, PyTree]:
+    """What is kept, on the host and without padding; what can be drawn again left out."""
+    rows = bench.rows
+    return {
+        name: trees.rows(
+            trees.host(value),
+            slice(rows.number if name in PER_ROW else rows.pairs),
+        )
+        for name, value in kept._asdict().items()
+        if _trained(bench) or name not in PER_ROW
+    }
+
+
+def restore(folder: pathlib.Path | None, bench: Bench, first: Kept) -> Moment | None:
+    """The stored moment, laid out for the devices of now; None if there is none."""
+    if folder is None:
+        return None
+    found = checkpoints.metadata(folder / "checkpoints")
+    if found is None:
+        return None
+    like = {
+        "kept": _real(bench, first),
+        "records": results.blank(bench, found["levels_recorded"]),
+    }
+    restored = checkpoints.restore(folder / "checkpoints", like)
+    assert restored is not None
+    part = restored[0]
+    rows, kept = bench.rows, {}
+    for name, value in part["kept"].items():
+        real, padded = rows.pairs, len(rows.tickets)
+        if name in PER_ROW:
+            real, padded = rows.number, len(rows.arm)
+        value = trees.rows(value, np.minimum(np.arange(padded), real - 1))
+        kept[name] = value if name in PER_ROW else bench.execution.place(value)
+    changes = tuple(
+        results.Change(level, step, Execution(**execution))
+        for level, step, execution in found["changes"]
+    )
+    return Moment(found["level"], first._replace(**kept), part["records"], changes)
+
+
+def check_same(where: Where, own: dict[str, Any]) -> tuple[Where, bool]:
+    """Settles how a study that is found goes on.
+
+    Returns:
+      Where, with the stored settings if none are asked for and this machine has the
+      devices; and whether the settings are others than those of before.
+
+    Raises:
+      ValueError: the folder holds another study; names the field.
+    """
+    folder = where.store
+    found = None if folder is None else checkpoints.metadata(folder / "checkpoints")
+    if found is None:
+        return where, False
+    now, stored = own["plan"], found["plan"]
+    differ = [name for name in now if now[name] != stored.get(name)]
+    if differ:
+        was = ", ".join(f"{name}={stored.get(name)!r}" for name in differ)
+        raise ValueError(
+            f"{folder} holds a run with another plan, {was}; continue it with that, or "
+            "choose another folder"
+        )
+    if own["start"] != found["start"]:
+        raise ValueError(
+            f"start: {folder} holds a run from other weights; continue it with those, or "
+            "choose another folder"
+        )
+    execution = Execution(**found["execution"])
+    if where.execution is None and execution.devices <= jax.local_device_count():
+        where = where.by(execution)
+    return where, where.execution != execution
+
+
+def identity(
+    plan: Plan, ids: tuple[int, ...], start: Network | None
+) -> dict[str, Any]:
+    """What a folder must have in common with the study that goes on there."""
+    digest = None if start is None else trees.fingerprint(start)
+    return {"plan": plan.as_json(ids), "start": digest}
+
+
+# --- tickets --------------------------------------------------------------------------
+
+
+def ticket_path(
+    folder: pathlib.Path | str, chain: str, level: int, replica: int
+) -> pathlib.Path:
+    """Where `run` stores a ticket below its folder."""
+    name = f"level{level:02d}-replica{replica:02d}.safetensors"
+    return pathlib.Path(folder) / "tickets" / chain / name
+
+
+def store_tickets(
+    folder: pathlib.Path,
+    bench: Bench,
+    kept: Kept,
+    density: np.ndarray,
+    level: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes what each chain's level starts from, one file per replica.
+
+    Args:
+      folder: of the study.
+      bench: of the study.
+      kept: at the end of the level.
+      density: of every run at that level, `[R]`.
+      level: the level.
+      metadata: of the caller.
+    """
+    plan, ids = bench.plan, bench.ids
+    mask, network = trees.host((kept.mask, levels.begun(bench, kept, level)))
+    for pair in range(bench.rows.pairs):
+        chain, replica = divmod(pair, len(ids))
+        own_mask, own = trees.rows((mask, network), pair)
+        share = density[bench.rows.tickets[pair]]
+        found = results.provenance(
+            plan, chain, ids[replica], level, float(share), metadata
+        )
+        path = ticket_path(folder, plan.chains[chain].name, level, ids[replica])
+        tickets.save(path, tickets.Ticket(own_mask, own.params, own.model_state, found))
+
+
+def stack(
+    task: Task, found: Sequence[Sequence[tickets.Ticket]]
+) -> tuple[Mask, Network]:
+    """Tickets as stacks `[chain * replica, ...]`, in the tree structures of the task.
+
+    Raises:
+      ValueError: a ticket does not fit the task; names the leaf.
+    """
+    params, model_state, _ = task.shapes
+
+    def fitted(name: str, tree: PyTree, like: PyTree) -> PyTree:
+        return trees.fitted(tree, like, (f"found: the {name} of a ticket", "the task's"))
+
+    def one(ticket: tickets.Ticket) -> tuple[Mask, Network]:
+        mask = fitted("mask", ticket.mask, params)
+        own = fitted("params", ticket.params, params)
+        state = fitted("model_state", ticket.model_state, model_state)
+        for path, leaf in trees.by_path(mask).items():
+            if leaf.dtype != np.bool_:
+                raise ValueError(
+                    f"found: leaf {path!r} of the mask of a ticket has dtype {leaf.dtype}; "
+                    "it must be bool"
+                )
+        return mask, Network(own, state)
+
+    return trees.stack([one(ticket) for row in found for ticket in row])

@@ -1,0 +1,145 @@
+"""A whole pruning study: all chains, arms and replicas, level after level.
+
+    train the dense network to the end, keeping the state at step k
+    repeat:
+        prune                                    # of the ticket's trained weights, mask
+        rewind                                   # weights, schedule, noise, statistics
+        train
+
+References:
+  Frankle and Carbin, The Lottery Ticket Hypothesis, 2019, section 1.
+  Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, 2020.
+  Renda et al., Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optax
+
+from lottery_jax import training
+from lottery_jax.errors import at_least, some_different
+from lottery_jax.execution import Progress, Where, default_execution
+from lottery_jax.imp import results, store
+from lottery_jax.imp.levels import begun, cut, end, first_kept, keep_steps, set_up, starts
+from lottery_jax.imp.plan import Plan, check, keep_counts
+from lottery_jax.imp.results import Change, Moment, Study
+from lottery_jax.types import Network, Task
+
+
+def run(
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    levels: int,
+    replicas: Sequence[int] = (0, 1, 2),
+    start: Network | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    where: Where | None = None,
+) -> Study:
+    """Runs a pruning study.
+
+    Args:
+      task: what is trained.
+      tx: the optimizer, with its schedule over the steps [0, plan.steps).
+      plan: the protocol.
+      levels: number of prunings after level 0.
+      replicas: ids; a replica's numbers depend on its id and not on the others.
+      start: weights to start from instead of a draw of the task's initialisation, such
+        as pre-trained ones: with the leaf shapes of one network, or with a leading axis
+        of the replicas. Fresh draws (reinit) still come from the law.
+      metadata: JSON-able; its "model" and "task" go into the tickets.
+      where: devices, folder, who watches. In its folder checkpoints and tickets are
+        stored, and a study that is found there is continued.
+
+    Returns:
+      The records and the last masks.
+
+    Raises:
+      ValueError: a plan or start that does not fit; a folder that holds another study.
+      checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
+      MemoryError: not even one replica fits on a device.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; see `training.train`.
+
+    Example:
+      >>> plan = Plan(steps=200, rewind_step=20, validate_every=50)
+      >>> study = run(task, optax.adam(2e-3), plan, levels=3, replicas=range(3))
+      >>> study.dataset()["test_error"].sel(arm="ticket").mean("replica")
+    """
+    check(plan)
+    at_least("levels", levels, 0)
+    some_different("replicas", ids := tuple(replicas))
+    where, own = where or Where(), store.identity(plan, ids, start)
+    folder = where.store
+    where, settings_changed = store.check_same(where, own)
+    execution = (where.execution or default_execution()).check()
+    bench = set_up(task, tx, plan, ids, execution, start)
+    for chain in plan.chains:
+        keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
+    moment = Moment(0, first_kept(bench), results.blank(bench, 0), ())
+    resumed = False
+    if (stored := store.restore(folder, bench, moment.kept)) is not None:
+        moment, resumed = stored, True
+        if settings_changed and moment.level <= levels:
+            change = Change(moment.level, 0, execution)
+            moment = moment._replace(changes=(*moment.changes, change))
+
+    for level in range(moment.level, levels + 1):
+        before, kept = moment, moment.kept
+        if level > 0:
+            kept = cut(bench, kept, level, where)
+        done = training.train(
+            task,
+            tx,
+            starts(bench, kept, level),
+            plan.steps,
+            every=plan.validate_every,
+            marks=plan.rewind_steps,
+            keep=keep_steps(bench) if level == 0 else None,
+            validate=task.validates,
+            reach=plan.reach,
+            where=_within(where, level, resumed),
+            # A checkpoint within a level needs the moment that the level began with.
+            part_of=lambda before=before: store.save(folder, bench, before, own),
+        )
+        where, bench = where.by(done.execution), bench._replace(execution=done.execution)
+        kept, measured = end(bench, kept, done, level, where)
+        moment = Moment(
+            level + 1,
+            kept,
+            results.add(bench, before.found, measured),
+            (*before.changes, *(Change(level, *change) for change in done.changes)),
+        )
+        resumed = False
+        if folder is not None:
+            density = measured["density"]
+            store.store_tickets(folder, bench, kept, density, level, metadata or {})
+            if level == levels or where.clock.due(where.checkpoint_seconds):
+                with where.clock:
+                    store.save(folder, bench, moment, own)
+    rewound = begun(bench, moment.kept, moment.level - 1)
+    return results.outcome(bench, moment, rewound)
+
+
+def _within(where: Where, level: int, resumed: bool) -> Where:
+    """Where a level is trained: in a folder of its own, its number told to who watches.
+
+    Args:
+      where: of the study.
+      level: the level.
+      resumed: whether the study was just taken up: said once.
+    """
+    inside, told = where.below("levels").below(f"{level:02d}"), not resumed
+    if where.watch is None:
+        return inside
+
+    def watch(progress: Progress) -> None:
+        nonlocal told
+        first, told = not told, True
+        where.tell(progress._replace(level=level, resumed=progress.resumed or first))
+
+    return dataclasses.replace(inside, watch=watch)

@@ -1,0 +1,22 @@
+"""How anything is trained: one run, one segment (`loop`), many runs through time (`runs`)."""
+
+from lottery_jax.training import loop as loop
+from lottery_jax.training import programs as programs
+from lottery_jax.training import runs as runs
+from lottery_jax.training.loop import epochs_of as epochs_of
+from lottery_jax.training.loop import orders as orders
+from lottery_jax.training.loop import parse_step as parse_step
+from lottery_jax.training.loop import segments as segments
+from lottery_jax.training.loop import start as start
+from lottery_jax.training.loop import step_gradient as step_gradient
+from lottery_jax.training.loop import train_steps as train_steps
+from lottery_jax.training.loop import update_mask as update_mask
+from lottery_jax.training.programs import program as program
+from lottery_jax.training.runs import Change as Change
+from lottery_jax.training.runs import Runs as Runs
+from lottery_jax.training.runs import Trained as Trained
+from lottery_jax.training.runs import evaluate as evaluate
+from lottery_jax.training.runs import fresh as fresh
+from lottery_jax.training.runs import train as train
+from lottery_jax.training.runs import train_replicas as train_replicas
+from lottery_jax.types import Curves as Curves
