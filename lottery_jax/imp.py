@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import engine, processes, resume, study, tickets
+from lottery_jax import engine, processes, resume, study
 from lottery_jax import memory as device_memory
 from lottery_jax.chains import Chain as Chain
 from lottery_jax.chains import Plan as Plan
@@ -42,6 +42,7 @@ from lottery_jax.engine import Curves, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution, place
 from lottery_jax.resume import ticket_path as ticket_path
 from lottery_jax.setting import Setting, set_up, timeline_of, with_chunk
+from lottery_jax.storage import tickets
 from lottery_jax.study import Change as Change
 from lottery_jax.study import Records as Records
 from lottery_jax.study import Snapshot

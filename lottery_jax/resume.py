@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lottery_jax import checkpoints, engine, masks, tickets
+from lottery_jax import engine, masks
 from lottery_jax.chains import Plan
 from lottery_jax.engine import Curves
 from lottery_jax.replicas import Execution, place
 from lottery_jax.setting import Setting, timeline_of
+from lottery_jax.storage import checkpoints, tickets
 from lottery_jax.study import Change, Memory, Snapshot, begun
 from lottery_jax.types import Mask, Network, PyTree
 

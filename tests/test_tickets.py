@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import resource
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lottery_jax import tickets
+
+DATA = pathlib.Path(__file__).parent / "data"
 
 DTYPES = [
     np.dtype(name)
@@ -135,6 +138,46 @@ def test_other_readers_can_open_it(tmp_path):
     kernel, mask = ticket.params["a"]["kernel"], ticket.mask["a"]["kernel"]
     np.testing.assert_array_equal(tensors["params/['a']['kernel']"], kernel[mask])
     np.testing.assert_array_equal(tensors["mask/['a']['kernel']"], np.packbits(mask))
+
+
+def ticket_of_the_stored_files():
+    """What the files in tests/data were written from."""
+    kernel = np.arange(12, dtype=np.float32).reshape(3, 4) - 4.5
+    bias = np.array([-0.0, np.nan, 1e-45, 2.0], np.float32)
+    head = np.arange(4).reshape(4, 1).astype(ml_dtypes.bfloat16) / 4
+    params = {"dense_0": {"kernel": kernel, "bias": bias}, "head": {"kernel": head}}
+    mask = {
+        "dense_0": {
+            "kernel": np.arange(12).reshape(3, 4) % 3 == 0,
+            "bias": np.ones(4, bool),
+        },
+        "head": {"kernel": np.array([[True], [False], [True], [True]])},
+    }
+    state = {"dropout": jax.random.key(7), "steps": np.int32(100)}
+    state["mean"] = [np.array([0.5, 1.5])]
+    metadata = {"model": "mlp", "level": 3, "density": 0.5, "init": [0, 7], "note": "é"}
+    return tickets.Ticket(mask, params, state, metadata)
+
+
+def assert_same_ticket(found, ticket):
+    assert_same_bits(found.mask, ticket.mask)
+    assert_same_bits(found.params, masked(ticket.params, ticket.mask))
+    assert_same_bits(
+        jax.tree.map(data, found.model_state), jax.tree.map(data, ticket.model_state)
+    )
+    assert found.metadata == ticket.metadata
+
+
+def test_a_file_of_format_1_loads_for_ever(tmp_path):
+    path, ticket = DATA / "ticket_format_1.safetensors", ticket_of_the_stored_files()
+    assert_same_ticket(tickets.load(path, (ticket.params, ticket.model_state)), ticket)
+    assert tickets.load(path).params["dense_0"]["kernel"].tolist() == [
+        [-4.5, 0, 0, -1.5],
+        [0, 0, 1.5, 0],
+        [0, 4.5, 0, 0],
+    ]
+    tickets.save(tmp_path / "again", ticket)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 # Trees

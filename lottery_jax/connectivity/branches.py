@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import arms, checkpoints, engine, replicas, training
+from lottery_jax import arms, engine, replicas, training
 from lottery_jax.connectivity import points
 from lottery_jax.engine import Curves, Running, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution
+from lottery_jax.storage import checkpoints
 from lottery_jax.types import Key, Network, Task, TrainState
 
 

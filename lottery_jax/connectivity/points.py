@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax import checkpoints, masks, training
+from lottery_jax import masks, training
 from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
 from lottery_jax.replicas import shared as shared_placement
+from lottery_jax.storage import checkpoints
 from lottery_jax.types import (
     Array,
     Metrics,
