@@ -78,7 +78,7 @@ def save(
         "plan": _as_json(setting.plan, ids),
         "rows": [len(setting.rows.arm), len(setting.ticket_rows)],
     }
-    checkpoints.save(where, (checkpoints.latest(where) or 0) + 1, snapshot, metadata)
+    checkpoints.save(where, snapshot, metadata)
 
 
 def _as_json(plan: Plan, ids: tuple[int, ...]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +78,10 @@ def test_text_is_written_complete_or_not_at_all(tmp_path, monkeypatch):
             records.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    (tmp_path / ".table.md.123").write_text("of a process that was killed")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = f".tmp-{killed.pid}-0123abcd-{socket.gethostname()}"
+    (tmp_path / left).write_text("half a table")
     records.write_text(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

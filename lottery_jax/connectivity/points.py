@@ -332,7 +332,7 @@ def evaluate_many(
                 "splits": len(splits),
                 "names": sorted(parts[0]),
             }
-            checkpoints.save(store, done, _joined(parts), metadata)
+            checkpoints.save(store, _joined(parts), metadata)
             last = time.monotonic()
     return _joined(parts)
 

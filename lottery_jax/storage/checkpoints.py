@@ -13,17 +13,11 @@ Not by Orbax: in a job of several processes it writes the host arrays of the fir
 alone, and each process here has a folder of its own.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
-import secrets
-import shutil
-import socket
-import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import errors
+from lottery_jax.storage import _files, _leaves
 from lottery_jax.types import PyTree
 
-FORMAT = 2
+FORMAT = 3
 KEEP = 2
 """Complete checkpoints that are kept: the newest and one to fall back on."""
 
@@ -43,8 +39,6 @@ _METADATA = "metadata.json"
 _LEAVES = "leaves.bin"
 _LARGEST = 99_999_999
 _NUMBERED = re.compile(r"\d{8}")
-_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+-(.*)")
-_DAY = 24 * 3600.0
 
 
 class CorruptCheckpointError(ValueError):
@@ -53,9 +47,10 @@ class CorruptCheckpointError(ValueError):
 
 def save(
     folder: str | os.PathLike,
-    index: int,
     tree: PyTree,
     metadata: Mapping[str, Any] | None = None,
+    *,
+    index: int | None = None,
 ) -> pathlib.Path:
     """Writes a checkpoint, and removes those that are no longer needed.
 
@@ -64,17 +59,18 @@ def save(
 
     Args:
       folder: of the run's checkpoints; made if need be.
-      index: whole number above that of the newest complete checkpoint, at most 8
-        digits; say, the number of segments done. Damaged checkpoints at or above it are
-        replaced.
       tree: any pytree of JAX or NumPy arrays of any numeric or bool dtype, typed PRNG
         keys and Python numbers. Bits are kept. JAX arrays may be sharded over the
         devices of this process; they are gathered on the host, where the leaves' bytes
         must fit twice.
       metadata: JSON-able; comes back as JSON returns it.
+      index: whole number above that of the newest complete checkpoint, at most 8
+        digits; damaged checkpoints at or above it are replaced. None is the next number
+        that no checkpoint has, complete or not, counted from 1: the one way that need
+        not read what is there.
 
     Returns:
-      The folder of the new checkpoint.
+      The folder of the new checkpoint, whose name is the index in 8 digits.
 
     Raises:
       ValueError: the index is not above the newest, a leaf cannot be stored (names it),
@@ -83,44 +79,36 @@ def save(
         untouched.
     """
     folder = pathlib.Path(folder)
+    there = _numbered(folder)
+    if index is None:
+        index = int(there[0].name) + 1 if there else 1
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-        raise ValueError(f"index is {index!r}; valid: a whole number")
-    if not 0 <= index <= _LARGEST:
-        raise ValueError(f"index is {index}; valid: 0 to {_LARGEST}")
+        raise errors.wrong("index", repr(index), "a whole number")
+    errors.within("index", index, 0, _LARGEST)
     records, buffer = _pack(tree)
     header = {
         "format": FORMAT,
         "index": int(index),
         "leaves": records,
-        "metadata": _jsonable(metadata or {}),
+        "metadata": _leaves.jsonable(metadata or {}),
     }
-    for path in _numbered(folder):
-        if int(path.name) < index:
+    for path in there:
+        number = int(path.name)
+        if number < index:
             break
         if not _problems(path):
-            raise ValueError(
-                f"index is {index}, and {folder} has a complete checkpoint"
-                f" {int(path.name)}; valid: {int(path.name) + 1} or more"
-            )
+            must = f"{number + 1} or more: {folder} has a complete checkpoint {number}"
+            raise errors.wrong("index", index, must)
 
     final = folder / f"{index:08d}"
-    temporary = _temporary(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
-        _write(temporary, header, buffer)
-        if final.exists():  # Damaged, as was found above.
-            _remove(final)
-        os.rename(temporary, final)
-        _sync(folder)
-    except Exception as error:
-        message = (
-            f"could not write checkpoint {index} to {folder}; earlier checkpoints are"
-            f" untouched: {error}"
-        )
-        raise OSError(getattr(error, "errno", None) or errno.EIO, message) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with _files.replacing(final) as temporary:
+            _write(temporary, header, buffer)
+            if final.exists():  # Damaged, as was found above.
+                _files.remove(final)
+    except OSError as error:
+        what = f"checkpoint {index} to {folder} (earlier ones are untouched)"
+        raise _files.cannot_write(what, error) from error
     _prune(folder, final)
     return final
 
@@ -146,21 +134,19 @@ def restore(
     Raises:
       CorruptCheckpointError: there are checkpoints and all of them are damaged; names
         the files, and what to delete in order to start anew.
-      ValueError: `like` differs from what was saved (names the leaf), or the format is
-        newer.
+      ValueError: `like` differs from what was saved (names the leaf), or another version
+        wrote it in another format (names both, and the ways out).
     """
-    path = _newest(pathlib.Path(folder))
-    if path is None:
+    if (newest := _newest(pathlib.Path(folder))) is None:
         return None
-    header = json.loads((path / _METADATA).read_bytes())
-    if header["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {header['format']}; valid: {FORMAT}. Another"
-            " version of lottery-jax wrote it: go on with that one, or start anew"
-        )
-    _check_like(path, header["leaves"], like)
+    path, header = newest
+    records = {record["path"]: record for record in header["leaves"]}
+    templates = _leaves.named("like", like)
+    _leaves.check_fits("like", templates, records, str(path))
     buffer = np.fromfile(path / _LEAVES, np.uint8)
-    return _unpack(header["leaves"], buffer, like), header["metadata"]
+    found = _unpack(records, buffer)
+    leaves = [_as_template(found[name], leaf) for name, leaf in templates.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), header["metadata"]
 
 
 def metadata(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -176,11 +162,10 @@ def metadata(folder: str | os.PathLike) -> dict[str, Any] | None:
 
     Raises:
       CorruptCheckpointError: there are checkpoints and all of them are damaged.
+      ValueError: another version wrote it in another format.
     """
-    path = _newest(pathlib.Path(folder))
-    if path is None:
-        return None
-    return json.loads((path / _METADATA).read_bytes())["metadata"]
+    newest = _newest(pathlib.Path(folder))
+    return None if newest is None else newest[1]["metadata"]
 
 
 def latest(folder: str | os.PathLike) -> int | None:
@@ -197,9 +182,10 @@ def latest(folder: str | os.PathLike) -> int | None:
 
     Raises:
       CorruptCheckpointError: there are checkpoints and all of them are damaged.
+      ValueError: another version wrote it in another format.
     """
-    path = _newest(pathlib.Path(folder))
-    return None if path is None else int(path.name)
+    newest = _newest(pathlib.Path(folder))
+    return None if newest is None else int(newest[0].name)
 
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -210,7 +196,8 @@ def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
-def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+def _newest(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The newest complete checkpoint, and what its metadata file says."""
     damaged: list[pathlib.Path] = []
     problems: list[str] = []
     for path in _numbered(folder):
@@ -223,7 +210,7 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return path
+            return path, _header(path)
         damaged.append(path)
         problems += here
     if damaged:
@@ -232,6 +219,18 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
             f" anew, delete {', '.join(map(str, damaged))}"
         )
     return None
+
+
+def _header(path: pathlib.Path) -> dict[str, Any]:
+    header = json.loads((path / _METADATA).read_bytes())
+    if header["format"] != FORMAT:
+        raise errors.wrong(
+            f"{path}: format",
+            header["format"],
+            f"{FORMAT}. Another version of lottery-jax wrote it: go on with that one, or"
+            f" delete {path.parent} to start anew",
+        )
+    return header
 
 
 def _problems(path: pathlib.Path) -> list[str]:
@@ -253,7 +252,7 @@ def _problems(path: pathlib.Path) -> list[str]:
         try:
             if (path / name).stat().st_size != expected["bytes"]:
                 problems.append(f"{path / name} has another length than was written")
-            elif _sha256(path / name) != expected["sha256"]:
+            elif _files.sha256(path / name) != expected["sha256"]:
                 problems.append(f"{path / name} has another SHA-256 than was written")
         except OSError as error:
             problems.append(f"{path / name} cannot be read ({error.strerror})")
@@ -267,77 +266,17 @@ def _manifest(files: Mapping[str, Any]) -> bytes:
     return f'{{"files": {listing}, "sha256": "{digest}"}}\n'.encode()
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write(path: pathlib.Path, header: Mapping[str, Any], buffer: np.ndarray) -> None:
-    path.mkdir(parents=True)
-    (path / _LEAVES).write_bytes(buffer.data)
-    (path / _METADATA).write_text(json.dumps(header))
+    contents = {
+        _LEAVES: buffer.data,
+        _METADATA: memoryview(json.dumps(header).encode()),
+    }
     files = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            files[file.relative_to(path).as_posix()] = {
-                "bytes": file.stat().st_size,
-                "sha256": _sha256(file),
-            }
-        _sync(file)
-    part = path / f"{_MANIFEST}.part"
-    part.write_bytes(_manifest(files))
-    _sync(part)
-    os.replace(part, path / _MANIFEST)
-    _sync(path)
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Makes a file or a folder survive a power cut; only POSIX syncs folders."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _temporary(folder: pathlib.Path) -> pathlib.Path:
-    name = f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}"
-    return folder / name
-
-
-def _remove(path: pathlib.Path) -> None:
-    """Renames before deleting, so that a kill leaves no half a checkpoint behind."""
-    temporary = _temporary(path.parent)
-    with contextlib.suppress(OSError):
-        os.rename(path, temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_stale(folder: pathlib.Path) -> None:
-    """Removes temporary folders whose writers are dead."""
-    for path in folder.iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and not _alive(path, int(match[1]), match[2]):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(path: pathlib.Path, pid: int, host: str) -> bool:
-    if host != socket.gethostname() or os.name != "posix":
-        # Its processes cannot be asked, so only age tells.
-        with contextlib.suppress(OSError):
-            return time.time() - path.stat().st_mtime < _DAY
-        return False
-    if pid == os.getpid():
-        # Nothing of ours is being written yet: a dead process had our number.
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    for name, content in contents.items():
+        _files.write(path / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        files[name] = {"bytes": content.nbytes, "sha256": digest}
+    _files.write(path / _MANIFEST, _manifest(files))
 
 
 def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
@@ -349,32 +288,16 @@ def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
         ):
             complete += 1
         elif path.name > newest.name or complete >= KEEP:
-            _remove(path)
+            _files.remove(path)
 
 
 def _pack(tree: PyTree) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """All leaves as one uint8 array, with a record of each, in the tree's order."""
+    """A record of each leaf, in the tree's order, and all their bytes, uint8 `[n]`."""
     records, arrays = [], []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(
-                f"the leaf {name!r} spans devices that this process cannot read; valid:"
-                " arrays of this process, or gathered ones"
-            )
-        record: dict[str, Any] = {"path": name}
-        if _is_key(leaf):
-            record |= {"key": str(leaf.dtype), "impl": str(jax.random.key_impl(leaf))}
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
-            raise ValueError(
-                f"the leaf {name!r} is {type(leaf).__name__} of dtype {array.dtype};"
-                " valid: numeric or bool arrays, PRNG keys and Python numbers"
-            )
-        record |= {"dtype": array.dtype.name, "shape": list(array.shape)}
-        records.append(record)
-        arrays.append(array.astype(np.dtype(array.dtype.name), copy=False))
+    for name, leaf in _leaves.named("tree", tree).items():
+        record, array = _leaves.encode(f"tree{name}", leaf)
+        records.append({"path": name, **record})
+        arrays.append(array)
     buffer = np.zeros(sum(array.nbytes for array in arrays), np.uint8)
     start = 0
     for array in arrays:
@@ -384,82 +307,28 @@ def _pack(tree: PyTree) -> tuple[list[dict[str, Any]], np.ndarray]:
     return records, buffer
 
 
-def _unpack(records: list[dict[str, Any]], buffer: np.ndarray, like: PyTree) -> PyTree:
-    templates, structure = jax.tree.flatten(like)
-    leaves, start = [], 0
-    for record, template in zip(records, templates):
-        dtype = np.dtype(record["dtype"])
-        length = dtype.itemsize * int(np.prod(record["shape"], dtype=np.int64))
-        # A copy, so that no leaf keeps the whole buffer alive or lies unaligned.
-        array = buffer[start : start + length].copy().view(dtype)
-        leaves.append(_as_template(record, array.reshape(record["shape"]), template))
-        start += length
-    return jax.tree.unflatten(structure, leaves)
+def _unpack(
+    records: Mapping[str, Mapping[str, Any]], buffer: np.ndarray
+) -> dict[str, Any]:
+    """The leaves by their names: NumPy arrays and PRNG keys."""
+    found, start = {}, 0
+    for name, record in records.items():
+        count = int(np.prod(record["shape"], dtype=np.int64))
+        stop = start + np.dtype(record["dtype"]).itemsize * count
+        found[name] = _leaves.decode(record, buffer[start:stop].data)
+        start = stop
+    return found
 
 
-def _as_template(record: Mapping[str, Any], array: np.ndarray, template: Any) -> Any:
+def _as_template(value: Any, template: Any) -> Any:
     if isinstance(template, np.ndarray):
-        return array
+        return value
     if isinstance(template, np.generic):
-        return array[()]
+        return value[()]
     if not isinstance(template, (jax.Array, jax.ShapeDtypeStruct)):
-        return type(template)(array.item())
-    value: Any = array
-    if "impl" in record:
-        value = jax.random.wrap_key_data(jnp.asarray(array), impl=record["impl"])
+        return type(template)(value.item())
     sharding = template.sharding
     # What was not bound to a device stays so, lest it clash with what is.
     if isinstance(template, jax.Array) and not template.committed:
         sharding = None
     return jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
-
-
-def _check_like(
-    path: pathlib.Path, records: list[dict[str, Any]], like: PyTree
-) -> None:
-    templates = {
-        jax.tree_util.keystr(keys): leaf
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(like)[0]
-    }
-    stored = [record["path"] for record in records]
-    if stored != list(templates):
-        missing = sorted(templates.keys() - set(stored))
-        surplus = sorted(set(stored) - templates.keys())
-        raise ValueError(
-            f"like has another structure than {path}: the checkpoint lacks"
-            f" {missing or 'nothing'}, and the template lacks {surplus or 'nothing'}"
-        )
-    for record, (name, leaf) in zip(records, templates.items()):
-        shape = tuple(record["shape"])
-        dtype = record["dtype"]
-        if "key" in record:
-            # A key's shape is that of its data without the last axis.
-            shape, dtype = shape[:-1], record["key"]
-        if isinstance(leaf, (bool, int, float, complex)):
-            expected = str(np.asarray(leaf).dtype)
-        else:
-            expected = str(getattr(leaf, "dtype", type(leaf).__name__))
-        if (np.shape(leaf), expected) != (shape, dtype):
-            raise ValueError(
-                f"like has {expected}{list(np.shape(leaf))} at {name!r}; the checkpoint"
-                f" {path} has {dtype}{list(shape)}"
-            )
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key
-    )
-
-
-def _jsonable(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    for field, value in metadata.items():
-        if not isinstance(field, str):
-            raise ValueError(f"metadata has the key {field!r}; valid: text")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"metadata[{field!r}] is {value!r}; valid: what JSON can hold ({error})"
-            ) from error
-    return dict(metadata)

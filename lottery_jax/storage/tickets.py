@@ -2,34 +2,35 @@
 
 A ticket is a safetensors file. Mask leaves are bit-packed; a weight matrix that is
 pruned stores only its survivors, so a ticket at density 5% takes about 8% of the dense
-weights' bytes. Names, dtypes, shapes, contents and metadata are covered by a SHA-256
-digest that is checked on every load: a damaged file is refused, never half read. The
-digest guards against accidents; it does not say who wrote the file. Loading parses
-JSON and copies bytes, and never executes anything.
+weights' bytes. Where many tickets share one start, a file may hold the SHA-256 of its
+weights instead, and is then about 3% of them. Names, dtypes, shapes, contents and
+metadata are covered by a SHA-256 digest that is checked on every load: a damaged file is
+refused, never half read. The digest guards against accidents; it does not say who wrote
+the file. Loading parses JSON and copies bytes, and never executes anything.
 
 Layout, format 1: tensors `mask/PATH` (uint8, big-endian bit order), `params/PATH`,
 `model_state/PATH`, where PATH is `jax.tree_util.keystr` of the leaf; one metadata
 entry, "lottery_jax.ticket", with the leaves' key paths, dtypes and shapes, the
 caller's metadata and the digest. Dtypes that safetensors lacks are stored as bytes.
+Format 2 has no tensors `params/PATH`, but their SHA-256 in the entry.
 """
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import errors
+from lottery_jax.storage import _files, _leaves
 from lottery_jax.types import Mask, ModelState, Params, PyTree
 
 FORMAT = 1
+_FORMAT_OF_DIGESTS = 2
 _ENTRY = "lottery_jax.ticket"
 _TREES = ("mask", "params", "model_state")
 _CODES = {
@@ -47,6 +48,10 @@ _CODES = {
     "float32": "F32",
     "float64": "F64",
 }
+
+
+_Tensor = tuple[str, list[int], bytes]
+"""A tensor of the file: the code of its dtype, its shape, its bytes."""
 
 
 class CorruptTicketError(ValueError):
@@ -99,17 +104,9 @@ def provenance(
     Raises:
       ValueError: `rewind_step` or `level` is negative, or `density` outside [0, 1].
     """
-    for name, count in (("rewind_step", rewind_step), ("level", level)):
-        if count < 0:
-            raise ValueError(f"{name} is {count}; valid: 0 or more")
-    if not 0 <= density <= 1:
-        raise ValueError(f"density is {density}; valid: between 0 and 1")
-    versions = {"python": platform.python_version()}
-    for package in ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    errors.at_least("rewind_step", rewind_step, 0)
+    errors.at_least("level", level, 0)
+    errors.within("density", density, 0, 1)
     return {
         "model": model,
         "task": task,
@@ -118,12 +115,17 @@ def provenance(
         "level": int(level),
         "init": init,
         "found": found,
-        "versions": versions,
+        "versions": _files.versions(),
         **more,
     }
 
 
-def save(path: str | os.PathLike, ticket: Ticket) -> None:
+def save(
+    path: str | os.PathLike,
+    ticket: Ticket,
+    *,
+    weights: Literal["stored", "digest"] = "stored",
+) -> None:
     """Writes a ticket; the file appears complete or not at all.
 
     The same ticket makes the same bytes. Weights off the mask are not stored, whatever
@@ -134,6 +136,9 @@ def save(path: str | os.PathLike, ticket: Ticket) -> None:
       path: file to write or replace, usually `*.safetensors`; its folder is made.
       ticket: mask of bool leaves with the structure and shapes of `params`. Metadata
         comes back as JSON returns it: tuples as lists, keys as strings.
+      weights: "stored", or "digest" for the SHA-256 of each leaf's surviving weights
+        alone; `load` then needs the start that they were masked from. Masks and model
+        state are stored either way.
 
     Raises:
       ValueError: mask and params differ in structure or shape (names the leaf), a leaf
@@ -142,30 +147,34 @@ def save(path: str | os.PathLike, ticket: Ticket) -> None:
         untouched.
       ImportError: safetensors is not installed.
     """
-    path = pathlib.Path(path)
-    masks = _leaves("mask", ticket.mask)
-    params = _leaves("params", ticket.params)
-    _check_mask(masks, params)
-    records: dict[str, list[dict[str, Any]]] = {"params": [], "model_state": []}
-    tensors: dict[str, np.ndarray] = {}
+    errors.one_of("weights", weights, ("stored", "digest"))
+    params = _encoded("params", ticket.params)
+    state = _encoded("model_state", ticket.model_state)
+    masks = _leaves.named("mask", ticket.mask)
+    shapes = {name: r | {"dtype": "bool"} for name, (r, _) in params.items()}
+    _leaves.check_fits("mask", masks, shapes, "params")
 
-    for name, (keys, leaf) in params.items():
-        mask = np.asarray(masks[name][1])
-        record, values = _encode(f"params{name}", keys, leaf)
+    tensors: dict[str, np.ndarray] = {}
+    for name, (record, values) in params.items():
         if "impl" in record:
-            raise ValueError(f"params{name} is a PRNG key; valid: weights")
+            raise errors.wrong(f"params{name}", "PRNG keys", "weights")
+        mask = _leaves.encode(f"mask{name}", masks[name])[1]
         tensors[f"mask/{name}"] = np.packbits(mask.reshape(-1))
         record["pruned"] = not bool(mask.all())
-        if record["pruned"]:
-            values = values[mask]
-        tensors[f"params/{name}"] = _storable(values)
-        records["params"].append({"path": name, **record})
-    for name, (keys, leaf) in _leaves("model_state", ticket.model_state).items():
-        record, values = _encode(f"model_state{name}", keys, leaf)
+        survivors = values[mask] if record["pruned"] else values
+        if weights == "stored":
+            tensors[f"params/{name}"] = _storable(survivors)
+        else:
+            record["sha256"] = _digest_of(survivors)
+    for name, (_, values) in state.items():
         tensors[f"model_state/{name}"] = _storable(values)
-        records["model_state"].append({"path": name, **record})
 
-    header = {"format": FORMAT, "metadata": _jsonable(ticket.metadata), **records}
+    header = {
+        "format": FORMAT if weights == "stored" else _FORMAT_OF_DIGESTS,
+        "metadata": _leaves.jsonable(ticket.metadata),
+        "params": [record for record, _ in params.values()],
+        "model_state": [record for record, _ in state.values()],
+    }
     # What json.loads returns is what a reader hashes, so that is what is hashed here.
     header = json.loads(json.dumps(header))
     described = {
@@ -173,10 +182,16 @@ def save(path: str | os.PathLike, ticket: Ticket) -> None:
         for name, array in tensors.items()
     }
     entry = json.dumps({"sha256": _digest(described, header), **header})
-    _write(path, _safetensors().numpy.save(tensors, {_ENTRY: entry}))
+    content = _safetensors().numpy.save(tensors, {_ENTRY: entry})
+    _files.write(pathlib.Path(path), content)
 
 
-def load(path: str | os.PathLike, like: tuple[PyTree, PyTree] | None = None) -> Ticket:
+def load(
+    path: str | os.PathLike,
+    like: tuple[PyTree, PyTree] | None = None,
+    *,
+    start: Params | None = None,
+) -> Ticket:
     """Reads and verifies a ticket.
 
     Args:
@@ -186,6 +201,9 @@ def load(path: str | os.PathLike, like: tuple[PyTree, PyTree] | None = None) -> 
         `jax.ShapeDtypeStruct` as leaves. Without it everything becomes nested dicts,
         which is exact for dicts (but for empty ones) and a readable stand-in for the
         rest: attributes become their names, positions their numbers.
+      start: the weights that those of the ticket were masked from, with the key paths,
+        shapes and dtypes of `params`. A file with digests needs it, and checks it; any
+        other has weights of its own and does not look at it.
 
     Returns:
       The ticket, with NumPy leaves (typed PRNG keys stay keys). `mask` has the
@@ -193,15 +211,13 @@ def load(path: str | os.PathLike, like: tuple[PyTree, PyTree] | None = None) -> 
 
     Raises:
       CorruptTicketError: the file is not a complete, unaltered ticket.
-      ValueError: `like` differs in paths, shapes or dtypes (names them), or the file
-        has a newer format.
+      ValueError: `like` differs in paths, shapes or dtypes (names them), `start` is
+        missing or holds other weights (names the leaf), or the file has a newer format.
       FileNotFoundError: there is no such file.
       ImportError: safetensors is not installed.
     """
     if like is not None and not (isinstance(like, tuple) and len(like) == 2):
-        raise ValueError(
-            f"like is a {type(like).__name__}; valid: the pair (params, model_state)"
-        )
+        raise errors.wrong("like", type(like), "the pair (params, model_state)")
     safetensors = _safetensors()
     data = pathlib.Path(path).read_bytes()
     try:
@@ -210,87 +226,47 @@ def load(path: str | os.PathLike, like: tuple[PyTree, PyTree] | None = None) -> 
         raise CorruptTicketError(
             f"{path} is not a complete, unaltered ticket: {error}"
         ) from error
-    if header["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has ticket format {header['format']}; valid: {FORMAT}. A newer"
-            " lottery-jax wrote it"
-        )
+    if header["format"] not in (FORMAT, _FORMAT_OF_DIGESTS):
+        must = f"{FORMAT} or {_FORMAT_OF_DIGESTS}. A newer lottery-jax wrote it"
+        raise errors.wrong(f"{path}: format", header["format"], must)
     try:
         decoded = _decode(header, tensors)
     except Exception as error:
         raise CorruptTicketError(f"{path} contradicts itself: {error}") from error
+    if header["format"] == _FORMAT_OF_DIGESTS:
+        decoded["params"] = _from_start(path, header, decoded["mask"], start)
 
     if like is None:
         mask, params, model_state = (_nested(header, t, decoded[t]) for t in _TREES)
     else:
-        for tree, template in zip(("params", "model_state"), like):
-            _check_like(path, tree, template, header[tree])
+        for i, tree in enumerate(("params", "model_state")):
+            records = {record["path"]: record for record in header[tree]}
+            leaves = _leaves.named(f"like[{i}]", like[i])
+            _leaves.check_fits(f"like[{i}]", leaves, records, f"the {tree} of {path}")
         mask = _filled(like[0], decoded["mask"])
         params = _filled(like[0], decoded["params"])
         model_state = _filled(like[1], decoded["model_state"])
     return Ticket(mask, params, model_state, header["metadata"])
 
 
-def _leaves(tree_name: str, tree: PyTree) -> dict[str, tuple[list, Any]]:
-    """Key path as text -> (key path as JSON, leaf), in the order of the tree."""
-    found: dict[str, tuple[list, Any]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path)
-        if name in found:
-            raise ValueError(f"{tree_name} has two leaves at {name!r}; valid: one")
-        found[name] = ([_plain_key(tree_name, name, key) for key in path], leaf)
+def _encoded(tree: str, leaves: PyTree) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+    """Record and array of every leaf by its name, in tree order."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(leaves)]
+    found = {}
+    for path, (name, leaf) in zip(paths, _leaves.named(tree, leaves).items()):
+        keys = [_plain_key(f"{tree}{name}", key) for key in path]
+        record, array = _leaves.encode(f"{tree}{name}", leaf)
+        found[name] = ({"path": name, "keys": keys, **record}, array)
     return found
 
 
-def _plain_key(tree_name: str, name: str, key: Any) -> str | int:
+def _plain_key(name: str, key: Any) -> str | int:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             plain = getattr(key, attribute)
             if isinstance(plain, (str, int)):
                 return plain
-    raise ValueError(
-        f"{tree_name}{name} has the key {key!r}; valid: text or whole numbers"
-    )
-
-
-def _check_mask(
-    masks: dict[str, tuple[list, Any]], params: dict[str, tuple[list, Any]]
-) -> None:
-    for name in params.keys() - masks.keys():
-        raise ValueError(f"mask has no leaf at {name!r}; valid: every leaf of params")
-    for name in masks.keys() - params.keys():
-        raise ValueError(f"mask has a leaf at {name!r} that params lacks")
-    for name, (_, mask) in masks.items():
-        shape, dtype = np.shape(mask), getattr(mask, "dtype", type(mask).__name__)
-        if dtype != np.bool_:
-            raise ValueError(f"mask{name} has dtype {dtype}; valid: bool")
-        if shape != np.shape(params[name][1]):
-            raise ValueError(
-                f"mask{name} has shape {shape}; valid: {np.shape(params[name][1])},"
-                " that of params"
-            )
-
-
-def _encode(name: str, keys: list, leaf: Any) -> tuple[dict[str, Any], np.ndarray]:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError(
-            f"{name} spans devices that this process cannot read; valid: arrays of this"
-            " process, or gathered ones"
-        )
-    record: dict[str, Any] = {"keys": keys}
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key
-    ):
-        record["impl"] = str(jax.random.key_impl(leaf))
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
-        raise ValueError(
-            f"{name} is {type(leaf).__name__} of dtype {array.dtype}; valid: numeric or"
-            " bool arrays. Filter other leaves out first"
-        )
-    array = array.astype(np.dtype(array.dtype.name), copy=False)
-    return record | {"dtype": array.dtype.name, "shape": list(array.shape)}, array
+    raise errors.wrong(f"the key {key!r} of {name}", key, "text or a whole number")
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
@@ -300,22 +276,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
     return flat.reshape(-1).view(np.uint8)
 
 
-def _jsonable(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    for field, value in metadata.items():
-        if not isinstance(field, str):
-            raise ValueError(f"metadata has the key {field!r}; valid: text")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"metadata[{field!r}] is {value!r}; valid: what JSON can hold ({error})"
-            ) from error
-    return dict(metadata)
-
-
-def _digest(
-    tensors: Mapping[str, tuple[str, list[int], bytes]], header: Mapping[str, Any]
-) -> str:
+def _digest(tensors: Mapping[str, _Tensor], header: Mapping[str, Any]) -> str:
     total = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
         code, shape, data = tensors[name]
@@ -326,7 +287,7 @@ def _digest(
 
 def _verified(
     safetensors: Any, data: bytes
-) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], bytes]]]:
+) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     tensors = {
         name: (entry["dtype"], list(entry["shape"]), bytes(entry["data"]))
         for name, entry in safetensors.deserialize(data)
@@ -343,36 +304,73 @@ def _verified(
 
 
 def _decode(
-    header: Mapping[str, Any], tensors: Mapping[str, tuple[str, list[int], bytes]]
+    header: Mapping[str, Any], tensors: Mapping[str, _Tensor]
 ) -> dict[str, dict[str, Any]]:
+    """The leaves of each tree by their names; of weights, those that are stored."""
     decoded: dict[str, dict[str, Any]] = {tree: {} for tree in _TREES}
     for record in header["params"]:
         name, shape = record["path"], record["shape"]
         packed = np.frombuffer(tensors[f"mask/{name}"][2], np.uint8)
         count = int(np.prod(shape, dtype=np.int64))
         mask = np.unpackbits(packed, count=count).astype(bool).reshape(shape)
-        stored = np.frombuffer(tensors[f"params/{name}"][2], np.dtype(record["dtype"]))
-        if record["pruned"]:
-            values = np.zeros(shape, stored.dtype)
-            values[mask] = stored
-        else:
-            values = stored.reshape(shape).copy()
-        decoded["mask"][name], decoded["params"][name] = mask, _typed(record, values)
+        decoded["mask"][name] = mask
+        if header["format"] == FORMAT:
+            shape = [-1] if record["pruned"] else shape
+            stored = _leaves.decode(
+                {**record, "shape": shape}, tensors[f"params/{name}"][2]
+            )
+            decoded["params"][name] = _off_mask_0(record, stored, mask)
     for record in header["model_state"]:
         name = record["path"]
-        stored = np.frombuffer(
-            tensors[f"model_state/{name}"][2], np.dtype(record["dtype"])
-        )
-        decoded["model_state"][name] = _typed(
-            record, stored.reshape(record["shape"]).copy()
-        )
+        data = tensors[f"model_state/{name}"][2]
+        decoded["model_state"][name] = _leaves.decode(record, data)
     return decoded
 
 
-def _typed(record: Mapping[str, Any], values: np.ndarray) -> Any:
-    if "impl" in record:
-        return jax.random.wrap_key_data(jnp.asarray(values), impl=record["impl"])
+def _off_mask_0(
+    record: Mapping[str, Any], survivors: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    if not record["pruned"]:
+        return survivors
+    values = np.zeros(mask.shape, survivors.dtype)
+    values[mask] = survivors
     return values
+
+
+def _from_start(
+    path: str | os.PathLike,
+    header: Mapping[str, Any],
+    masks: Mapping[str, np.ndarray],
+    start: Params | None,
+) -> dict[str, np.ndarray]:
+    """The weights of a file that has only their digests, by their names."""
+    records = {record["path"]: record for record in header["params"]}
+    if start is None:
+        raise errors.wrong(
+            "start",
+            None,
+            f"the weights that those of {path} were masked from, with the leaves "
+            f"{list(records)}: the file holds their SHA-256 alone",
+        )
+    leaves = _leaves.named("start", start)
+    _leaves.check_fits("start", leaves, records, f"the params of {path}")
+    found = {}
+    for name, record in records.items():
+        values = _leaves.encode(f"start{name}", leaves[name])[1]
+        survivors = values[masks[name]] if record["pruned"] else values.copy()
+        digest = _digest_of(survivors)
+        if digest != record["sha256"]:
+            raise errors.wrong(
+                f"start{name}",
+                f"weights with the SHA-256 {digest} on the mask",
+                f"those that {path} was found with, {record['sha256']}",
+            )
+        found[name] = _off_mask_0(record, survivors, masks[name])
+    return found
+
+
+def _digest_of(survivors: np.ndarray) -> str:
+    return hashlib.sha256(survivors.tobytes()).hexdigest()
 
 
 def _nested(header: Mapping[str, Any], tree: str, leaves: Mapping[str, Any]) -> PyTree:
@@ -391,65 +389,6 @@ def _filled(template: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: leaves[jax.tree_util.keystr(path)], template
     )
-
-
-def _check_like(
-    path: str | os.PathLike, tree: str, template: PyTree, records: list[dict[str, Any]]
-) -> None:
-    stored = {record["path"]: record for record in records}
-    wanted = {name: leaf for name, (_, leaf) in _leaves(tree, template).items()}
-    missing = [name for name in wanted if name not in stored]
-    surplus = [name for name in stored if name not in wanted]
-    if missing or surplus:
-        raise ValueError(
-            f"like has another structure than {tree} of {path}: the ticket lacks"
-            f" {missing or 'nothing'}, and the template lacks {surplus or 'nothing'}"
-        )
-    for name, leaf in wanted.items():
-        record = stored[name]
-        if "impl" in record:
-            # A key's shape is that of its data without the last axis.
-            shape, dtype = tuple(record["shape"][:-1]), None
-        else:
-            shape, dtype = tuple(record["shape"]), record["dtype"]
-        if np.shape(leaf) != shape:
-            raise ValueError(
-                f"like has shape {np.shape(leaf)} at {tree}{name}; the ticket {path} has"
-                f" {shape}"
-            )
-        actual = getattr(leaf, "dtype", None)
-        if dtype is not None and actual is not None and str(actual) != dtype:
-            raise ValueError(
-                f"like has dtype {actual} at {tree}{name}; the ticket {path} has {dtype}"
-            )
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        message = f"could not write the ticket {path}: {error.strerror or error}"
-        raise OSError(error.errno, message) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a rename survive a power cut; only POSIX can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _safetensors() -> Any:
