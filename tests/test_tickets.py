@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lottery_jax import tickets
+from lottery_jax.storage import tickets
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -93,6 +93,8 @@ def test_roundtrip_is_exact(tmp_path_factory, pairs, states):
     assert_same_bits(found.model_state, state)
     assert found.metadata == {"found": "drawn"}
     assert_same_bits(found, roundtrip(folder, found))
+    tickets.save(folder / "digest", ticket, weights="digest")
+    assert_same_bits(tickets.load(folder / "digest", start=params), found)
 
 
 def test_signed_zeros_and_nan_survive(tmp_path):

@@ -165,7 +165,7 @@ def save(
         if weights == "stored":
             tensors[f"params/{name}"] = _storable(survivors)
         else:
-            record["sha256"] = _digest_of(survivors)
+            record["sha256"] = _sha256(survivors)
     for name, (_, values) in state.items():
         tensors[f"model_state/{name}"] = _storable(values)
 
@@ -358,7 +358,7 @@ def _from_start(
     for name, record in records.items():
         values = _leaves.encode(f"start{name}", leaves[name])[1]
         survivors = values[masks[name]] if record["pruned"] else values.copy()
-        digest = _digest_of(survivors)
+        digest = _sha256(survivors)
         if digest != record["sha256"]:
             raise errors.wrong(
                 f"start{name}",
@@ -369,7 +369,7 @@ def _from_start(
     return found
 
 
-def _digest_of(survivors: np.ndarray) -> str:
+def _sha256(survivors: np.ndarray) -> str:
     return hashlib.sha256(survivors.tobytes()).hexdigest()
 
 
