@@ -12,7 +12,6 @@ any training loop. `Task`, `training`, `replicas` and `imp` train whole studies.
 """
 
 from lottery_jax import arms as arms
-from lottery_jax import checkpoints as checkpoints
 from lottery_jax import compact as compact
 from lottery_jax import connectivity as connectivity
 from lottery_jax import convolution as convolution
@@ -25,16 +24,18 @@ from lottery_jax import models as models
 from lottery_jax import plots as plots
 from lottery_jax import processes as processes
 from lottery_jax import prune as prune
-from lottery_jax import records as records
 from lottery_jax import replicas as replicas
 from lottery_jax import schedules as schedules
 from lottery_jax import scores as scores
+from lottery_jax import storage as storage
 from lottery_jax import tasks as tasks
-from lottery_jax import tickets as tickets
 from lottery_jax import training as training
 from lottery_jax import transforms as transforms
 from lottery_jax import types as types
 from lottery_jax import verdicts as verdicts
+from lottery_jax.storage import checkpoints as checkpoints
+from lottery_jax.storage import records as records
+from lottery_jax.storage import tickets as tickets
 from lottery_jax.types import Mask as Mask
 from lottery_jax.types import Network as Network
 from lottery_jax.types import Params as Params

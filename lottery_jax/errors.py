@@ -4,19 +4,34 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 
+def wrong(field: str, value: Any, must: str) -> ValueError:
+    """The error to raise for a value.
+
+    Args:
+      field: what the caller calls it.
+      value: what it is, printed as it stands.
+      must: what it must be, completing "it must be".
+    """
+    return ValueError(f"{field}={value}; it must be {must}")
+
+
 def one_of(field: str, value: Any, valid: Iterable[Any]) -> None:
     """Raises a ValueError if a value is none of those that a field may have."""
     valid = tuple(valid)
     if value not in valid:
-        raise ValueError(
-            f"{field}={value!r}; it must be one of {', '.join(map(str, valid))}"
-        )
+        raise wrong(field, repr(value), f"one of {', '.join(map(str, valid))}")
 
 
 def at_least(field: str, value: float, low: float) -> None:
     """Raises a ValueError if a value is below a bound, or no number."""
     if not value >= low:
-        raise ValueError(f"{field}={value}; it must be {low} or more")
+        raise wrong(field, value, f"{low} or more")
+
+
+def within(field: str, value: float, low: float, high: float) -> None:
+    """Raises a ValueError if a value is outside two bounds, or no number."""
+    if not low <= value <= high:
+        raise wrong(field, value, f"between {low} and {high}")
 
 
 def some_different(field: str, values: Collection[Any]) -> None:

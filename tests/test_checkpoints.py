@@ -21,7 +21,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lottery_jax
-from lottery_jax import checkpoints
+from lottery_jax.storage import _files, checkpoints
 
 
 class State(NamedTuple):
@@ -87,7 +87,7 @@ def files_of(folder):
 def test_training_state_comes_back_to_the_bit(tmp_path):
     state = some_state()
     metadata = {"chunk": 4, "devices": [1, 2], "precision": None}
-    checkpoints.save(tmp_path, 3, state, metadata)
+    checkpoints.save(tmp_path, state, metadata, index=3)
     tree, found = checkpoints.restore(tmp_path, state)
     assert_same(tree, state)
     assert found == metadata
@@ -112,7 +112,7 @@ def test_numpy_leaves_of_any_dtype(tmp_path, dtype):
         "scalar": array[0, 0, 0],
         "flat": array[0],
     }
-    checkpoints.save(tmp_path, 0, tree)
+    checkpoints.save(tmp_path, tree)
     found, metadata = checkpoints.restore(tmp_path, tree)
     assert_same(found, tree)
     assert metadata == {}
@@ -121,13 +121,13 @@ def test_numpy_leaves_of_any_dtype(tmp_path, dtype):
 def test_arbitrary_bits(tmp_path):
     words = np.random.default_rng(0).integers(0, 2**32, 4096, np.uint32)
     tree = {"x": words.view(np.float32), "y": jnp.asarray(words.view(np.float32))}
-    checkpoints.save(tmp_path, 0, tree)
+    checkpoints.save(tmp_path, tree)
     assert_same(checkpoints.restore(tmp_path, tree)[0], tree)
 
 
 @pytest.mark.parametrize("tree", [(), {}, None, {"a": None}, [np.zeros((0, 2))], 1.5])
 def test_trees_with_little_in_them(tmp_path, tree):
-    checkpoints.save(tmp_path, 0, tree)
+    checkpoints.save(tmp_path, tree)
     assert_same(checkpoints.restore(tmp_path, tree)[0], tree)
 
 
@@ -138,7 +138,7 @@ def test_python_numbers_and_batched_keys(tmp_path):
         "done": True,
         "keys": jax.random.split(jax.random.key(0, impl="rbg"), (2, 3)),
     }
-    checkpoints.save(tmp_path, 0, tree)
+    checkpoints.save(tmp_path, tree)
     found, _ = checkpoints.restore(tmp_path, tree)
     assert_same(found, tree)
     assert [type(found[k]) for k in ("step", "lr", "done")] == [int, float, bool]
@@ -146,7 +146,7 @@ def test_python_numbers_and_batched_keys(tmp_path):
 
 
 def test_the_template_decides_the_kind_of_leaf(tmp_path):
-    checkpoints.save(tmp_path, 0, {"x": jnp.arange(3.0), "k": jax.random.key(1)})
+    checkpoints.save(tmp_path, {"x": jnp.arange(3.0), "k": jax.random.key(1)})
     like = {"x": np.zeros(3, np.float32), "k": jax.random.key(0)}
     assert type(checkpoints.restore(tmp_path, like)[0]["x"]) is np.ndarray
     shapes = jax.eval_shape(lambda: {"x": jnp.zeros(3), "k": jax.random.key(0)})
@@ -164,7 +164,7 @@ def test_sharded_over_two_devices_and_back_to_one(tmp_path):
         "k": jax.random.split(jax.random.key(0), 4),
     }
     sharded = jax.device_put(state, two)
-    checkpoints.save(tmp_path, 0, sharded)
+    checkpoints.save(tmp_path, sharded)
     for like in (sharded, jax.device_put(state, jax.devices()[1]), state):
         found, _ = checkpoints.restore(tmp_path, like)
         assert_same(found, state)
@@ -175,7 +175,7 @@ def test_sharded_over_two_devices_and_back_to_one(tmp_path):
 
 def test_restoring_does_not_need_the_templates_values(tmp_path):
     state = {"w": jnp.arange(3.0)}
-    checkpoints.save(tmp_path, 0, state)
+    checkpoints.save(tmp_path, state)
     state["w"].delete()
     assert_same(checkpoints.restore(tmp_path, state)[0], {"w": jnp.arange(3.0)})
 
@@ -191,7 +191,7 @@ def test_nothing_yet(tmp_path):
 
 def test_the_newest_two_are_kept(tmp_path):
     for index in (0, 1, 5, 6, 100):
-        path = checkpoints.save(tmp_path, index, small(index), {"index": index})
+        path = checkpoints.save(tmp_path, small(index), {"index": index}, index=index)
         assert path.name == f"{index:08d}"
         tree, metadata = checkpoints.restore(tmp_path, small(0))
         assert_same(tree, small(index))
@@ -201,28 +201,46 @@ def test_the_newest_two_are_kept(tmp_path):
 
 @pytest.mark.parametrize("index", [4, 5])
 def test_going_back_is_refused(tmp_path, index):
-    checkpoints.save(tmp_path, 5, small(5))
-    with pytest.raises(ValueError, match=f"index is {index}.*valid: 6 or more"):
-        checkpoints.save(tmp_path, index, small(index))
+    checkpoints.save(tmp_path, small(5), index=5)
+    with pytest.raises(
+        ValueError, match=f"index={index}; it must be 6 or more: .*ete checkpoint 5"
+    ):
+        checkpoints.save(tmp_path, small(index), index=index)
 
 
 def test_a_run_that_fell_back_replaces_what_was_damaged(tmp_path):
     for index in (0, 1, 2, 3):
-        checkpoints.save(tmp_path, index, small(index))
+        checkpoints.save(tmp_path, small(index), index=index)
     flip(tmp_path / "00000003" / "metadata.json", 5)
-    checkpoints.save(tmp_path, 3, small(33))
+    checkpoints.save(tmp_path, small(33), index=3)
     assert sorted(os.listdir(tmp_path)) == ["00000002", "00000003"]
     assert_same(checkpoints.restore(tmp_path, small(0))[0], small(33))
 
 
 def test_a_damaged_one_does_not_count_as_kept(tmp_path):
     for index in (0, 1, 2):
-        checkpoints.save(tmp_path, index, small(index))
+        checkpoints.save(tmp_path, small(index), index=index)
     flip(tmp_path / "00000002" / "metadata.json", 5)
-    checkpoints.save(tmp_path, 3, small(3))
+    checkpoints.save(tmp_path, small(3), index=3)
     flip(tmp_path / "00000003" / "metadata.json", 5)
     with pytest.warns(RuntimeWarning, match="00000003"):
         assert_same(checkpoints.restore(tmp_path, small(0))[0], small(1))
+
+
+def test_without_an_index_it_is_the_next_one_and_nothing_old_is_read(
+    tmp_path, monkeypatch
+):
+    names = [checkpoints.save(tmp_path, small(i)).name for i in range(3)]
+    assert names == ["00000001", "00000002", "00000003"]
+    flip(tmp_path / "00000003" / "metadata.json", 5)
+    read = []
+    problems = checkpoints._problems
+    monkeypatch.setattr(
+        checkpoints, "_problems", lambda path: read.append(path.name) or problems(path)
+    )
+    assert checkpoints.save(tmp_path, small(9)).name == "00000004"
+    assert read == ["00000003", "00000002"]  # which one to keep beside the new
+    assert_same(checkpoints.restore(tmp_path, small(0))[0], small(9))
 
 
 def test_temporary_folders_of_the_dead_are_removed(tmp_path):
@@ -241,7 +259,7 @@ def test_temporary_folders_of_the_dead_are_removed(tmp_path):
         (tmp_path / name).mkdir()
     week_ago = time.time() - 7 * 24 * 3600
     os.utime(tmp_path / ".tmp-1-4567abcd-another-host", (week_ago, week_ago))
-    checkpoints.save(tmp_path, 0, small(0))
+    checkpoints.save(tmp_path, small(0), index=0)
     expected = {name for name, stays in names.items() if stays} | {"00000000"}
     assert set(os.listdir(tmp_path)) == expected
 
@@ -262,7 +280,7 @@ def damages(path):
 def test_every_damage_to_every_file_is_noticed(tmp_path):
     folder = tmp_path / "run"
     for index in (0, 1):
-        checkpoints.save(folder, index, small(index), {"index": index})
+        checkpoints.save(folder, small(index), {"index": index}, index=index)
     shutil.copytree(folder, tmp_path / "whole")
     names = [p.relative_to(folder) for p in files_of(folder / "00000001")]
     assert {p.name for p in names} == {"leaves.bin", "metadata.json", "manifest.json"}
@@ -280,7 +298,7 @@ def test_every_damage_to_every_file_is_noticed(tmp_path):
 
 def test_if_all_are_damaged_nothing_starts_anew(tmp_path):
     for index in (0, 1):
-        checkpoints.save(tmp_path, index, small(index))
+        checkpoints.save(tmp_path, small(index), index=index)
     flip(tmp_path / "00000000" / "leaves.bin", 3)
     (tmp_path / "00000001" / "manifest.json").unlink()
     for call in (
@@ -319,13 +337,15 @@ def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "_sync", dying(checkpoints._sync))
+            patch.setattr(_files, "_sync_folder", dying(_files._sync_folder))
+            patch.setattr(_files, "_delete", dying(_files._delete))
             patch.setattr(checkpoints, "_write", dying(checkpoints._write))
+            patch.setattr(os, "fsync", dying(os.fsync))
             patch.setattr(os, "rename", dying(os.rename))
             patch.setattr(os, "replace", dying(os.replace))
             patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
             try:
-                checkpoints.save(folder, 2, small(2), {"index": 2})
+                checkpoints.save(folder, small(2), {"index": 2}, index=2)
             except Killed:
                 return False
         return True
@@ -334,13 +354,16 @@ def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
     for allowed in range(100):
         folder = tmp_path / str(allowed)
         for index in (0, 1):
-            checkpoints.save(folder, index, small(index), {"index": index})
+            checkpoints.save(folder, small(index), {"index": index}, index=index)
         survived = attempt(folder, allowed)
+        monkeypatch.setattr(_files, "_OURS", f"{allowed:08x}")  # as in a new process
         tree, metadata = restore_without_a_warning(folder, small(0))
         assert_same(tree, small(metadata["index"]))
         results.append(metadata["index"])
         next_index = metadata["index"] + 1
-        checkpoints.save(folder, next_index, small(next_index), {"index": next_index})
+        checkpoints.save(
+            folder, small(next_index), {"index": next_index}, index=next_index
+        )
         assert len(os.listdir(folder)) == checkpoints.KEEP
         if survived:
             break
@@ -354,7 +377,7 @@ import numpy as np
 from lottery_jax import checkpoints
 for i in itertools.count():
     tree = {"w": np.full(200_000, i, np.float32), "i": np.array(i)}
-    checkpoints.save(sys.argv[1], i, tree, {"index": i})
+    checkpoints.save(sys.argv[1], tree, {"index": i}, index=i)
     print(i, flush=True)
 """
 
@@ -379,7 +402,7 @@ def test_kill_9_of_a_process_that_saves(tmp_path):
         index = metadata["index"]
         assert index >= int(said) >= 4
         assert tree["i"] == index and (tree["w"] == index).all()
-        checkpoints.save(tmp_path / name, index + 1, tree)
+        checkpoints.save(tmp_path / name, tree, index=index + 1)
         assert sorted(os.listdir(tmp_path / name)) == [
             f"{index:08d}",
             f"{index + 1:08d}",
@@ -388,13 +411,15 @@ def test_kill_9_of_a_process_that_saves(tmp_path):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     large = {"w": np.random.default_rng(0).random(99_999)}
-    checkpoints.save(tmp_path, 0, large)
+    checkpoints.save(tmp_path, large, index=0)
     before = {p: p.read_bytes() for p in files_of(tmp_path)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match=f"checkpoint 1 to {tmp_path}") as caught:
-            checkpoints.save(tmp_path, 1, large)
+        with pytest.raises(
+            OSError, match=f"cannot write checkpoint 1 to {tmp_path}"
+        ) as caught:
+            checkpoints.save(tmp_path, large, index=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
@@ -409,22 +434,28 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        ({"w": np.zeros((4, 5), np.float32)}, r"template lacks .*'n'"),
+        (
+            {"w": np.zeros((4, 5), np.float32)},
+            r"like lacks \[\"\['n'\]\"\] and has nothing too much",
+        ),
         (
             {**small(0), "v": np.zeros(1)},
-            r"checkpoint lacks .*'v'.* template lacks nothing",
+            r"lacks nothing and has .*'v'.*; it must have the leaves of .*00000000",
         ),
         (
             {**small(0), "w": np.zeros((5, 4), np.float32)},
-            r"float32\[5, 4\] at \"\['w'\]\".* float32\[4, 5\]",
+            r"like\['w'\]=float32\[5, 4\]; it must be float32\[4, 5\], as in .*0000",
         ),
-        ({**small(0), "w": np.zeros((4, 5))}, r"like has float64"),
-        ({**small(0), "w": "text"}, r"like has str"),
-        ({**small(0), "w": jax.ShapeDtypeStruct((4, 5), jnp.int32)}, r"like has int32"),
+        ({**small(0), "w": np.zeros((4, 5))}, r"like\['w'\]=float64"),
+        ({**small(0), "w": "text"}, r"like\['w'\]=str\[\]"),
+        (
+            {**small(0), "w": jax.ShapeDtypeStruct((4, 5), jnp.int32)},
+            r"like\['w'\]=int32",
+        ),
     ],
 )
 def test_a_like_that_differs_is_refused(tmp_path, like, message):
-    checkpoints.save(tmp_path, 0, small(0))
+    checkpoints.save(tmp_path, small(0), index=0)
     with pytest.raises(ValueError, match=message) as caught:
         checkpoints.restore(tmp_path, like)
     assert not isinstance(caught.value, checkpoints.CorruptCheckpointError)
@@ -433,25 +464,34 @@ def test_a_like_that_differs_is_refused(tmp_path, like, message):
 @pytest.mark.parametrize(
     ("index", "tree", "metadata", "message"),
     [
-        (-1, {}, {}, "index is -1"),
-        (10**8, {}, {}, "index is 100000000"),
-        (True, {}, {}, "index is True"),
-        (1.0, {}, {}, "index is 1.0"),
-        (0, {"a": [np.zeros(1), "text"]}, {}, r"leaf \"\['a'\]\[1\]\" is str"),
-        (0, {"f": print}, {}, r"\['f'\].* is builtin_function_or_method"),
-        (0, {}, {"a": {1, 2}}, r"metadata\['a'\] is \{1, 2\}"),
-        (0, {}, {1: 2}, "key 1; valid: text"),
+        (-1, {}, {}, "index=-1; it must be between 0 and 99999999"),
+        (10**8, {}, {}, "index=100000000"),
+        (True, {}, {}, "index=True; it must be a whole number"),
+        (1.0, {}, {}, "index=1.0"),
+        (0, {"a": [np.zeros(1), "text"]}, {}, r"tree\['a'\]\[1\]=str of"),
+        (0, {"f": print}, {}, r"tree\['f'\]=builtin_function_or_method"),
+        (0, {}, {"a": {1, 2}}, r"metadata\['a'\]=\{1, 2\}; it must be what JSON"),
+        (0, {}, {1: 2}, "it must be named by text"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, index, tree, metadata, message):
     with pytest.raises(ValueError, match=message):
-        checkpoints.save(tmp_path, index, tree, metadata)
+        checkpoints.save(tmp_path, tree, metadata, index=index)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 3)
-    checkpoints.save(tmp_path, 0, small(0))
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 3; valid: 2"):
-        checkpoints.restore(tmp_path, small(0))
+@pytest.mark.parametrize("other", [2, 4])
+def test_another_format_is_refused_by_whoever_asks(tmp_path, monkeypatch, other):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "FORMAT", other)
+        path = checkpoints.save(tmp_path, small(0))
+    for call in (
+        lambda: checkpoints.restore(tmp_path, small(0)),
+        lambda: checkpoints.metadata(tmp_path),
+        lambda: checkpoints.latest(tmp_path),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        message = str(caught.value)
+        assert f"{path}: format={other}; it must be 3" in message
+        assert f"delete {tmp_path} to start anew" in message

@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_and_loses_nothing(environment, undisturbed, tmp_pat
         text=True,
     )
     assert done.returncode == 2
-    assert "could not write checkpoint 1 to" in done.stderr
+    assert "cannot write checkpoint 1 to" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "results.nc").exists()
     finish(environment, folder)

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lottery_jax import records
+from lottery_jax.storage import _files, records
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -75,10 +78,21 @@ def test_text_is_written_complete_or_not_at_all(tmp_path, monkeypatch):
             records.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    (tmp_path / ".table.md.123").write_text("of a process that was killed")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = f".tmp-{killed.pid}-0123abcd-{socket.gethostname()}"
+    (tmp_path / left).write_text("half a table")
     records.write_text(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_this_process_is_writing_is_left_alone(tmp_path):
+    with _files.replacing(tmp_path / "a") as temporary:
+        temporary.write_text("a")
+        records.write_text(tmp_path / "b", "b")
+        (tmp_path / "b").unlink()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_results_keep_bits_names_and_attributes(tmp_path):

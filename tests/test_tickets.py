@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import resource
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lottery_jax import tickets
+from lottery_jax.storage import tickets
+
+DATA = pathlib.Path(__file__).parent / "data"
 
 DTYPES = [
     np.dtype(name)
@@ -90,6 +93,8 @@ def test_roundtrip_is_exact(tmp_path_factory, pairs, states):
     assert_same_bits(found.model_state, state)
     assert found.metadata == {"found": "drawn"}
     assert_same_bits(found, roundtrip(folder, found))
+    tickets.save(folder / "digest", ticket, weights="digest")
+    assert_same_bits(tickets.load(folder / "digest", start=params), found)
 
 
 def test_signed_zeros_and_nan_survive(tmp_path):
@@ -135,6 +140,139 @@ def test_other_readers_can_open_it(tmp_path):
     kernel, mask = ticket.params["a"]["kernel"], ticket.mask["a"]["kernel"]
     np.testing.assert_array_equal(tensors["params/['a']['kernel']"], kernel[mask])
     np.testing.assert_array_equal(tensors["mask/['a']['kernel']"], np.packbits(mask))
+
+
+def ticket_of_the_stored_files():
+    """What the files in tests/data were written from."""
+    kernel = np.arange(12, dtype=np.float32).reshape(3, 4) - 4.5
+    bias = np.array([-0.0, np.nan, 1e-45, 2.0], np.float32)
+    head = np.arange(4).reshape(4, 1).astype(ml_dtypes.bfloat16) / 4
+    params = {"dense_0": {"kernel": kernel, "bias": bias}, "head": {"kernel": head}}
+    mask = {
+        "dense_0": {
+            "kernel": np.arange(12).reshape(3, 4) % 3 == 0,
+            "bias": np.ones(4, bool),
+        },
+        "head": {"kernel": np.array([[True], [False], [True], [True]])},
+    }
+    state = {"dropout": jax.random.key(7), "steps": np.int32(100)}
+    state["mean"] = [np.array([0.5, 1.5])]
+    metadata = {"model": "mlp", "level": 3, "density": 0.5, "init": [0, 7], "note": "é"}
+    return tickets.Ticket(mask, params, state, metadata)
+
+
+def assert_same_ticket(found, ticket):
+    assert_same_bits(found.mask, ticket.mask)
+    assert_same_bits(found.params, masked(ticket.params, ticket.mask))
+    assert_same_bits(
+        jax.tree.map(data, found.model_state), jax.tree.map(data, ticket.model_state)
+    )
+    assert found.metadata == ticket.metadata
+
+
+def test_a_file_of_format_1_loads_for_ever(tmp_path):
+    path, ticket = DATA / "ticket_format_1.safetensors", ticket_of_the_stored_files()
+    assert_same_ticket(tickets.load(path, (ticket.params, ticket.model_state)), ticket)
+    assert tickets.load(path).params["dense_0"]["kernel"].tolist() == [
+        [-4.5, 0, 0, -1.5],
+        [0, 0, 1.5, 0],
+        [0, 4.5, 0, 0],
+    ]
+    tickets.save(tmp_path / "again", ticket)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+# Digests instead of weights
+
+
+def shared_start():
+    """A ticket, and the dense weights that its own were masked from."""
+    ticket = ticket_of_the_stored_files()
+    return ticket, ticket.params
+
+
+def test_a_digest_and_the_start_make_the_whole_ticket(tmp_path):
+    ticket, start = shared_start()
+    template = (ticket.params, ticket.model_state)
+    path = tmp_path / "digest.safetensors"
+    tickets.save(path, ticket, weights="digest")
+    tickets.save(tmp_path / "stored", ticket)
+    stored = tickets.load(tmp_path / "stored", start=start)
+    for same in (start, jax.tree.map(jnp.asarray, start), stored.params):
+        assert_same_ticket(tickets.load(path, template, start=same), ticket)
+        assert_same_bits(tickets.load(path, start=same).params, stored.params)
+    # Nothing of the start is changed or aliased.
+    tickets.load(path, start=start).params["dense_0"]["bias"][:] = 7
+    assert_same_bits(start, shared_start()[1])
+
+
+def test_what_is_off_the_mask_does_not_matter(tmp_path):
+    ticket, start = shared_start()
+    tickets.save(tmp_path / "a", ticket, weights="digest")
+    other = jax.tree.map(
+        lambda p, m: np.where(m, p, np.ones((), p.dtype)), start, ticket.mask
+    )
+    found = tickets.load(tmp_path / "a", start=other)
+    assert_same_bits(found.params, masked(start, ticket.mask))
+
+
+def test_a_digest_takes_no_space_for_weights(tmp_path):
+    params = {"w": np.random.default_rng(0).standard_normal((300, 300))}
+    ticket = tickets.Ticket({"w": np.ones((300, 300), bool)}, params, {}, {})
+    tickets.save(tmp_path / "a", ticket, weights="digest")
+    assert (tmp_path / "a").stat().st_size < 300 * 300 / 8 + 1000
+
+
+def test_without_the_start_it_says_what_is_needed(tmp_path):
+    ticket, _ = shared_start()
+    tickets.save(tmp_path / "a.safetensors", ticket, weights="digest")
+    message = (
+        r"start=None; it must be the weights .*a.safetensors .*\['head'\].*SHA-256"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        tickets.load(tmp_path / "a.safetensors")
+    assert not isinstance(caught.value, tickets.CorruptTicketError)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: p | {"head": {"kernel": p["head"]["kernel"] + 1}},
+            r"start\['head'\]\['kernel'\]=weights with the SHA-256 .* found with",
+        ),
+        (
+            lambda p: p | {"dense_0": p["dense_0"] | {"bias": -p["dense_0"]["bias"]}},
+            r"start\['dense_0'\]\['bias'\]=weights with the SHA-256",
+        ),
+        (lambda p: {"head": p["head"]}, r"start lacks .*'dense_0'.* and has nothing"),
+        (
+            lambda p: p | {"head": {"kernel": p["head"]["kernel"].astype(np.float32)}},
+            r"start\['head'\]\['kernel'\]=float32\[4, 1\]; it must be bfloat16\[4, 1\]",
+        ),
+    ],
+)
+def test_another_start_is_refused_by_name(tmp_path, change, message):
+    ticket, start = shared_start()
+    tickets.save(tmp_path / "a", ticket, weights="digest")
+    with pytest.raises(ValueError, match=message):
+        tickets.load(tmp_path / "a", start=change(start))
+
+
+def test_a_file_with_digests_loads_for_ever(tmp_path):
+    path, (ticket, start) = DATA / "ticket_format_2.safetensors", shared_start()
+    assert_same_bits(tickets.load(path, start=start).mask, ticket.mask)
+    template = (ticket.params, ticket.model_state)
+    assert_same_ticket(tickets.load(path, template, start=start), ticket)
+    tickets.save(tmp_path / "again", ticket, weights="digest")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_other_words_for_weights_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="weights='none'; it must be one of stored, dig"
+    ):
+        tickets.save(tmp_path / "a", some_ticket(), weights="none")
 
 
 # Trees
@@ -237,15 +375,21 @@ def test_a_bare_array_is_a_tree(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: {"a": {"kernel": p["a"]["kernel"]}}, r"template lacks .*bias"),
-        (lambda p: p | {"b": np.ones(2)}, r"ticket lacks .*'b'"),
+        (
+            lambda p: {"a": {"kernel": p["a"]["kernel"]}},
+            r"like\[0\] lacks .*bias.* and has nothing too much",
+        ),
+        (
+            lambda p: p | {"b": np.ones(2)},
+            r"like\[0\] lacks nothing and has .*'b'.*; it must have the leaves of the params",
+        ),
         (
             lambda p: {"a": p["a"] | {"kernel": np.ones((3, 5), np.float32)}},
-            r"shape \(3, 5\) at params\['a'\]\['kernel'\].*\(5, 3\)",
+            r"like\[0\]\['a'\]\['kernel'\]=float32\[3, 5\]; it must be float32\[5, 3\], as",
         ),
         (
             lambda p: {"a": p["a"] | {"bias": np.ones(3, np.float16)}},
-            "dtype float16 at .*bias.* has float32",
+            r"bias'\]=float16\[3\]; it must be float32\[3\], as in the params of .*a.safet",
         ),
     ],
 )
@@ -258,7 +402,7 @@ def test_a_like_that_differs_is_refused(tmp_path, change, message):
 
 def test_a_like_that_is_no_pair_is_refused(tmp_path):
     ticket = some_ticket()
-    with pytest.raises(ValueError, match="like is a dict"):
+    with pytest.raises(ValueError, match="like=<class 'dict'>; it must be the pair"):
         roundtrip(tmp_path, ticket, ticket.params)
 
 
@@ -287,7 +431,7 @@ def test_provenance_is_checked():
     fields = {"model": "", "task": "", "init": "", "found": ""}
     for bad in ({"rewind_step": -1}, {"level": -1}, {"density": 20}):
         given = {"rewind_step": 0, "level": 0, "density": 0.2} | bad
-        with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}=.*; it must be"):
             tickets.provenance(**fields, **given)
 
 
@@ -297,26 +441,26 @@ def test_provenance_is_checked():
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("mask", {"a": {"kernel": np.ones((5, 3), bool)}}, r"no leaf at .*bias"),
+        ("mask", {"a": {"kernel": np.ones((5, 3), bool)}}, r"mask lacks .*bias"),
         (
             "mask",
             {"a": {"kernel": np.ones((5, 3), bool), "bias": np.ones(2, bool)}},
-            r"mask\['a'\]\['bias'\] has shape \(2,\); valid: \(3,\)",
+            r"mask\['a'\]\['bias'\]=bool\[2\]; it must be bool\[3\], as in params",
         ),
         (
             "mask",
             {"a": {"kernel": np.ones((5, 3)), "bias": np.ones(3, bool)}},
-            r"mask\['a'\]\['kernel'\] has dtype float64; valid: bool",
+            r"mask\['a'\]\['kernel'\]=float64\[5, 3\]; it must be bool\[5, 3\]",
         ),
         (
             "params",
             {"a": {"kernel": np.ones((5, 3))}},
-            r"leaf at .*bias.* params lacks",
+            r"mask lacks nothing and has .*bias.* too much; it must have .* of params",
         ),
-        ("model_state", {"a": "text"}, r"model_state\['a'\] is str"),
-        ("model_state", {("a", 1): np.ones(1)}, "valid: text or whole numbers"),
+        ("model_state", {"a": "text"}, r"model_state\['a'\]=str of"),
+        ("model_state", {("a", 1): np.ones(1)}, "it must be text or a whole number"),
         ("metadata", {"key": np.ones(1)}, r"metadata\['key'\]"),
-        ("metadata", {1: 2}, "key 1; valid: text"),
+        ("metadata", {1: 2}, "it must be named by text"),
     ],
 )
 def test_a_bad_ticket_is_refused_by_name(tmp_path, part, value, message):
@@ -345,16 +489,19 @@ def test_bytes_at_the_end_are_refused(tmp_path):
         tickets.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x20, 0xFF])
-def test_every_flipped_byte_is_refused(tmp_path, flip):
-    path = tmp_path / "a.safetensors"
-    tickets.save(path, some_ticket())
-    whole, ticket = path.read_bytes(), tickets.load(path)
+@pytest.mark.parametrize(
+    ("flip", "weights"),
+    [(0x01, "stored"), (0x20, "stored"), (0xFF, "stored"), (0x01, "digest")],
+)
+def test_every_flipped_byte_is_refused(tmp_path, flip, weights):
+    path, start = tmp_path / "a.safetensors", some_ticket().params
+    tickets.save(path, some_ticket(), weights=weights)
+    whole, ticket = path.read_bytes(), tickets.load(path, start=start)
     accepted = []
     for i in range(len(whole)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ flip]) + whole[i + 1 :])
         try:
-            found = tickets.load(path)
+            found = tickets.load(path, start=start)
         except tickets.CorruptTicketError as error:
             assert "a.safetensors" in str(error)
         else:
@@ -376,10 +523,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tickets, "FORMAT", 2)
+    monkeypatch.setattr(tickets, "FORMAT", 3)
     tickets.save(tmp_path / "a", some_ticket())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2; valid: 1"):
+    with pytest.raises(ValueError, match="a: format=3; it must be 1 or 2"):
         tickets.load(tmp_path / "a")
 
 

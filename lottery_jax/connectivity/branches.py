@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import arms, checkpoints, engine, replicas, training
+from lottery_jax import arms, engine, replicas, training
 from lottery_jax.connectivity import points
 from lottery_jax.engine import Curves, Running, Timeline
 from lottery_jax.replicas import Execution, check_execution, default_execution
+from lottery_jax.storage import checkpoints
 from lottery_jax.types import Key, Network, Task, TrainState
 
 
@@ -172,7 +173,7 @@ def train_trunk(
             kept.append(getter())
             if store is not None:
                 metadata = own | {"kept": len(kept)}
-                checkpoints.save(store, len(kept), _stack(kept), metadata)
+                checkpoints.save(store, _stack(kept), metadata)
     return Trunk(wanted, _stack(kept))
 
 
@@ -304,8 +305,7 @@ def train(
             state, curves = getter(), recorded
             if store is not None:
                 metadata = own | {"step": step, "execution": execution._asdict()}
-                index = (checkpoints.latest(store) or 0) + 1
-                checkpoints.save(store, index, (state, curves), metadata)
+                checkpoints.save(store, (state, curves), metadata)
                 last = time.monotonic()
     network = Network(state.params, state.model_state)
     return Branches(jax.tree.map(np.asarray, network), curves, execution)

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax import checkpoints, masks, training
+from lottery_jax import masks, training
 from lottery_jax.replicas import Execution, default_execution, padded, parallel, place
 from lottery_jax.replicas import shared as shared_placement
+from lottery_jax.storage import checkpoints
 from lottery_jax.types import (
     Array,
     Metrics,
@@ -331,7 +332,7 @@ def evaluate_many(
                 "splits": len(splits),
                 "names": sorted(parts[0]),
             }
-            checkpoints.save(store, done, _joined(parts), metadata)
+            checkpoints.save(store, _joined(parts), metadata)
             last = time.monotonic()
     return _joined(parts)
 

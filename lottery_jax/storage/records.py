@@ -7,10 +7,8 @@ numbers. The numbers of levels and replicas, the folder and the devices are not 
 them, so a study can be extended.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -20,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lottery_jax.storage import _files
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -115,31 +115,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
-    _write(path, text.encode())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(
-            f".{path.name}.*"
-        ):  # of a process that was killed
-            stale.unlink(missing_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: pathlib.Path, error: OSError) -> OSError:
-    """The same error, naming the file."""
-    return OSError(f"cannot write {path}: {error.strerror or error}")
+    _files.write(path, text.encode())
 
 
 # --- results --------------------------------------------------------------------------
@@ -185,15 +161,9 @@ def environment() -> dict[str, Any]:
     """Versions, git commit and device: where results come from."""
     import jax
 
-    versions = {"python": platform.python_version()}
-    for package in ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     device, processes = jax.local_devices()[0], jax.process_count()
     return {
-        "versions": versions,
+        "versions": _files.versions(),
         "git_commit": _git_commit(),
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"
         + (f" in each of {processes} processes" if processes > 1 else ""),
@@ -220,8 +190,8 @@ def save(path: pathlib.Path, results: "xr.Dataset") -> None:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
     # By way of memory: HDF5 crashes the process when it meets a full disk.
-    _write(path, bytes(results.to_netcdf(engine="h5netcdf")))
-    write_text(_checksum(path), _sha256(path) + "\n")
+    _files.write(path, bytes(results.to_netcdf(engine="h5netcdf")))
+    write_text(_checksum(path), _files.sha256(path) + "\n")
 
 
 def load(path: pathlib.Path) -> "xr.Dataset":
@@ -246,15 +216,11 @@ def intact(path: pathlib.Path) -> bool:
     sums = _checksum(path)
     if not (path.is_file() and sums.is_file()):
         return False
-    return sums.read_text(errors="replace").strip() == _sha256(path)
+    return sums.read_text(errors="replace").strip() == _files.sha256(path)
 
 
 def _checksum(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- the stream -----------------------------------------------------------------------
@@ -288,7 +254,7 @@ def append_stream(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
         with open(path, "a") as file:
             file.write(json.dumps(finite(entry)) + "\n")
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise _files.cannot_write(path, error) from error
 
 
 def finite(value: Any) -> Any:
