@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax import masks
+from lottery_jax import masks, trees
 from lottery_jax.connectivity import points
-from lottery_jax.replicas import Execution, padded, parallel, place
-from lottery_jax.replicas import shared as shared_placement
+from lottery_jax.execution import Execution, Where, memory
+from lottery_jax.training.programs import program
+from lottery_jax.training.runs import shared_data
 from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
 
 
@@ -31,7 +32,7 @@ def l2(a: Params, b: Params, mask: Mask | None = None) -> Array:
     Raises:
       ValueError: trees that do not match; says at which leaf.
     """
-    points.same_trees(a, b)
+    trees.same(a, b)
     difference = jax.tree.map(jnp.subtract, a, b)
     return jnp.sqrt(_inner(difference, difference, mask))
 
@@ -51,7 +52,7 @@ def angle(a: Params, b: Params, mask: Mask | None = None) -> Array:
     Raises:
       ValueError: trees that do not match; says at which leaf.
     """
-    points.same_trees(a, b)
+    trees.same(a, b)
     norms = jnp.sqrt(_inner(a, a, mask) * _inner(b, b, mask))
     cosine = _inner(a, b, mask) / norms
     return 2 / jnp.pi * jnp.arccos(jnp.clip(cosine, -1, 1))
@@ -81,7 +82,7 @@ def predictions(
     networks: Network,
     split: str = "test",
     *,
-    execution: Execution | None = None,
+    where: Where | None = None,
 ) -> np.ndarray:
     """The classes that each network of a stack predicts, int32 `[N, examples]`.
 
@@ -91,7 +92,7 @@ def predictions(
       task: with `predict`.
       networks: a stack, leading axis `[N]`.
       split: name of a split.
-      execution: devices and chunk; None for the platform's default.
+      where: the devices.
 
     Raises:
       ValueError: the task predicts no classes.
@@ -100,17 +101,19 @@ def predictions(
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"
         )
-    execution = points.evaluation_execution(execution)
-    number = jax.tree.leaves(networks.params)[0].shape[0]
-    rows = np.minimum(np.arange(padded(number, execution)), number - 1)
-    stacked = jax.tree.map(lambda x: jnp.asarray(x)[rows], networks)
-    program = _program(task.functions, split, execution)
-    data = jax.device_put(task.data, shared_placement(execution))
-    return np.asarray(program(data, place(stacked, execution)))[:number]
+    where = where or Where()
+    execution = points.evaluation_execution(where.execution)
+    number, data = trees.count(networks.params), shared_data(task, execution, where)
+    placed = execution.spread(networks)
+
+    def attempt(execution: Execution) -> np.ndarray:
+        found = program(_predict, task.functions, execution, split)(data, placed)
+        return np.asarray(found)[:number]
+
+    return memory.with_room(execution, number, attempt)[0]
 
 
-@functools.lru_cache(maxsize=16)
-def _program(functions: Task, split: str, execution: Execution) -> Callable[..., Array]:
+def _predict(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:
     predict = functions.predict
     assert predict is not None
 
@@ -119,4 +122,4 @@ def _program(functions: Task, split: str, execution: Execution) -> Callable[...,
             network.params, network.model_state, data, jax.random.key(0), split
         )
 
-    return parallel(one, (None, 0), execution)
+    return execution.parallel(one, (None, 0))

@@ -1,6 +1,7 @@
 """Linear paths between networks: their error, instability, barriers.
 
-    path = lj.connectivity.paths(task, networks, [(0, 1), (0, 2)], batch_norm="recompute")
+    measure = lj.connectivity.Measure(batch_norm="recompute")
+    path = lj.connectivity.paths(task, networks, [(0, 1), (0, 2)], measure)
     lii = lj.connectivity.instability(path.error)      # [pairs, splits]
 
 References:
@@ -10,7 +11,6 @@ References:
 """
 
 import itertools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -20,16 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lottery_jax import masks as masks_
+from lottery_jax import trees
 from lottery_jax.connectivity import points
-from lottery_jax.connectivity.points import SPLITS, BatchNorm, Watcher
-from lottery_jax.replicas import Execution
+from lottery_jax.connectivity.measure import ALPHAS, Measure
+from lottery_jax.errors import one_of
+from lottery_jax.execution import Where
 from lottery_jax.types import Array, Mask, Metrics, Network, PyTree, Task
 
 Reference: TypeAlias = Literal["mean", "chord"]
 Projection: TypeAlias = Literal["intersection", "union"]
-
-ALPHAS = 30
-"""Evenly spaced points of a path, the ends among them, as in the paper."""
 
 
 class Path(NamedTuple):
@@ -74,11 +73,8 @@ def error_along_path(
     task: Task,
     a: Network,
     b: Network,
-    alphas: int | ArrayLike = ALPHAS,
+    measure: Measure,
     *,
-    batch_norm: BatchNorm | None,
-    splits: tuple[str, ...] = SPLITS,
-    statistics_batches: int = 16,
     masks: tuple[Mask, Mask] | None = None,
     extrapolate: bool = False,
     chunk: int = 1,
@@ -89,10 +85,8 @@ def error_along_path(
       task: the task.
       a: the network at alpha = 0.
       b: the network at alpha = 1.
-      alphas: how many evenly spaced positions, or the positions.
-      batch_norm: the policy; required for networks with a model state.
-      splits: names of splits.
-      statistics_batches: batches of training data for "recompute".
+      measure: positions, splits and the BatchNorm policy, which is required for networks
+        with a model state.
       masks: of both ends; checked to be the same where they are known.
       extrapolate: allow positions outside of [0, 1].
       chunk: points that are evaluated at once; memory grows with it and not with the
@@ -105,22 +99,23 @@ def error_along_path(
     Raises:
       ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy.
     """
-    points.same_trees(a, b)
+    trees.same(a, b)
     if masks is not None:
         same_mask(*masks)
-    points.check_policy(task, a.model_state, batch_norm)
-    at = jnp.asarray(positions(alphas, extrapolate))
+    policy = measure.batch_norm
+    points.check_policy(task, a.model_state, policy)
+    at = jnp.asarray(positions(measure.alphas, extrapolate))
     rows = None
-    if batch_norm == "recompute" and points.has_statistics(a.model_state):
-        rows = points.statistics_slice(task, statistics_batches)
+    if policy == "recompute" and points.has_statistics(a.model_state):
+        rows = points.statistics_slice(task, measure.statistics_batches)
 
     def one(alpha: Array) -> Metrics:
         return points.evaluate(
             task,
             [a, b],
             jnp.stack([1 - alpha, alpha]),
-            splits=splits,
-            batch_norm=batch_norm,
+            splits=measure.splits,
+            batch_norm=policy,
             rows=rows,
         )
 
@@ -132,17 +127,12 @@ def paths(
     task: Task,
     networks: Network,
     pairs: Sequence[tuple[int, int]] | np.ndarray,
-    alphas: int | ArrayLike = ALPHAS,
+    measure: Measure,
     *,
-    batch_norm: BatchNorm | None,
-    splits: tuple[str, ...] = SPLITS,
-    statistics_batches: int = 16,
     masks: Mask | None = None,
     projection: Projection | None = None,
     extrapolate: bool = False,
-    execution: Execution | None = None,
-    folder: pathlib.Path | str | None = None,
-    watch: Watcher | None = None,
+    where: Where | None = None,
 ) -> Path:
     """Error on the lines between many pairs, in one pass over all (pair, alpha).
 
@@ -150,24 +140,20 @@ def paths(
       task: the task.
       networks: a stack, leading axis `[N]`.
       pairs: positions of the two ends in the stack, `[pairs, 2]`.
-      alphas: how many evenly spaced positions, or the positions.
-      batch_norm: the policy; required for networks with a model state.
-      splits: names of splits.
-      statistics_batches: batches of training data for "recompute".
+      measure: positions, splits and the BatchNorm policy, which is required for networks
+        with a model state.
       masks: of the networks, leading axis `[N]`. Both ends of a pair must share theirs,
         unless there is a projection.
       projection: where the path lies if the masks differ; see `project`.
       extrapolate: allow positions outside of [0, 1].
-      execution: devices, and points evaluated at once on each.
-      folder: where checkpoints go. A folder with one is continued from there.
-      watch: called with (points done, points in all).
+      where: devices, and points evaluated at once on each; folder, who watches.
 
     Raises:
       ValueError: masks that differ, unknown networks, alphas outside of [0, 1], no
         policy for BatchNorm; a checkpoint of other paths.
     """
     ends = np.asarray(pairs, np.int32).reshape(-1, 2)
-    number = jax.tree.leaves(networks.params)[0].shape[0]
+    number = trees.count(networks.params)
     if not len(ends) or ends.min() < 0 or ends.max() >= number:
         raise ValueError(
             f"pairs={ends.tolist()}; there must be some, of networks in [0, {number})"
@@ -177,36 +163,29 @@ def paths(
     if masks is not None:
         if projection is None:
             for i, j in ends.tolist():
-                same_mask(*(jax.tree.map(lambda x, n=n: x[n], masks) for n in (i, j)))
+                same_mask(trees.rows(masks, i), trees.rows(masks, j))
         else:
-            first, second = (_take(networks, ends[:, side]) for side in (0, 1))
-            held, other = (_take(masks, ends[:, side]) for side in (0, 1))
+            first, second = (trees.rows(networks, ends[:, side]) for side in (0, 1))
+            held, other = (trees.rows(masks, ends[:, side]) for side in (0, 1))
             a, b = project(first.params, second.params, held, other, projection)
             both = (first._replace(params=a), second._replace(params=b))
-            networks = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *both)
+            networks = trees.concatenate(both)
             ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T
-    at = positions(alphas, extrapolate)
+    at = positions(measure.alphas, extrapolate)
     found = points.evaluate_many(
         task,
         networks,
         np.repeat(ends, len(at), axis=0),
         np.tile(np.stack([1 - at, at], axis=1), (len(ends), 1)),
-        batch_norm=batch_norm,
-        splits=splits,
-        statistics_batches=statistics_batches,
-        execution=execution,
-        folder=folder,
-        watch=watch,
+        measure,
+        rows=len(ends),
+        where=where,
     )
     shaped = {
         name: np.moveaxis(x.reshape(len(ends), len(at), -1), 1, 2)
         for name, x in found.items()
     }
-    return Path(at, shaped["error"], shaped["loss"], splits)
-
-
-def _take(tree: PyTree, rows: np.ndarray) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
+    return Path(at, shaped["error"], shaped["loss"], measure.splits)
 
 
 # --- masks ----------------------------------------------------------------------------
@@ -218,8 +197,8 @@ def same_mask(a: Mask, b: Mask) -> None:
     A path between networks of one mask stays among networks of that mask. Traced masks
     cannot be looked at and pass.
     """
-    points.same_trees(a, b, ("the first mask", "the second"))
-    for path, x, y in zip(masks_.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+    trees.same(a, b, ("the first mask", "the second"))
+    for path, x, y in zip(trees.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
         if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
             continue
         if different := int(np.sum(np.asarray(x) != np.asarray(y))):
@@ -248,10 +227,9 @@ def project(
     Raises:
       ValueError: an unknown projection.
     """
+    one_of("onto", onto, ("intersection", "union"))
     if onto == "union":
         return a, b
-    if onto != "intersection":
-        raise ValueError(f"projection={onto!r}; it must be 'intersection' or 'union'")
     both = jax.tree.map(jnp.logical_and, mask_a, mask_b)
     return masks_.apply(both, a), masks_.apply(both, b)
 
@@ -334,7 +312,7 @@ def is_stable(lii: ArrayLike, threshold: float = 0.02) -> Any:
 def barrier_matrix(
     task: Task,
     networks: Network,
-    alphas: int | ArrayLike = ALPHAS,
+    measure: Measure,
     *,
     reference: Reference = "chord",
     **options: Any,
@@ -344,9 +322,9 @@ def barrier_matrix(
     Args:
       task: the task.
       networks: a stack, leading axis `[N]`.
-      alphas: as in `paths`.
+      measure: as in `paths`.
       reference: as in `barrier`; the chord where the ends differ, as levels do.
-      **options: of `paths`, `batch_norm` among them.
+      **options: of `paths`.
 
     Returns:
       Fractions `[splits, N, N]`, symmetric, 0 on the diagonal.
@@ -354,11 +332,11 @@ def barrier_matrix(
     Raises:
       ValueError: fewer than two networks, or anything that `paths` refuses.
     """
-    number = jax.tree.leaves(networks.params)[0].shape[0]
+    number = trees.count(networks.params)
     if number < 2:
         raise ValueError(f"networks: there is {number}; a barrier is between two")
     pairs = list(itertools.combinations(range(number), 2))
-    path = paths(task, networks, pairs, alphas, **options)
+    path = paths(task, networks, pairs, measure, **options)
     height = barrier(path.error, path.alphas, reference=reference)
     matrix = np.zeros((height.shape[1], number, number), np.float32)
     for (i, j), value in zip(pairs, height):

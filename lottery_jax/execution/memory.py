@@ -8,11 +8,13 @@ segment then starts again with half as many at once (`lottery_jax.training`).
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from lottery_jax.execution.replicas import Execution
+
+T = TypeVar("T")
 
 SHARE = 0.9
 """Of a device's memory: the rest is for fragments, work spaces and the runtime."""
@@ -114,3 +116,29 @@ def fitted(
             continue
         return execution
     return execution
+
+
+def with_room(
+    execution: Execution, rows: int, attempt: Callable[[Execution], T]
+) -> tuple[T, Execution]:
+    """Tries something, with half as many replicas at once whenever a device is full.
+
+    Args:
+      execution: what to begin with.
+      rows: how many replicas there are, on all devices.
+      attempt: does it, under an execution; must leave nothing behind that a second
+        attempt could not bear, and wait for its own results.
+
+    Returns:
+      What `attempt` returned, and the execution that it fitted under.
+
+    Raises:
+      MemoryError: not even one replica fits.
+    """
+    while True:
+        try:
+            return attempt(execution), execution
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        execution = fewer(execution, rows)

@@ -245,23 +245,22 @@ def train(
     part_of_stored = found is not None
     tell(moment, found is not None)
     for a, b in loop.segments(moment.step, stop, every, cuts):
-        while True:
-            try:
-                after = work.segment(moment, a, b)
-                break
-            except jax.errors.JaxRuntimeError as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-            execution = memory.fewer(execution, number)
-            changes.append(Change(a, execution))
+
+        def attempt(execution: Execution, a: int = a, b: int = b) -> Moment:
+            if execution != work.execution:
+                work.place(execution, where)
+            return work.segment(moment, a, b)
+
+        moment, fits = memory.with_room(execution, number, attempt)
+        if fits != execution:
+            execution = fits
+            changes.append(Change(a, fits))
             warnings.warn(
-                f"a device ran out of memory in {stage}, after step {a}; going on from "
-                f"there with chunk={execution.chunk}",
+                f"a device ran out of memory in {stage}, after step {a}; went on from "
+                f"there with chunk={fits.chunk}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            work.place(execution, where)
-        moment = after
         tell(moment)
         # Not within a column: its mean would begin anew.
         if where.store is not None and not moment.since and b < stop:
@@ -877,14 +876,12 @@ def evaluate(
     number = trees.count(networks.params)
     placed = execution.spread(networks)
     data = shared_data(task, execution, where)
-    while True:
-        try:
-            found = program(_test, task.functions, execution, split)(data, placed)
-            return {name: np.asarray(x)[:number] for name, x in found.items()}
-        except jax.errors.JaxRuntimeError as error:
-            if not memory.is_out_of_memory(error):
-                raise
-        execution = memory.fewer(execution, number)
+
+    def attempt(execution: Execution) -> dict[str, np.ndarray]:
+        found = program(_test, task.functions, execution, split)(data, placed)
+        return {name: np.asarray(x)[:number] for name, x in found.items()}
+
+    return memory.with_room(execution, number, attempt)[0]
 
 
 def train_replicas(
