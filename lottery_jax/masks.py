@@ -21,7 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax.trees import Patterns, leaf_path, matching, paths, same_structure
+from lottery_jax.trees import (
+    Patterns,
+    matching,
+    paths,
+    same_structure,
+)
+from lottery_jax.trees import (
+    leaf_path as leaf_path,
+)
 from lottery_jax.types import Array, Key, Mask, Params, Prunable, PyTree, Task
 
 PrunableLike = Prunable | Callable[[PyTree], Prunable] | None

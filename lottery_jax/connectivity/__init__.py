@@ -5,15 +5,10 @@ from lottery_jax.connectivity import analysis as analysis
 from lottery_jax.connectivity import branches as branches
 from lottery_jax.connectivity.analysis import Analysis as Analysis
 from lottery_jax.connectivity.analysis import Plan as Plan
-from lottery_jax.connectivity.analysis import Progress as Progress
 from lottery_jax.connectivity.analysis import check as check
 from lottery_jax.connectivity.analysis import check_task as check_task
 from lottery_jax.connectivity.analysis import run as run
-from lottery_jax.connectivity.curves import coefficients as coefficients
-from lottery_jax.connectivity.curves import curve_task as curve_task
 from lottery_jax.connectivity.curves import error_along_curve as error_along_curve
-from lottery_jax.connectivity.curves import plane as plane
-from lottery_jax.connectivity.curves import straight as straight
 from lottery_jax.connectivity.distances import angle as angle
 from lottery_jax.connectivity.distances import disagreement as disagreement
 from lottery_jax.connectivity.distances import l2 as l2
@@ -27,6 +22,8 @@ from lottery_jax.connectivity.linear import is_stable as is_stable
 from lottery_jax.connectivity.linear import paths as paths
 from lottery_jax.connectivity.linear import project as project
 from lottery_jax.connectivity.linear import same_mask as same_mask
-from lottery_jax.connectivity.points import combine as combine
+from lottery_jax.connectivity.measure import Measure as Measure
+from lottery_jax.connectivity.planes import plane as plane
 from lottery_jax.connectivity.points import evaluate_many as evaluate_many
 from lottery_jax.connectivity.points import interpolate as interpolate
+from lottery_jax.trees import combine as combine

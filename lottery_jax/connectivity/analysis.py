@@ -13,20 +13,20 @@ References:
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import arms
+from lottery_jax import keys as keys_
+from lottery_jax import training, trees
 from lottery_jax.connectivity import branches, distances, linear, points
-from lottery_jax.connectivity.points import BatchNorm
-from lottery_jax.replicas import Execution
-from lottery_jax.types import Network, PyTree, Task, TrainState
+from lottery_jax.connectivity.measure import ALPHAS, SPLITS, BatchNorm, Measure
+from lottery_jax.errors import at_least, one_of, some_different
+from lottery_jax.execution import Execution, Progress, Where
+from lottery_jax.types import Network, PyTree, Task
 
 Schedule: TypeAlias = Literal["continued", "restarted"]
 
@@ -57,21 +57,22 @@ class Plan:
     rewind_steps: tuple[int, ...] = (0,)
     branches: int = 3
     batch_norm: tuple[BatchNorm, ...] = ()
-    alphas: int = linear.ALPHAS
-    splits: tuple[str, ...] = points.SPLITS
+    alphas: int = ALPHAS
+    splits: tuple[str, ...] = SPLITS
     statistics_batches: int = 16
     schedules: tuple[Schedule, ...] = ("continued",)
     seed: int = 0
     every: int = 100
 
+    def measure(self, policy: BatchNorm | None) -> Measure:
+        """What is measured on the paths, under one of the policies."""
+        return Measure(self.alphas, policy, self.splits, self.statistics_batches)
+
 
 def check(plan: Plan) -> Plan:
     """Raises a ValueError that names the first field of a plan that makes no sense."""
     for field, least in (("steps", 1), ("every", 1), ("alphas", 2), ("branches", 2)):
-        if getattr(plan, field) < least:
-            raise ValueError(
-                f"{field}={getattr(plan, field)}; it must be {least} or more"
-            )
+        at_least(field, getattr(plan, field), least)
     steps = plan.rewind_steps
     if not steps or not all(0 <= k < plan.steps for k in steps):
         raise ValueError(
@@ -82,13 +83,12 @@ def check(plan: Plan) -> Plan:
         ("batch_norm", ("recompute", "interpolate")),
         ("schedules", ("continued", "restarted")),
     ):
-        given = getattr(plan, field)
-        if len(set(given)) < len(given) or set(given) - set(valid):
-            raise ValueError(
-                f"{field}={given}; it must be of {', '.join(valid)}, each once"
-            )
-    if not plan.schedules or not plan.splits:
-        raise ValueError("schedules, splits: there must be one of each at least")
+        for value in getattr(plan, field):
+            one_of(field, value, valid)
+        if getattr(plan, field):
+            some_different(field, getattr(plan, field))
+    some_different("schedules", plan.schedules)
+    some_different("splits", plan.splits)
     return plan
 
 
@@ -99,7 +99,7 @@ def check_task(task: Task, plan: Plan) -> tuple[BatchNorm | None, ...]:
       ValueError: the task has statistics and the plan does not say how to treat them, or
         the task cannot do what it says.
     """
-    model_state = jax.eval_shape(task.init, jax.random.key(0))[1]
+    model_state = task.shapes[1]
     if not points.has_statistics(model_state):
         return (None,)
     for policy in plan.batch_norm or (None,):
@@ -107,24 +107,6 @@ def check_task(task: Task, plan: Plan) -> tuple[BatchNorm | None, ...]:
     if "recompute" in plan.batch_norm:
         points.statistics_slice(task, plan.statistics_batches)  # or it raises
     return plan.batch_norm
-
-
-class Progress(NamedTuple):
-    """Where an analysis is, for whoever watches it.
-
-    Attributes:
-      stage: "trunk", "branches" or "paths".
-      done: steps trained, or points evaluated.
-      total: of them.
-      rows: how many networks train or are compared.
-      resumed: whether the stage was just taken up from a checkpoint.
-    """
-
-    stage: str
-    done: int
-    total: int
-    rows: int
-    resumed: bool = False
 
 
 class Analysis(NamedTuple):
@@ -151,10 +133,7 @@ def run(
     plan: Plan,
     *,
     replicas: Sequence[int] = (0, 1, 2),
-    execution: Execution | None = None,
-    folder: pathlib.Path | str | None = None,
-    checkpoint_seconds: float = 30.0,
-    watch: Callable[[Progress], None] | None = None,
+    where: Where | None = None,
 ) -> Analysis:
     """Runs an instability analysis.
 
@@ -163,107 +142,95 @@ def run(
       tx: the optimizer, with its schedule over [0, plan.steps).
       plan: the protocol.
       replicas: ids of the initialisations.
-      execution: devices and chunk; None for the stored ones or the platform's default.
-      folder: where checkpoints go; an interrupted run goes on from there.
-      checkpoint_seconds: time between checkpoints.
-      watch: called as it goes on.
+      where: devices, folder, who watches. What is interrupted goes on from its folder.
 
     Raises:
       ValueError: a plan that makes no sense or does not fit the task.
+
+    Example:
+      >>> plan = Plan(steps=200, rewind_steps=(0, 50), branches=2, alphas=11)
+      >>> found = run(task, optax.adam(2e-3), plan, replicas=range(3))
+      >>> axes, lii = found.records["lii"]
+      >>> linear.is_stable(lii.mean(axis=(2, 3)))
     """
     check(plan)
-    ids, store = tuple(replicas), None if folder is None else pathlib.Path(folder)
-    if not ids or len(set(ids)) < len(ids):
-        raise ValueError(f"replicas={ids}; there must be some, all different")
-    policies = check_task(task, plan)
-
-    def tell(stage: str) -> branches.Watcher:
-        def report(step: int, total: int, number: int, resumed: bool) -> None:
-            if watch:
-                watch(Progress(stage, step, total, number, resumed))
-
-        return report
-
-    keys = jax.vmap(lambda i: arms.replica_keys(plan.seed, i))(jnp.array(ids))
+    some_different("replicas", ids := tuple(replicas))
+    where, policies = where or Where(), check_task(task, plan)
+    keys = keys_.of_replicas(plan.seed, ids)
     trunk = branches.train_trunk(
         task,
         tx,
         keys.init,
         keys.noise,
         plan.rewind_steps,
-        execution=execution,
         every=plan.every,
-        folder=store and store / "trunk",
-        watch=tell("trunk"),
+        where=where.below("trunk"),
     )
-    starts, joins, replica, branch = branches.starts(trunk, plan.branches)
-    noise = jax.vmap(lambda key: branches.branch_keys(key, plan.branches))(keys.noise)
-    noise = noise[replica, branch]
-    parts: list[TrainState] = []
-    for schedule in plan.schedules:
-        parts.append(
-            starts if schedule == "continued" else branches.rewound(tx, starts)
-        )
-    states = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    all_joins = np.concatenate(
-        [joins if s == "continued" else np.zeros_like(joins) for s in plan.schedules]
-    )
-    shape = (len(plan.schedules), len(trunk.steps), len(ids), plan.branches)
-    trained = branches.train(
+    continued = branches.of_trunk(trunk, keys.noise, plan.branches)
+    trained = training.train(
         task,
         tx,
-        states,
-        all_joins,
-        jnp.tile(noise, len(plan.schedules)),
+        branches.together(
+            [
+                continued if kind == "continued" else branches.restarted(tx, continued)
+                for kind in plan.schedules
+            ]
+        ),
         plan.steps,
-        execution=execution,
         every=plan.every,
-        folder=store and store / "branches",
-        checkpoint_seconds=checkpoint_seconds,
-        watch=tell("branches"),
+        stage="branches",
+        where=where.below("branches"),
     )
+    where, networks = where.by(trained.execution), trained.networks
+    shape = (len(plan.schedules), len(trunk.steps), len(ids), plan.branches)
     pairs = list(itertools.combinations(range(plan.branches), 2))
     base = np.arange(np.prod(shape[:3])) * plan.branches
     ends = (base[:, None, None] + np.array(pairs)).reshape(-1, 2)
 
     measured = []
     for index, policy in enumerate(policies):
-
-        def report(done: int, total: int, index: int = index) -> None:
-            if watch:
-                at, all_points = index * total + done, len(policies) * total
-                watch(Progress("paths", at, all_points, len(ends)))
-
-        measured.append(
-            linear.paths(
-                task,
-                trained.networks,
-                ends,
-                plan.alphas,
-                batch_norm=policy,
-                splits=plan.splits,
-                statistics_batches=plan.statistics_batches,
-                execution=trained.execution,
-                folder=store and store / f"paths-{policy or 'plain'}",
-                watch=report,
-            )
+        below = _counted(
+            where.below(f"paths-{policy or 'plain'}"), index, len(policies)
         )
-    records = _records(plan, task, trunk, trained, measured, ends, shape, policies)
-    networks = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), trained.networks)
-    return Analysis(records, networks, trunk, trained.execution)
+        measured.append(
+            linear.paths(task, networks, ends, plan.measure(policy), where=below)
+        )
+    found = _Found(trunk, networks, trained.curves, measured, ends, shape)
+    records = _records(plan, task, found, policies, where)
+    shaped = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), networks)
+    return Analysis(records, shaped, trunk, trained.execution)
+
+
+def _counted(where: Where, index: int, passes: int) -> Where:
+    """The same, whose watcher sees several passes over all points as one."""
+
+    def watch(progress: Progress) -> None:
+        done = index * progress.total + progress.done
+        where.tell(progress._replace(done=done, total=passes * progress.total))
+
+    return dataclasses.replace(where, watch=watch)
+
+
+class _Found(NamedTuple):
+    """What records are made of."""
+
+    trunk: branches.Trunk
+    networks: Network
+    curves: training.Curves
+    measured: Sequence[linear.Path]
+    ends: np.ndarray
+    shape: tuple[int, int, int, int]
 
 
 def _records(
     plan: Plan,
     task: Task,
-    trunk: branches.Trunk,
-    trained: branches.Branches,
-    measured: Sequence[linear.Path],
-    ends: np.ndarray,
-    shape: tuple[int, int, int, int],
+    found: _Found,
     policies: Sequence[BatchNorm | None],
+    where: Where,
 ) -> Records:
     """Named axes: schedule, rewind_step, replica, then pair or branch."""
+    trunk, networks, curves, measured, ends, shape = found
     lead = ("schedule", "rewind_step", "replica")
     pairs = (*shape[:3], -1)
     out: Records = {}
@@ -274,47 +241,39 @@ def _records(
         out[name] = ((*axes, "alpha"), value)
         high = linear.instability(value)
         out["lii" if name == "error" else "lii_loss"] = (axes, high)
-    networks = trained.networks
-    first = jax.tree.map(lambda x: np.asarray(x)[0], trunk.states.params)
-    rewound = jax.tree.map(
-        lambda x: np.broadcast_to(
-            np.asarray(x)[None, :, :, None], (*shape, *x.shape[2:])
-        ).reshape(-1, *x.shape[2:]),
-        trunk.states.params,
-    )
+
+    def of_branches(states: PyTree) -> PyTree:
+        """States `[rewind_step or 1, replica]` as a stack of the branches."""
+        return jax.tree.map(
+            lambda x: np.broadcast_to(
+                x[None, :, :, None], (*shape, *x.shape[2:])
+            ).reshape(-1, *x.shape[2:]),
+            states,
+        )
 
     def of_pairs(function: Callable[[PyTree, PyTree], jax.Array]) -> np.ndarray:
-        a, b = (
-            jax.tree.map(lambda x, s=side: x[ends[:, s]], networks.params)
-            for side in (0, 1)
-        )
+        a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
         return np.asarray(jax.jit(jax.vmap(function))(a, b)).reshape(pairs)
 
     out["l2"] = ((*lead, "pair"), of_pairs(distances.l2))
     out["angle"] = ((*lead, "pair"), of_pairs(distances.angle))
-    travel = jax.jit(jax.vmap(distances.l2))(networks.params, rewound)
+    length, started = jax.jit(jax.vmap(distances.l2)), trunk.states.params
+    travel = length(networks.params, of_branches(started))
     out["travel"] = ((*lead, "branch"), np.asarray(travel).reshape(shape))
     if trunk.steps[0] == 0:
-        initial = jax.tree.map(
-            lambda x: np.broadcast_to(
-                x[None, None, :, None], (*shape, *x.shape[1:])
-            ).reshape(-1, *x.shape[1:]),
-            first,
-        )
-        whole = jax.jit(jax.vmap(distances.l2))(networks.params, initial)
+        initial = of_branches(trees.rows(started, slice(1)))
+        whole = length(networks.params, initial)
         out["travel_from_init"] = ((*lead, "branch"), np.asarray(whole).reshape(shape))
     if task.predict is not None:
         for split in plan.splits:
-            classes = distances.predictions(
-                task, networks, split, execution=trained.execution
-            )
+            classes = distances.predictions(task, networks, split, where=where)
             differ = distances.disagreement(classes[ends[:, 0]], classes[ends[:, 1]])
             out[f"disagreement_{split}"] = ((*lead, "pair"), differ.reshape(pairs))
-    nan = trained.curves.first_nan.reshape(shape)
+    nan = curves.first_nan.reshape(shape)
     out["first_nan"] = ((*lead, "branch"), nan)
     out["train_loss"] = (
         (*lead, "branch", "step"),
-        trained.curves.train_loss.reshape(*shape, -1),
+        curves.values["train_loss"].reshape(*shape, -1),
     )
     out["alpha"] = (("alpha",), measured[0].alphas)
     out["split"] = (("split",), np.array(plan.splits))

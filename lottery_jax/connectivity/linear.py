@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from lottery_jax import masks as masks_
 from lottery_jax import trees
 from lottery_jax.connectivity import points
-from lottery_jax.connectivity.measure import ALPHAS, Measure
+from lottery_jax.connectivity.measure import Measure
 from lottery_jax.errors import one_of
 from lottery_jax.execution import Where
 from lottery_jax.types import Array, Mask, Metrics, Network, PyTree, Task

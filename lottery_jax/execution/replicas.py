@@ -147,7 +147,51 @@ class Execution(NamedTuple):
             lambda x: x[:number] if trees.is_key(x) else np.asarray(x)[:number], tree
         )
 
-    def _parallel(
+    def parallel(
+        self, function: Callable[..., PyTree], in_axes: Sequence[int | None]
+    ) -> Callable[..., Any]:
+        """A compiled function of R replicas from a function of one.
+
+        Args:
+          function: pure, of one replica; positional arguments.
+          in_axes: per argument 0 (it has a replica axis) or None (all replicas share it).
+
+        Returns:
+          A jitted function; every output has a leading axis R, which `groups` must divide
+          (`padded`). Replica i's output depends on replica i's inputs alone.
+
+        Raises:
+          ValueError: an entry of in_axes is neither 0 nor None, or none is 0; settings
+            that do not fit this machine.
+        """
+        return _parallel(function, in_axes, self)
+
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        """Traces what is within at this precision and this way to convolve."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(convolution.batched_by(self.convolution))
+            if self.precision is not None:
+                stack.enter_context(jax.default_matmul_precision(self.precision))
+            yield
+
+
+_OF_PLATFORM: dict[str, tuple[int, Method, Precision]] = {
+    "cpu": (1, "loop", "float32"),
+    "gpu": (0, "grouped", "tensorfloat32"),
+    "tpu": (0, "grouped", "bfloat16"),
+}
+
+
+def default_execution(platform: str | None = None) -> Execution:
+    """All devices of this process, and the settings of its platform."""
+    devices = jax.local_devices(backend=platform)
+    # Other platforms ("rocm", say) are accelerators like a GPU.
+    own = _OF_PLATFORM.get(devices[0].platform, _OF_PLATFORM["gpu"])
+    return Execution(len(devices), *own)
+
+
+def _parallel(
     function: Callable[..., PyTree], in_axes: Sequence[int | None], execution: Execution
 ) -> Callable[..., Any]:
     if any(axis not in (0, None) for axis in in_axes) or 0 not in in_axes:

@@ -140,7 +140,9 @@ def having(field: str) -> list[int]:
     return [i for i, arm in enumerate(ARMS) if getattr(arm, field)]
 
 
-def begin(arm: Array, given: Given, how: Shuffling) -> tuple[Network, Mask]:
+def begin(
+    arm: Array | np.ndarray, given: Given, how: Shuffling
+) -> tuple[Network, Mask]:
     """What an arm starts a level from, unmasked.
 
     Args:
@@ -165,8 +167,8 @@ class Rows(NamedTuple):
       optimizer: states that were kept at the rewind step, or () for fresh ones.
     """
 
-    arm: np.ndarray
-    step: np.ndarray
+    arm: Array | np.ndarray
+    step: Array | np.ndarray
     given: Given
     stream: StreamState
     optimizer: PyTree = ()
@@ -207,15 +209,16 @@ def _start(
 
     def start(rows: Rows) -> TrainState:
         network, mask = begin(rows.arm, rows.given, how)
-        state = loop.start(tx, network, rows.stream, mask, rows.step)
+        step = jnp.asarray(rows.step)
+        state = loop.start(tx, network, rows.stream, mask, step)
         if rows.optimizer == ():
             return state
         kept = mask_state(rows.optimizer, mask)
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
-        kept = at_schedule_step(kept, rows.step)
+        kept = at_schedule_step(kept, step)
         # At step 0 there is nothing to keep yet.
         chosen = jax.tree.map(
-            lambda k, n: jnp.where(rows.step > 0, k, n), kept, state.opt_state
+            lambda k, n: jnp.where(step > 0, k, n), kept, state.opt_state
         )
         return state._replace(opt_state=chosen)
 

@@ -17,7 +17,7 @@ from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
 from lottery_jax.keys import ReplicaKeys
-from lottery_jax.training import loop, runs
+from lottery_jax.training import runs
 from lottery_jax.training.programs import program
 from lottery_jax.types import (
     Array,
@@ -263,14 +263,14 @@ def starts(
     # The dense network is each row's own; nothing is permuted or narrowed there.
     arm = rows.arm if level > 0 else np.full_like(rows.arm, arms.index("reinit"))
     joins, offset = timeline(bench, level)
-    of_rows = runs.take((kept.mask, networks), rows.pair, execution)
+    mask, networks = runs.take((kept.mask, networks), rows.pair, execution)
     state = arms.starts(
         bench.task,
         bench.tx,
         arms.Rows(
             arm,
             joins + offset,
-            arms.Given(bench.keys, *of_rows, kept.trunk),
+            arms.Given(bench.keys, mask, networks, kept.trunk),
             kept.stream,
             kept.optimizer,
         ),
@@ -356,9 +356,13 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
         [keep_counts(chain, shapes, level, bench.prunable) for chain in plan.chains]
     )
     of_rows = (bench.keys.score, bench.noise, kept.stream, bench.first)
+    key, noise, stream, initial = runs.take(of_rows, at, execution)
     evidence = Evidence(
         rows.chain[at],
-        *runs.take(of_rows, at, execution),
+        key,
+        noise,
+        stream,
+        initial,
         kept.final,
         kept.dense,
         kept.mask,
@@ -397,8 +401,8 @@ def _cut(
                 loss=loss,
                 batches=batches,
             )
-            where = dict(prunable=flags, exclude=task.exclude)
-            return prune_chain(chain, key, inputs, seen.keep, **where)  # type: ignore[arg-type]
+            where: dict[str, Any] = dict(prunable=flags, exclude=task.exclude)
+            return prune_chain(chain, key, inputs, seen.keep, **where)
 
         return jax.lax.switch(
             seen.chain, [lambda chain=chain: by(chain) for chain in chains]
@@ -553,8 +557,7 @@ def diverged(
     """Rows not to be averaged: nan in this level, or a mask made from nan weights."""
     # The update of the last step is seen by no training loss.
     bad = np.isfinite(now["first_nan"]) | ~np.isfinite(now["test_loss"])
-    if "diverged" in before:
-        rows = bench.rows
-        tickets_before = before["diverged"][:, rows.tickets[: rows.pairs]].max(axis=0)
-        bad = bad | (tickets_before > 0)[rows.pair[: rows.number]]
+    rows = bench.rows
+    tickets_before = before["diverged"][:, rows.tickets[: rows.pairs]].any(axis=0)
+    bad = bad | tickets_before[rows.pair[: rows.number]]
     return bad.astype(np.int8)

@@ -171,7 +171,8 @@ class Plan:
     def as_json(self, ids: tuple[int, ...]) -> dict[str, Any]:
         """What a run in a folder must have in common with the one that began there."""
         chains = [
-            chain.as_json() | {"rates": [list(pair) for pair in chain.densities.by_layer]}
+            chain.as_json()
+            | {"rates": [list(pair) for pair in chain.densities.by_layer]}
             | {"one_shot_of": type(chain.densities).__name__}
             for chain in self.chains
         ]

@@ -54,13 +54,18 @@ def table(bench: Bench) -> dict[str, Record]:
     }
     validated = runs.metrics(task, "validation") if task.validates else tested
     trained |= {f"validation_{name}": Record(np.float32, "step") for name in validated}
-    return found | {"early_stop_step": Record(np.int32)} | trained | {
-        "first_nan": Record(np.float32),
-        "alive": Record(np.int32),
-        "density": Record(np.float64),
-        "layer_density": Record(np.float64, "layer"),
-        "diverged": Record(np.int8),
-    }
+    return (
+        found
+        | {"early_stop_step": Record(np.int32)}
+        | trained
+        | {
+            "first_nan": Record(np.float32),
+            "alive": Record(np.int32),
+            "density": Record(np.float64),
+            "layer_density": Record(np.float64, "layer"),
+            "diverged": Record(np.int8),
+        }
+    )
 
 
 def layers(bench: Bench) -> list[str]:
@@ -72,7 +77,9 @@ def layers(bench: Bench) -> list[str]:
 
 def validation_steps(plan: Plan) -> list[int]:
     """The steps at which a dense run is validated, the last one included."""
-    return sorted({*range(plan.validate_every, plan.steps, plan.validate_every), plan.steps})
+    return sorted(
+        {*range(plan.validate_every, plan.steps, plan.validate_every), plan.steps}
+    )
 
 
 def blank(bench: Bench, recorded: int) -> dict[str, np.ndarray]:

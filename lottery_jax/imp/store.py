@@ -128,9 +128,7 @@ def check_same(where: Where, own: dict[str, Any]) -> tuple[Where, bool]:
     return where, where.execution != execution
 
 
-def identity(
-    plan: Plan, ids: tuple[int, ...], start: Network | None
-) -> dict[str, Any]:
+def identity(plan: Plan, ids: tuple[int, ...], start: Network | None) -> dict[str, Any]:
     """What a folder must have in common with the study that goes on there."""
     digest = None if start is None else trees.fingerprint(start)
     return {"plan": plan.as_json(ids), "start": digest}
@@ -189,7 +187,9 @@ def stack(
     params, model_state, _ = task.shapes
 
     def fitted(name: str, tree: PyTree, like: PyTree) -> PyTree:
-        return trees.fitted(tree, like, (f"found: the {name} of a ticket", "the task's"))
+        return trees.fitted(
+            tree, like, (f"found: the {name} of a ticket", "the task's")
+        )
 
     def one(ticket: tickets.Ticket) -> tuple[Mask, Network]:
         mask = fitted("mask", ticket.mask, params)

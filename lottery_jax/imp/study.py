@@ -14,6 +14,7 @@ References:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import optax
@@ -22,7 +23,15 @@ from lottery_jax import training
 from lottery_jax.errors import at_least, some_different
 from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
-from lottery_jax.imp.levels import begun, cut, end, first_kept, keep_steps, set_up, starts
+from lottery_jax.imp.levels import (
+    begun,
+    cut,
+    end,
+    first_kept,
+    keep_steps,
+    set_up,
+    starts,
+)
 from lottery_jax.imp.plan import Plan, check, keep_counts
 from lottery_jax.imp.results import Change, Moment, Study
 from lottery_jax.types import Network, Task
@@ -73,10 +82,10 @@ def run(
     check(plan)
     at_least("levels", levels, 0)
     some_different("replicas", ids := tuple(replicas))
-    where, own = where or Where(), store.identity(plan, ids, start)
-    folder = where.store
-    where, settings_changed = store.check_same(where, own)
-    execution = (where.execution or default_execution()).check()
+    own = store.identity(plan, ids, start)
+    at, settings_changed = store.check_same(where or Where(), own)
+    folder = at.store
+    execution = (at.execution or default_execution()).check()
     bench = set_up(task, tx, plan, ids, execution, start)
     for chain in plan.chains:
         keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
@@ -88,10 +97,15 @@ def run(
             change = Change(moment.level, 0, execution)
             moment = moment._replace(changes=(*moment.changes, change))
 
+    def store_moment(moment: Moment) -> None:
+        if folder is not None:
+            with at.clock:
+                store.save(folder, bench, moment, own)
+
     for level in range(moment.level, levels + 1):
         before, kept = moment, moment.kept
         if level > 0:
-            kept = cut(bench, kept, level, where)
+            kept = cut(bench, kept, level, at)
         done = training.train(
             task,
             tx,
@@ -102,12 +116,12 @@ def run(
             keep=keep_steps(bench) if level == 0 else None,
             validate=task.validates,
             reach=plan.reach,
-            where=_within(where, level, resumed),
+            where=_within(at, level, resumed),
             # A checkpoint within a level needs the moment that the level began with.
-            part_of=lambda before=before: store.save(folder, bench, before, own),
+            part_of=partial(store_moment, before),
         )
-        where, bench = where.by(done.execution), bench._replace(execution=done.execution)
-        kept, measured = end(bench, kept, done, level, where)
+        at, bench = at.by(done.execution), bench._replace(execution=done.execution)
+        kept, measured = end(bench, kept, done, level, at)
         moment = Moment(
             level + 1,
             kept,
@@ -118,9 +132,8 @@ def run(
         if folder is not None:
             density = measured["density"]
             store.store_tickets(folder, bench, kept, density, level, metadata or {})
-            if level == levels or where.clock.due(where.checkpoint_seconds):
-                with where.clock:
-                    store.save(folder, bench, moment, own)
+        if level == levels or at.clock.due(at.checkpoint_seconds):
+            store_moment(moment)
     rewound = begun(bench, moment.kept, moment.level - 1)
     return results.outcome(bench, moment, rewound)
 

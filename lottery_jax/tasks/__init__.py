@@ -1,3 +1,8 @@
-"""Constructors of Tasks: everything that is trained is one of these."""
+"""Everything that is trained, as a `Task`."""
 
 from lottery_jax.tasks.classification import classification as classification
+from lottery_jax.tasks.curve import Ends as Ends
+from lottery_jax.tasks.curve import between as between
+from lottery_jax.tasks.curve import coefficients as coefficients
+from lottery_jax.tasks.curve import curve as curve
+from lottery_jax.tasks.curve import straight as straight

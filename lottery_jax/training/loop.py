@@ -14,6 +14,7 @@ segments gives the same bits. To carry many runs through time, see `training.run
 """
 
 from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import optax

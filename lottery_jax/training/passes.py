@@ -71,20 +71,20 @@ def in_groups(
         parts.append(part)
         done += real
         where.tell(Progress(stage, done, number, rows))
-        if where.store is not None:
-            if done == number or where.clock.due(where.checkpoint_seconds):
-                with where.clock:
-                    joined = _joined(parts)
-                    shapes = {
-                        name: [list(x.shape), x.dtype.name] for name, x in joined.items()
-                    }
-                    metadata = {"pass": identity, "shapes": shapes}
-                    checkpoints.save(where.store, joined, metadata)
+        due = done == number or where.clock.due(where.checkpoint_seconds)
+        if where.store is not None and due:
+            with where.clock:
+                _save(where.store, _joined(parts), identity)
     return _joined(parts)
 
 
 def _joined(parts: Sequence[Found]) -> Found:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _save(store: pathlib.Path, found: Found, identity: str) -> None:
+    shapes = {name: [list(x.shape), x.dtype.name] for name, x in found.items()}
+    checkpoints.save(store, found, {"pass": identity, "shapes": shapes})
 
 
 def _restore(store: pathlib.Path, identity: str) -> list[Found]:

@@ -54,7 +54,7 @@ class Program:
         self._coming.append(_pool().submit(self._compile, specs))
 
     def _compile(self, specs: tuple[Any, ...]) -> None:
-        self.lower(*specs).compile()  # type: ignore[attr-defined]
+        self.lower(*specs).compile()
 
     def lower(self, *specs: Any) -> Any:
         """Traced and lowered, as `jax.jit` has it."""

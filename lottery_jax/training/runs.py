@@ -72,8 +72,8 @@ class Best(NamedTuple):
     """
 
     network: Network
-    loss: Array
-    step: Array
+    loss: Array | np.ndarray
+    step: Array | np.ndarray
 
 
 class Change(NamedTuple):
@@ -144,7 +144,9 @@ class Moment(NamedTuple):
     best: Best | None
     curves: Curves
     kept: TrainState | None
-    since: tuple[dict[str, np.ndarray], ...]  # metrics since the last column, `[P, ...]`
+    since: tuple[
+        dict[str, np.ndarray], ...
+    ]  # metrics since the last column, `[P, ...]`
 
 
 def train(
@@ -233,6 +235,8 @@ def train(
             )
         )
 
+    part_of_stored = found is not None
+
     def save(moment: Moment) -> None:
         nonlocal part_of_stored
         assert where is not None and where.store is not None
@@ -242,11 +246,12 @@ def train(
                 part_of_stored = True
             work.save(where.store, moment, own, changes)
 
-    part_of_stored = found is not None
     tell(moment, found is not None)
     for a, b in loop.segments(moment.step, stop, every, cuts):
 
-        def attempt(execution: Execution, a: int = a, b: int = b) -> Moment:
+        def attempt(
+            execution: Execution, moment: Moment = moment, a: int = a, b: int = b
+        ) -> Moment:
             if execution != work.execution:
                 work.place(execution, where)
             return work.segment(moment, a, b)
@@ -263,12 +268,12 @@ def train(
             )
         tell(moment)
         # Not within a column: its mean would begin anew.
-        if where.store is not None and not moment.since and b < stop:
-            if where.clock.due(where.checkpoint_seconds):
-                save(moment)
-    if where.store is not None and part_of is None:
-        if found is None or found["step"] < stop:
+        whole = not moment.since and b < stop
+        if where.store and whole and where.clock.due(where.checkpoint_seconds):
             save(moment)
+    stored = found is not None and found["step"] == stop
+    if where.store is not None and part_of is None and not stored:
+        save(moment)
     return Trained(
         moment.rows,
         work.at.places,
@@ -335,7 +340,8 @@ def _identity(
 def _found(store: pathlib.Path | None, own: dict[str, Any]) -> dict[str, Any] | None:
     """The metadata of a stored moment of the same runs."""
     found = None if store is None else checkpoints.metadata(store)
-    for name, value in own.items() if found else ():
+    for name, value in own.items() if found is not None else ():
+        assert found is not None
         if found[name] != value:
             raise ValueError(
                 f"{store} holds other runs: {name}={found[name]}, not {value}; continue it "
@@ -410,7 +416,9 @@ def _first(
     if validate:
         network = runs.state.network
         length = trees.count(network.params)
-        best = Best(network, np.full(length, np.inf, np.float32), np.zeros(length, "i4"))
+        best = Best(
+            network, np.full(length, np.inf, np.float32), np.zeros(length, "i4")
+        )
     kept = None
     if width:
 
@@ -568,7 +576,9 @@ class _Work:
 
     def one_step(self, moment: Moment) -> tuple[Program, tuple[Any, ...]]:
         """The training program and the arguments of a segment of one step, to try it."""
-        active = self.execution.place(np.isin(np.arange(len(self.at.deal)), self.at.places))
+        active = self.execution.place(
+            np.isin(np.arange(len(self.at.deal)), self.at.places)
+        )
         bounds = np.int32(0), np.int32(1)
         args = self.data, moment.rows, self.noise, self.order
         return self._train, (*args, *bounds, self.offset, active)
@@ -617,7 +627,9 @@ class _Work:
                 curves.values[f"train_{name}"][:, column] = _mean_since(since, name)
             since = ()
             if self._validate is not None:
-                best, valued = self._validate(self.data, rows, best, np.int32(b), active)
+                best, valued = self._validate(
+                    self.data, rows, best, np.int32(b), active
+                )
                 for name, value in valued.items():
                     shown = np.where(joined, np.asarray(value), np.nan)
                     curves.values[f"validation_{name}"][:, column] = shown
@@ -662,9 +674,7 @@ def _mean_since(since: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray
     return np.where(steps.any(axis=1), total / np.maximum(steps.sum(axis=1), 1), np.nan)
 
 
-def joining(
-    joins: np.ndarray, offset: np.ndarray, execution: Execution
-) -> Joining:
+def joining(joins: np.ndarray, offset: np.ndarray, execution: Execution) -> Joining:
     """An order of rows in which every device has as many early as late ones.
 
     Devices own contiguous rows. Runs that join early cost more, so they are dealt like
@@ -717,9 +727,10 @@ def take(tree: PyTree, index: np.ndarray, execution: Execution) -> PyTree:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return tree
-    if all(len(x) == len(index) for x in leaves) and (
-        index == np.arange(len(index))
-    ).all():
+    if (
+        all(len(x) == len(index) for x in leaves)
+        and (index == np.arange(len(index))).all()
+    ):
         return execution.place(tree)
     if not all(isinstance(x, jax.Array) for x in leaves):
         return execution.place(trees.rows(trees.host(tree), index))
@@ -754,7 +765,10 @@ def _train(
         offset: Array,
         active: Array,
     ) -> tuple[TrainState, Metrics]:
-        task, options = functions._replace(data=data), dict(offset=offset, active=active)
+        task, options = (
+            functions._replace(data=data),
+            dict(offset=offset, active=active),
+        )
         return loop.train_steps(
             task, tx, state, noise, order, a, b, capacity=capacity, **options
         )
