@@ -34,6 +34,7 @@ from lottery_jax import tickets as tickets
 from lottery_jax import training as training
 from lottery_jax import transforms as transforms
 from lottery_jax import types as types
+from lottery_jax import units as units
 from lottery_jax import verdicts as verdicts
 from lottery_jax.types import Mask as Mask
 from lottery_jax.types import Network as Network

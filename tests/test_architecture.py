@@ -18,6 +18,7 @@ ARROWS = {
     "trees": ("types",),
     "keys": ("types",),
     "masks": ("trees",),
+    "units": ("trees",),
     "scores": ("masks",),
     "schedules": ("masks",),
     "convolution": ("types",),
@@ -40,14 +41,22 @@ ARROWS = {
     "study": ("setting",),
     "resume": ("study", "tickets", "checkpoints"),
     "imp": ("resume", "memory", "processes", "verdicts", "records"),
-    "connectivity": ("engine", "tickets", "checkpoints", "verdicts", "records"),
+    "connectivity": (
+        "engine",
+        "tickets",
+        "checkpoints",
+        "verdicts",
+        "records",
+        "units",
+    ),
     "supermask": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "strong": ("replicas", "tickets", "checkpoints", "verdicts", "records"),
     "transfer": ("imp", "connectivity", "supermask", "strong"),
     # What is trained; independent of the methods.
-    "models": ("convolution", "data"),
+    "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),
-    "compact": ("models", "masks"),
+    "sparse": ("models", "masks"),
+    "compact": ("units", "sparse"),
     # Arrays only.
     "plots": (),
 }
