@@ -177,15 +177,17 @@ def shrink(model: nn.Module, network: Masked) -> Compacted:
     widths = units.sizes(axes, network.params)
     dead = removable(axes, network.mask)
     kept = {name: np.flatnonzero(~group) for name, group in dead.items()}
-    params, mask, state = (
-        jax.tree.map(jnp.asarray, take(axes, tree, kept))
-        for axes, tree in (
-            (axes, network.params),
-            (axes, network.mask),
-            (state_axes, network.model_state),
+    small = _masked(
+        *(
+            take(axes, trees.host(tree), kept)
+            for axes, tree in (
+                (axes, network.params),
+                (axes, network.mask),
+                (state_axes, network.model_state),
+            )
         )
     )
-    return Compacted(masks.apply(mask, params), mask, state, kept, widths)
+    return Compacted(*small, kept, widths)
 
 
 def expand(
@@ -243,12 +245,23 @@ def expand(
         if like is not None:
             names = (f"like.{name}", "the full network")
             out = trees.fitted(trees.host(getattr(like, name)), out, names)
-        return jax.tree.map(jnp.asarray, units.put(axes, out, compacted.kept, small))
+        return units.put(axes, out, compacted.kept, small)
 
-    params = full("params", axes, lambda path, ndim: 0)
-    mask = full("mask", axes, lambda path, ndim: ndim < 2)
-    state = full("model_state", state_axes, lambda path, ndim: path.endswith("/var"))
-    return Subnetwork(masks.apply(mask, params), mask, state)
+    return _masked(
+        full("params", axes, lambda path, ndim: 0),
+        full("mask", axes, lambda path, ndim: ndim < 2),
+        full("model_state", state_axes, lambda path, ndim: path.endswith("/var")),
+    )
+
+
+def _masked(params: Params, mask: Mask, model_state: ModelState) -> Subnetwork:
+    """A network of NumPy arrays as one of JAX arrays, 0 off the mask.
+
+    By NumPy, because every network is of other shapes, and for each of them a device would
+    compile an operation.
+    """
+    params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
+    return Subnetwork(*jax.tree.map(jnp.asarray, (params, mask, model_state)))
 
 
 class Saving(NamedTuple):

@@ -97,8 +97,10 @@ def to_bcoo(
                 unique_indices=True,
             )
         )
-        bias = network.params[name]["bias"]
-        biases.append(jnp.where(network.mask[name]["bias"], bias, jnp.zeros_like(bias)))
+        bias, mask = (
+            np.asarray(tree[name]["bias"]) for tree in (network.params, network.mask)
+        )
+        biases.append(jnp.asarray(np.where(mask, bias, np.zeros_like(bias))))
     return SparseMLP(tuple(kernels), tuple(biases))
 
 

@@ -75,21 +75,21 @@ class Layer(NamedTuple):
     norm: str | None = None
 
 
-Plan: TypeAlias = Sequence[Layer]
+Layers: TypeAlias = Sequence[Layer]
 """All layers of a model, in any order."""
 
 
-def chain(layers: Sequence[tuple[str, str | None]]) -> list[Layer]:
-    """The plan of a model whose layers follow one another, and then its `head`.
+def in_sequence(layers: Sequence[tuple[str, str | None]]) -> Layers:
+    """Layers that follow one another, and then `head`.
 
     Args:
       layers: (name, its norm or None); the units of each are a group of that name.
     """
-    plan, before = [], None
-    for name, norm in layers:
-        plan.append(Layer(name, before, name, norm))
-        before = name
-    return [*plan, Layer("head", before, None)]
+    names = [None, *(name for name, _ in layers)]
+    found = [
+        Layer(name, reads, name, norm) for reads, (name, norm) in zip(names, layers)
+    ]
+    return [*found, Layer("head", names[-1], None)]
 
 
 # --- of a model -----------------------------------------------------------------------
@@ -100,7 +100,7 @@ def of_params(model: Any, params: Params) -> dict[str, tuple[Axis, ...]]:
 
     Args:
       model: a model of `lottery_jax.models`, or any other with a method `unit_plan()`
-        that returns a `Plan`.
+        that returns its `Layers`.
       params: its parameters, full or without their dead units, or their shapes.
 
     Returns:
@@ -115,17 +115,17 @@ def of_params(model: Any, params: Params) -> dict[str, tuple[Axis, ...]]:
             f"model={type(model).__name__}; it must declare its units by a method "
             "unit_plan(), as every model of lottery_jax does"
         )
-    plan: Plan = model.unit_plan()
+    layers: Layers = model.unit_plan()
     leaves = trees.by_path(params)
-    for layer in plan:
+    for layer in layers:
         if f"{layer.name}/kernel" not in leaves:
             raise ValueError(
                 f"params={list(leaves)}; there must be '{layer.name}/kernel', of a layer "
                 "of the model"
             )
-    made = {layer.makes: leaves[f"{layer.name}/kernel"].shape[-1] for layer in plan}
+    made = {layer.makes: leaves[f"{layer.name}/kernel"].shape[-1] for layer in layers}
     axes: dict[str, tuple[Axis, ...]] = {}
-    for layer in plan:
+    for layer in layers:
         *window, reads, _ = leaves[f"{layer.name}/kernel"].shape
         repeats = 1 if layer.reads is None else max(1, reads // made[layer.reads])
         axes[f"{layer.name}/kernel"] = (
@@ -141,7 +141,7 @@ def of_params(model: Any, params: Params) -> dict[str, tuple[Axis, ...]]:
         if path not in axes:
             raise ValueError(
                 f"params: leaf {path!r}; it must be the kernel, bias or norm of one of "
-                f"the model's layers, {[layer.name for layer in plan]}"
+                f"the model's layers, {[layer.name for layer in layers]}"
             )
     return {path: axes[path] for path in leaves}
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from lottery_jax import masks, models, units
 from lottery_jax.connectivity import alignment
@@ -29,7 +30,8 @@ NAMES = tuple(MODELS)
 def build(name):
     shape = (12,) if "mlp" in name else (8, 8, 3)
     model = MODELS[name]
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    x = np.random.default_rng(1).normal(size=(4, *shape)).astype(np.float32)
+    apply = quick.jit(model.apply)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
 
     def network(seed):
@@ -54,7 +56,7 @@ def build(name):
 
     a, b = network(0), network(2)
     return types.SimpleNamespace(
-        logits=jax.jit(lambda n: model.apply({"params": n.params, **n.model_state}, x)),
+        logits=lambda n: np.asarray(apply({"params": n.params, **n.model_state}, x)),
         a=a,
         b=b,
         axes=units.of_params(model, a.params),

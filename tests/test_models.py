@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from lottery_jax import models
 from lottery_jax.models import initializers, layers
@@ -188,7 +189,7 @@ def test_what_padding_holds_changes_no_gradient_and_no_statistic():
     )
     x = jnp.asarray(rng.normal(size=(4, 6, 6, 3)), jnp.float32)
 
-    @jax.jit
+    @quick.jit
     def step(x, weights):
         def loss(params):
             y, state = model.apply(
@@ -243,7 +244,7 @@ def two_draws(model, image, *train):
     def init(key):
         return model.init(key, jnp.zeros(image), *train)["params"]
 
-    return paths(jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(0), 2)))
+    return paths(quick.jit(jax.vmap(init))(jax.random.split(jax.random.key(0), 2)))
 
 
 @pytest.mark.parametrize("fan_in", ["dense", "convolution", "norm"])

@@ -46,11 +46,11 @@ class ConvNet(nn.Module):
         return head(self.num_classes, self.choices)(x)
 
     @nn.nowrap
-    def unit_plan(self) -> units.Plan:
+    def unit_plan(self) -> units.Layers:
         """The first dense layer reads every channel once per pixel."""
         convs = [f"conv_{i}" for i in range(2 * len(self.widths))]
         dense = [f"dense_{i}" for i in range(len(self.dense))]
-        return units.chain([(name, None) for name in convs + dense])
+        return units.in_sequence([(name, None) for name in convs + dense])
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "ConvNet | None":

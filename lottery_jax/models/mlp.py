@@ -33,9 +33,11 @@ class MLP(nn.Module):
         return head(self.num_classes, self.choices)(x)
 
     @nn.nowrap
-    def unit_plan(self) -> units.Plan:
+    def unit_plan(self) -> units.Layers:
         """Every layer makes units of its own."""
-        return units.chain([(f"dense_{i}", None) for i in range(len(self.widths))])
+        return units.in_sequence(
+            [(f"dense_{i}", None) for i in range(len(self.widths))]
+        )
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "MLP | None":
@@ -65,7 +67,7 @@ class ResidualMLP(nn.Module):
         return head(self.num_classes, self.choices)(x)
 
     @nn.nowrap
-    def unit_plan(self) -> units.Plan:
+    def unit_plan(self) -> units.Layers:
         """The residual connection ties the units of both layers."""
         return [
             units.Layer("dense_0", None, "stream"),

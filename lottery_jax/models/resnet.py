@@ -125,9 +125,9 @@ class ResNet(nn.Module):
         return head(self.num_classes, self.choices)(x.mean((1, 2)))
 
     @nn.nowrap
-    def unit_plan(self) -> units.Plan:
+    def unit_plan(self) -> units.Layers:
         """The blocks of a stage add to one stream; a projection begins the next."""
-        plan = [units.Layer("stem", None, "stem", "stem_norm")]
+        layers = [units.Layer("stem", None, "stem", "stem_norm")]
         stream = "stem"
         for stage, blocks in enumerate(self.layers):
             for i in range(blocks):
@@ -136,7 +136,7 @@ class ResNet(nn.Module):
                 before, stream = stream, block if projects else stream
                 convs = [f"conv_{j}" for j in range(3 if self.bottleneck else 2)]
                 groups = [before, *(f"{block}/{name}" for name in convs[:-1]), stream]
-                plan += [
+                layers += [
                     units.Layer(f"{block}/{name}", reads, makes, f"{block}/norm_{j}")
                     for j, (name, reads, makes) in enumerate(
                         zip(convs, groups, groups[1:])
@@ -144,10 +144,10 @@ class ResNet(nn.Module):
                 ]
                 if projects:
                     shortcut = f"{block}/shortcut"
-                    plan.append(
+                    layers.append(
                         units.Layer(shortcut, before, stream, f"{shortcut}_norm")
                     )
-        return [*plan, units.Layer("head", stream, None)]
+        return [*layers, units.Layer("head", stream, None)]
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "ResNet | None":

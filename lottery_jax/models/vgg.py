@@ -58,10 +58,10 @@ class VGG(nn.Module):
         return head(self.num_classes, self.choices)(x.mean((1, 2)))
 
     @nn.nowrap
-    def unit_plan(self) -> units.Plan:
+    def unit_plan(self) -> units.Layers:
         """Every convolution makes channels of its own, normalised by its norm."""
         convs = range(sum(self.layers))
-        return units.chain([(f"conv_{i}", f"norm_{i}") for i in convs])
+        return units.in_sequence([(f"conv_{i}", f"norm_{i}") for i in convs])
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "VGG | None":
