@@ -50,6 +50,7 @@ from lottery_jax.types import TrainState as TrainState
 # What remains: files, figures, small networks.
 from lottery_jax import compact as compact
 from lottery_jax import plots as plots
+from lottery_jax import units as units
 from lottery_jax.storage import checkpoints as checkpoints
 from lottery_jax.storage import records as records
 from lottery_jax.storage import tickets as tickets

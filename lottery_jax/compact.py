@@ -22,7 +22,7 @@ Equal means equal up to the order of summation: sums over fewer terms may be rou
 another order. Activations must be finite: 0 times infinity is nan.
 
 **What that means for training.** One rule per weight (SGD, momentum, Adam) moves what is
-left just as in the full network, if the moments are shrunk too (`take`). Weight decay
+left just as in the full network, if the moments are shrunk too (`units.take`). Weight decay
 shrinks the incoming weights of dead units, which does not show in the function.
 Clipping by the global norm adds zeros for them, unless decay is added before it. What
 combines the weights of a leaf sees fewer of them: trust ratios (LARS, LAMB) and factored
@@ -38,39 +38,21 @@ Shapes depend on the mask, so all of this runs on the host, on one network at a 
 under `jit` or `vmap`.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks, models
-from lottery_jax.types import Array, Mask, ModelState, Network, Params, PyTree
-
-Units: TypeAlias = dict[str, np.ndarray]
-"""For each group of units one array."""
-
-
-class Masked(Protocol):
-    """Anything with weights and a mask: a `tickets.Ticket`, a `TrainState`, a `Subnetwork`.
-
-    Weights off the mask count as 0, whatever they are.
-    """
-
-    @property
-    def params(self) -> Params:
-        """The weights."""
-
-    @property
-    def mask(self) -> Mask:
-        """Which of them survive."""
-
-    @property
-    def model_state(self) -> ModelState:
-        """BatchNorm statistics, `{"batch_stats": ...}`, or empty."""
+from lottery_jax import masks, trees, units
+from lottery_jax.sparse import Masked as Masked
+from lottery_jax.sparse import apply_bcoo as apply_bcoo
+from lottery_jax.sparse import has_matrices, nbytes
+from lottery_jax.sparse import to_bcoo as to_bcoo
+from lottery_jax.types import Mask, ModelState, Network, Params, PyTree
+from lottery_jax.units import take as take
 
 
 class Subnetwork(NamedTuple):
@@ -104,18 +86,18 @@ class Compacted(NamedTuple):
     params: Params
     mask: Mask
     model_state: ModelState
-    kept: Units
+    kept: units.ByGroup
     widths: dict[str, int]
 
 
 # --- which units ----------------------------------------------------------------------
 
 
-def removable(axes: models.Axes, mask: Mask) -> Units:
+def removable(axes: units.Axes, mask: Mask) -> units.ByGroup:
     """Which units are dead, and can go without changing the function or a gradient.
 
     Args:
-      axes: of every leaf, from `models.units`. Leaves of two or more dimensions are
+      axes: of every leaf, from `units.of_params`. Leaves of two or more dimensions are
         kernels, which read the units of their last axis but one and make those of the
         last.
       mask: of one network, bool arrays. Not traced.
@@ -127,9 +109,9 @@ def removable(axes: models.Axes, mask: Mask) -> Units:
     Raises:
       ValueError: axes that do not fit the mask; names the leaf.
     """
-    widths = _widths(axes, mask)
+    widths = units.sizes(axes, mask)
     links: list[tuple[str | None, str | None, np.ndarray]] = []
-    for path, leaf in _leaves(mask):
+    for path, leaf in trees.by_path(trees.host(mask)).items():
         if leaf.ndim >= 2:
             before, after = axes[path][-2:]
             # [window, repeats, units read, repeats, units made]; inputs and classes are
@@ -145,38 +127,17 @@ def removable(axes: models.Axes, mask: Mask) -> Units:
             links.append((before.group, after.group, tied))
     # From the outputs backwards until nothing more is reached. Beginning with nothing, and
     # not with everything, finds also units that only read each other (in a residual stream).
-    alive = {group: np.zeros(width, bool) for group, width in widths.items()}
+    alive = {name: np.zeros(width, bool) for name, width in widths.items()}
     count = -1
     while count != (count := sum(int(a.sum()) for a in alive.values())):
         for reads, makes, tied in links:
             if reads is not None:
                 reached = tied if makes is None else tied[:, alive[makes]]
                 alive[reads] |= reached.any(axis=1)
-    for units in alive.values():
-        if not units.any():
-            units[0] = True
-    return {group: ~units for group, units in alive.items()}
-
-
-def take(axes: models.Axes, tree: PyTree, kept: Units) -> PyTree:
-    """The part of a tree that belongs to the kept units.
-
-    For `params`, a mask, or a part of an optimizer's state with the structure of params
-    (`opt_state[0].mu` of Adam).
-
-    Args:
-      axes: of every leaf of the tree, for the full network.
-      tree: full arrays. Any dtype; not traced.
-      kept: for each group the units to take, int `[kept]`.
-
-    Returns:
-      The tree with smaller arrays.
-
-    Raises:
-      ValueError: axes that do not fit the tree; names the leaf.
-    """
-    widths = _widths(axes, tree)
-    return _taken(axes, tree, kept, widths)
+    for group in alive.values():
+        if not group.any():
+            group[0] = True
+    return {name: ~group for name, group in alive.items()}
 
 
 # --- smaller and back -----------------------------------------------------------------
@@ -211,16 +172,22 @@ def shrink(model: nn.Module, network: Masked) -> Compacted:
       ([0, 2], (4, 2))
     """
     masks.check(network.mask, network.params)
-    axes = models.units(model, network.params)
-    state_axes = models.state_units(model, network.params, network.model_state)
-    # Before anything is looked up by shapes that may not fit.
-    widths = _widths(axes, network.params)
+    axes = units.of_params(model, network.params)
+    state_axes = units.of_state(model, network.params, network.model_state)
+    widths = units.sizes(axes, network.params)
     dead = removable(axes, network.mask)
-    kept = {group: np.flatnonzero(~units) for group, units in dead.items()}
-    mask = take(axes, network.mask, kept)
-    params = masks.apply(mask, take(axes, network.params, kept))
-    state = _taken(state_axes, network.model_state, kept, widths)
-    return Compacted(params, mask, state, kept, widths)
+    kept = {name: np.flatnonzero(~group) for name, group in dead.items()}
+    small = _masked(
+        *(
+            take(axes, trees.host(tree), kept)
+            for axes, tree in (
+                (axes, network.params),
+                (axes, network.mask),
+                (state_axes, network.model_state),
+            )
+        )
+    )
+    return Compacted(*small, kept, widths)
 
 
 def expand(
@@ -248,49 +215,53 @@ def expand(
         network that does not fit `kept` or `like`; names the leaf.
     """
     masks.check(compacted.mask, compacted.params)
-    axes = models.units(model, compacted.params)
-    axes |= models.state_units(model, compacted.params, compacted.model_state)
-    trees = (compacted.params, compacted.mask, compacted.model_state)
-    widths = _widths(axes, compacted.params)
-    for group, units in compacted.kept.items():
-        if len(units) != widths.get(group):
+    axes = units.of_params(model, compacted.params)
+    state_axes = units.of_state(model, compacted.params, compacted.model_state)
+    there = units.sizes(axes, compacted.params)
+    for group, kept in compacted.kept.items():
+        if len(kept) != there.get(group):
             raise ValueError(
-                f"kept has {len(units)} units of {group!r}; params have "
-                f"{widths.get(group)}"
+                f"kept[{group!r}] has {len(kept)} units; it must have "
+                f"{there.get(group)}, as the params have"
             )
 
-    def shape(path: str, leaf: np.ndarray) -> tuple[int, ...]:
-        return tuple(
-            size if axis.group is None else axis.repeats * compacted.widths[axis.group]
-            for axis, size in zip(axes[path], leaf.shape)
-        )
+    def full(
+        name: str, axes: units.Axes, filling: Callable[[str, int], bool | int]
+    ) -> PyTree:
+        """One tree in the full shapes: that of `like`, or one of fillings."""
 
-    def empty(path: str, leaf: np.ndarray) -> np.ndarray:
-        if leaf.dtype == np.bool_:
-            return np.full(shape(path, leaf), leaf.ndim < 2)
-        filling = 1 if path in axes and path.endswith("/var") else 0
-        return np.full(shape(path, leaf), filling, leaf.dtype)
+        def empty(path: tuple, leaf: Any) -> np.ndarray:
+            key = trees.leaf_path(path)
+            shape = tuple(
+                size
+                if axis.group is None
+                else axis.repeats * compacted.widths[axis.group]
+                for axis, size in zip(axes[key], leaf.shape)
+            )
+            return np.full(shape, filling(key, leaf.ndim), leaf.dtype)
 
-    if like is None:
-        full = tuple(_mapped(empty, tree) for tree in trees)
-    else:
-        full = (like.params, like.mask, like.model_state)
-        for name, tree, small in zip(("params", "mask", "model_state"), full, trees):
-            _check_like(name, tree, small, shape)
+        small = getattr(compacted, name)
+        out = jax.tree_util.tree_map_with_path(empty, small)
+        if like is not None:
+            names = (f"like.{name}", "the full network")
+            out = trees.fitted(trees.host(getattr(like, name)), out, names)
+        return units.put(axes, out, compacted.kept, small)
 
-    def put(full_tree: PyTree, tree: PyTree) -> PyTree:
-        targets = dict(_leaves(full_tree))
+    return _masked(
+        full("params", axes, lambda path, ndim: 0),
+        full("mask", axes, lambda path, ndim: ndim < 2),
+        full("model_state", state_axes, lambda path, ndim: path.endswith("/var")),
+    )
 
-        def one(path: str, leaf: np.ndarray) -> Array:
-            target = targets[path].copy()
-            place = _index(axes[path], leaf.shape, compacted.kept, compacted.widths)
-            target[place] = leaf
-            return jnp.asarray(target)
 
-        return _mapped(one, tree)
+def _masked(params: Params, mask: Mask, model_state: ModelState) -> Subnetwork:
+    """A network of NumPy arrays as one of JAX arrays, 0 off the mask.
 
-    params, mask, state = (put(a, b) for a, b in zip(full, trees))
-    return Subnetwork(masks.apply(mask, params), mask, state)
+    By NumPy, because every network is of other shapes, and for each of them a device would
+    compile an operation.
+    """
+    params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
+    return Subnetwork(*jax.tree.map(jnp.asarray, (params, mask, model_state)))
 
 
 class Saving(NamedTuple):
@@ -349,99 +320,6 @@ def export_dense(model: nn.Module, network: Masked) -> Network:
     return Network(small.params, small.model_state)
 
 
-class SparseMLP(NamedTuple):
-    """An MLP with sparse kernels, from `to_bcoo`; a pytree.
-
-    Attributes:
-      kernels: of each layer, the output layer last: BCOO matrices `[C_in, C_out]` with one
-        entry per surviving weight, in row-major order.
-      biases: dense, `[C_out]` each.
-    """
-
-    kernels: tuple[Any, ...]
-    biases: tuple[Array, ...]
-
-
-def to_bcoo(
-    model: nn.Module, network: Masked, index_dtype: Any = jnp.int32
-) -> SparseMLP:
-    """The surviving weights of an MLP as sparse matrices (`jax.experimental.sparse`).
-
-    Dead units are not removed: give it the result of `shrink` for that.
-
-    Args:
-      model: an `MLP`.
-      network: its weights and mask, full or shrunk.
-      index_dtype: of the two indices per entry, an integer type.
-
-    Returns:
-      The network for `apply_bcoo`. An entry takes the bytes of its weight and of two
-      indices: with float32 and int32 a kernel above a density of a third takes more bytes
-      than the dense one.
-
-    Raises:
-      ValueError: a model that is no `MLP` (kernels of convolutions have four dimensions,
-        BCOO products two), a mask that does not fit, or an index type that cannot hold the
-        indices of a layer; names it.
-    """
-    from jax.experimental import sparse
-
-    if not isinstance(model, models.MLP):
-        raise ValueError(
-            f"to_bcoo: model is a {type(model).__name__}; valid: an MLP, whose kernels "
-            "are matrices (convolutions and residual connections: export_dense)"
-        )
-    masks.check(network.mask, network.params)
-    kernels, biases = [], []
-    for name in [*(f"dense_{i}" for i in range(len(model.widths))), "head"]:
-        kernel, mask = (
-            np.asarray(tree[name]["kernel"]) for tree in (network.params, network.mask)
-        )
-        largest = max(kernel.shape) - 1
-        if largest > jnp.iinfo(index_dtype).max:
-            raise ValueError(
-                f"index_dtype is {jnp.dtype(index_dtype)}; valid: one that holds "
-                f"{largest}, the largest index of {name}/kernel"
-            )
-        places = np.argwhere(mask).astype(index_dtype)
-        kernels.append(
-            sparse.BCOO(
-                (jnp.asarray(kernel[mask]), jnp.asarray(places)),
-                shape=kernel.shape,
-                indices_sorted=True,
-                unique_indices=True,
-            )
-        )
-        bias = network.params[name]["bias"]
-        biases.append(jnp.where(network.mask[name]["bias"], bias, jnp.zeros_like(bias)))
-    return SparseMLP(tuple(kernels), tuple(biases))
-
-
-def apply_bcoo(network: SparseMLP, x: Array) -> Array:
-    """The function of the MLP, by sparse products; works under `jit` and `vmap`.
-
-    Args:
-      network: from `to_bcoo`.
-      x: `[B, ...]`, float.
-
-    Returns:
-      Logits `[B, num_classes]`.
-    """
-    x = x.reshape(x.shape[0], -1)
-    for i, (kernel, bias) in enumerate(zip(network.kernels, network.biases)):
-        x = jax.nn.relu(x) if i else x
-        x = x @ kernel
-        x = x + jnp.broadcast_to(bias, x.shape)
-    return x
-
-
-def nbytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a pytree: of params, of a `SparseMLP`, of a packed mask."""
-    return sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
-
-
 class Sizes(NamedTuple):
     """Bytes of the parameters of a network (without its model state) in several forms.
 
@@ -473,7 +351,7 @@ def sizes(model: nn.Module, network: Masked, index_dtype: Any = jnp.int32) -> Si
     """
     small = shrink(model, network)
     bcoo = None
-    if isinstance(model, models.MLP):
+    if has_matrices(model):
         bcoo = nbytes(to_bcoo(model, small, index_dtype))
     values = sum(
         int(np.sum(mask)) * leaf.dtype.itemsize
@@ -487,77 +365,3 @@ def sizes(model: nn.Module, network: Masked, index_dtype: Any = jnp.int32) -> Si
         bcoo,
         nbytes(masks.pack(network.mask).bits) + values,
     )
-
-
-# --- trees by key path ----------------------------------------------------------------
-
-
-def _leaves(tree: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield masks.leaf_path(path), np.asarray(leaf)
-
-
-def _mapped(function: Any, tree: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(masks.leaf_path(path), np.asarray(leaf)), tree
-    )
-
-
-def _taken(
-    axes: models.Axes, tree: PyTree, kept: Units, widths: Mapping[str, int]
-) -> PyTree:
-    return _mapped(
-        lambda path, leaf: jnp.asarray(
-            leaf[_index(axes[path], leaf.shape, kept, widths)]
-        ),
-        tree,
-    )
-
-
-def _widths(axes: models.Axes, tree: PyTree) -> dict[str, int]:
-    """The number of units of each group, which all leaves must agree on."""
-    widths: dict[str, int] = {}
-    for path, leaf in _leaves(tree):
-        if path not in axes or len(axes[path]) != leaf.ndim:
-            known = f"{len(axes[path])} dimensions" if path in axes else sorted(axes)
-            raise ValueError(
-                f"leaf {path!r} has shape {leaf.shape}; its model has {known} there (one "
-                "network at a time, without a replica axis)"
-            )
-        for axis, size in zip(axes[path], leaf.shape):
-            if axis.group is None:
-                continue
-            width, rest = divmod(size, axis.repeats)
-            if rest or widths.setdefault(axis.group, width) != width:
-                raise ValueError(
-                    f"leaf {path!r} has shape {leaf.shape}; other leaves have "
-                    f"{axis.repeats} x {widths.get(axis.group, width)} units of "
-                    f"{axis.group!r}"
-                )
-    return widths
-
-
-def _index(
-    axes: Sequence[models.Axis],
-    shape: Sequence[int],
-    kept: Units,
-    widths: Mapping[str, int],
-) -> tuple[np.ndarray, ...]:
-    """Where the kept units are found in a full leaf: an index for NumPy."""
-
-    def along(axis: models.Axis, size: int) -> np.ndarray:
-        if axis.group is None:
-            return np.arange(size)
-        starts = np.arange(axis.repeats)[:, None] * widths[axis.group]
-        return (starts + kept[axis.group]).ravel()
-
-    return np.ix_(*(along(axis, size) for axis, size in zip(axes, shape)))
-
-
-def _check_like(name: str, tree: PyTree, small: PyTree, shape: Any) -> None:
-    there = dict(_leaves(tree))
-    for path, leaf in _leaves(small):
-        wanted = shape(path, leaf)
-        if path not in there or there[path].shape != wanted:
-            has = f"shape {there[path].shape}" if path in there else "nothing"
-            raise ValueError(f"like has {has} at {name} {path!r}; valid: {wanted}")

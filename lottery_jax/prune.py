@@ -19,7 +19,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lottery_jax import masks
+from lottery_jax import masks, trees
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Mask, Scores
 
@@ -128,7 +128,7 @@ def layerwise_topk(
     masks.check(mask, scores, "scores")
     counts = masks.resolve(mask, prunable)
     flags = masks.cuttable(mask, prunable, exclude)
-    names = masks.paths(mask)
+    names = trees.paths(mask)
     leaves, structure = jax.tree.flatten(mask)
     score_leaves = jax.tree.leaves(scores)
     if keep is not None and len(keep) != sum(counts):
@@ -226,7 +226,7 @@ def n_of_m(
     leaves, structure = jax.tree.flatten(mask)
     out = []
     for name, leaf, s, cut in zip(
-        masks.paths(mask), leaves, jax.tree.leaves(scores), flags
+        trees.paths(mask), leaves, jax.tree.leaves(scores), flags
     ):
         if cut:
             if not -leaf.ndim <= axis < leaf.ndim or leaf.shape[axis] % m:
@@ -257,8 +257,8 @@ def _rates(
         return {}
     if not isinstance(fraction, Mapping):
         return dict.fromkeys(names, fraction)
-    found = {p: jax.tree.leaves(masks.matching(mask, p)) for p in fraction}
-    all_names = masks.paths(mask)
+    found = {p: jax.tree.leaves(trees.matching(mask, p)) for p in fraction}
+    all_names = trees.paths(mask)
     rates = {}
     for name in names:
         hits = [p for p in fraction if found[p][all_names.index(name)]]

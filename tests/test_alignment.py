@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import quick
 
-from lottery_jax import masks, models
+from lottery_jax import masks, models, trees, units
 from lottery_jax.connectivity import alignment
 from lottery_jax.types import Network
 
@@ -31,7 +30,8 @@ NAMES = tuple(MODELS)
 def build(name):
     shape = (12,) if "mlp" in name else (8, 8, 3)
     model = MODELS[name]
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    x = np.random.default_rng(1).normal(size=(4, *shape)).astype(np.float32)
+    apply = quick.jit(model.apply)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
 
     def network(seed):
@@ -40,7 +40,7 @@ def build(name):
         def draw(path, leaf):
             # Biases, norms and statistics differ by unit: equal ones would hide units
             # that are mixed up.
-            match masks.leaf_path(path).rpartition("/")[2]:
+            match trees.leaf_path(path).rpartition("/")[2]:
                 case "kernel":
                     values = rng.normal(size=leaf.shape) * np.sqrt(
                         2 / math.prod(leaf.shape[:-1])
@@ -56,11 +56,11 @@ def build(name):
 
     a, b = network(0), network(2)
     return types.SimpleNamespace(
-        logits=jax.jit(lambda n: model.apply({"params": n.params, **n.model_state}, x)),
+        logits=lambda n: np.asarray(apply({"params": n.params, **n.model_state}, x)),
         a=a,
         b=b,
-        axes=models.units(model, a.params),
-        state_axes=models.state_units(model, a.params, a.model_state),
+        axes=units.of_params(model, a.params),
+        state_axes=units.of_state(model, a.params, a.model_state),
     )
 
 
@@ -71,14 +71,18 @@ def moved(net, network, permutation):
     )
 
 
+def inverse(permutation):
+    return {group: np.argsort(order) for group, order in permutation.items()}
+
+
 def inner(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
     return sum(np.vdot(np.float64(x), np.float64(y)) for x, y in pairs)
 
 
 def assert_equal(a, b):
-    assert masks.same_structure(a, b)
-    for name, x, y in zip(masks.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert trees.same_structure(a, b)
+    for name, x, y in zip(trees.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
@@ -92,12 +96,12 @@ def test_permute_changes_the_weights_and_not_the_function(name):
     assert set(permutation) == {x.group for v in net.axes.values() for x in v} - {None}
     other = moved(net, net.a, permutation)
     for path, x, y in zip(
-        masks.paths(other.params),
+        trees.paths(other.params),
         jax.tree.leaves(net.a.params),
         jax.tree.leaves(other.params),
     ):
-        units = any(axis.group for axis in net.axes[path])
-        assert np.array_equal(x, y) != units
+        has_units = any(axis.group for axis in net.axes[path])
+        assert np.array_equal(x, y) != has_units
     before = net.logits(net.a)
     assert np.ptp(before) > 0.1
     np.testing.assert_allclose(net.logits(other), before, rtol=1e-5, atol=1e-5)
@@ -110,67 +114,15 @@ def test_the_statistics_belong_to_their_units(name):
     params = moved(net, net.a, permutation).params
     left = net.logits(Network(params, net.a.model_state))
     assert np.abs(left - net.logits(net.a)).max() > 1e-3
-    assert list(net.state_axes) == masks.paths(net.a.model_state)
+    assert list(net.state_axes) == trees.paths(net.a.model_state)
 
 
-def test_repeats_and_the_direction_of_a_permutation():
-    axes = {"k": (models.Axis("u", 2), models.Axis(None))}
-    kernel = np.arange(6)[:, None] * np.ones((1, 2), int)
-    out = alignment.permute(axes, {"k": kernel}, {"u": np.array([2, 0, 1])})
-    assert isinstance(out["k"], np.ndarray)
-    assert out["k"][:, 0].tolist() == [2, 0, 1, 5, 3, 4]
-
-
-AXES = {"k": (models.Axis("u", 2), models.Axis("v")), "b": (models.Axis("v"),)}
+AXES = {"k": (units.Axis("u", 2), units.Axis("v")), "b": (units.Axis("v"),)}
 TREE = {"k": np.random.default_rng(0).normal(size=(10, 4)), "b": np.arange(4.0)}
 
 
-def test_permute_under_jit_keeps_arrays_and_dtypes():
-    axes = {**AXES, "mask": AXES["k"]}
-    tree = {
-        "k": jnp.asarray(TREE["k"], jnp.float32),
-        "b": jnp.asarray(TREE["b"], jnp.bfloat16),
-        "mask": jnp.asarray(TREE["k"] > 0),
-    }
-    permutation = alignment.random(axes, tree, jax.random.key(3))
-    permute = functools.partial(alignment.permute, axes, permutation=permutation)
-    out = jax.jit(permute)(tree)
-    assert_equal(out, permute(jax.tree.map(np.asarray, tree)))
-    for one in (out, permute(tree)):
-        for name, leaf in one.items():
-            assert isinstance(leaf, jax.Array) and leaf.dtype == tree[name].dtype
-
-
-def permutations():
-    return st.fixed_dictionaries(
-        {
-            group: st.permutations(range(n)).map(np.array)
-            for group, n in (("u", 5), ("v", 4))
-        }
-    )
-
-
-@settings(max_examples=30, deadline=None)
-@given(permutations(), permutations())
-def test_inverse_and_compose(first, second):
-    permute = functools.partial(alignment.permute, AXES)
-    unmoved = alignment.identity(AXES, TREE)
-    assert_equal(permute(TREE, unmoved), TREE)
-    both = alignment.compose(first, second)
-    assert_equal(permute(TREE, both), permute(permute(TREE, first), second))
-    for one in (
-        alignment.compose(first, alignment.inverse(first)),
-        alignment.compose(alignment.inverse(first), first),
-    ):
-        assert_equal(one, unmoved)
-    assert_equal(
-        alignment.inverse(both),
-        alignment.compose(alignment.inverse(second), alignment.inverse(first)),
-    )
-
-
 def test_random_permutations_differ_by_group_and_key():
-    axes = {name: (models.Axis(name),) for name in "uv"}
+    axes = {name: (units.Axis(name),) for name in "uv"}
     tree = {name: jax.ShapeDtypeStruct((50,), np.float32) for name in "uv"}
     one, other = (alignment.random(axes, tree, jax.random.key(s)) for s in (0, 1))
     assert not np.array_equal(one["u"], one["v"])
@@ -207,7 +159,7 @@ def test_a_permuted_copy_is_recovered(name, density):
         found.network,
     )
     if not density:
-        assert_equal(found.permutation, alignment.inverse(permutation))
+        assert_equal(found.permutation, inverse(permutation))
 
 
 def test_a_copy_is_recovered_where_the_descent_from_the_identity_ends_early():
@@ -216,14 +168,14 @@ def test_a_copy_is_recovered_where_the_descent_from_the_identity_ends_early():
     groups = (None, "u", "v", "w", None)
     sizes = (3, 60, 60, 60, 2)
     axes = {
-        f"k{i}": (models.Axis(groups[i]), models.Axis(groups[i + 1])) for i in range(4)
+        f"k{i}": (units.Axis(groups[i]), units.Axis(groups[i + 1])) for i in range(4)
     }
     for seed in range(4):
         rng = np.random.default_rng(seed)
         a = {f"k{i}": rng.normal(size=(sizes[i], sizes[i + 1])) for i in range(4)}
         permutation = alignment.random(axes, a, jax.random.key(seed))
         b = alignment.permute(axes, a, permutation)
-        assert_equal(alignment.match(axes, a, b), alignment.inverse(permutation))
+        assert_equal(alignment.match(axes, a, b), inverse(permutation))
 
 
 def test_a_noisy_permuted_copy_is_recovered():
@@ -235,7 +187,7 @@ def test_a_noisy_permuted_copy_is_recovered():
         jax.tree.map(np.asarray, moved(net, net.a, permutation).params),
     )
     found = alignment.match(net.axes, net.a.params, noisy)
-    assert_equal(found, alignment.inverse(permutation))
+    assert_equal(found, inverse(permutation))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -279,7 +231,7 @@ def test_the_end_is_a_local_optimum_and_one_sweep_is_no_worse_than_none():
 def test_a_group_on_two_axes_never_lowers_the_inner_product():
     # Quadratic and with little else to go by: steps that are taken on the linearised
     # gains alone end below the start for two of these pairs.
-    axes = {"k": (models.Axis("u"), models.Axis("u"))}
+    axes = {"k": (units.Axis("u"), units.Axis("u"))}
     for seed in range(20):
         rng = np.random.default_rng(seed)
         a, b = ({"k": rng.normal(size=(6, 6))} for _ in range(2))
@@ -290,8 +242,8 @@ def test_a_group_on_two_axes_never_lowers_the_inner_product():
 def test_a_single_group_is_solved_exactly():
     # One hidden layer: the assignment is the whole problem, so brute force agrees.
     axes = {
-        "w": (models.Axis(None), models.Axis("u")),
-        "v": (models.Axis("u"), models.Axis(None)),
+        "w": (units.Axis(None), units.Axis("u")),
+        "v": (units.Axis("u"), units.Axis(None)),
     }
     rng = np.random.default_rng(0)
     a, b = (
@@ -306,58 +258,41 @@ def test_a_single_group_is_solved_exactly():
 
 
 def test_of_equally_good_orders_the_present_one_stays():
-    axes = {"w": (models.Axis(None), models.Axis("u"))}
-    for units in ([0.0, 1.0, 0.0, 2.0, 0.0], [1.0, 1.0, 2.0, 2.0]):
-        a = {"w": np.array([units])}
+    axes = {"w": (units.Axis(None), units.Axis("u"))}
+    for row in ([0.0, 1.0, 0.0, 2.0, 0.0], [1.0, 1.0, 2.0, 2.0]):
+        a = {"w": np.array([row])}
         assert_equal(alignment.match(axes, a, a), alignment.identity(axes, a))
 
 
 # --- what is refused ------------------------------------------------------------------
 
 
-def test_permute_refuses_what_does_not_fit():
+def test_permute_refuses_what_is_no_permutation():
     good = alignment.identity(AXES, TREE)
     permute = alignment.permute
-    with pytest.raises(ValueError, match="group 'v' is missing.*'u'"):
+    assert_equal(permute(AXES, TREE, good), TREE)
+    with pytest.raises(ValueError, match=r"permutation=\['u'\]; .*that of group 'v'"):
         permute(AXES, TREE, {"u": good["u"]})
-    with pytest.raises(ValueError, match=r"group 'u' has shape \(10,\).*\(5,\)"):
+    with pytest.raises(ValueError, match=r"permutation\['u'\].*\[0, 5\) once"):
         permute(AXES, TREE, {**good, "u": np.arange(10)})
-    for bad in (np.zeros(4, int), np.arange(4.0), np.arange(1, 5)):
-        with pytest.raises(ValueError, match=r"group 'v'.*each integer of \[0, 4\)"):
+    for bad in (np.zeros(4, int), np.arange(4.0), np.arange(1, 5), np.arange(3)):
+        with pytest.raises(ValueError, match=r"permutation\['v'\].*\[0, 4\) once"):
             permute(AXES, TREE, {**good, "v": bad})
-        with pytest.raises(ValueError, match="group 'v'"):
-            alignment.inverse({"v": bad})
-        with pytest.raises(ValueError, match="group 'v'"):
-            alignment.compose({"v": np.arange(4)}, {"v": bad})
-    with pytest.raises(ValueError, match="must be the same"):
-        alignment.compose(good, {"u": good["u"]})
 
 
-@pytest.mark.parametrize(
-    "axes, message",
-    [
-        ({"k": AXES["k"]}, "leaf 'b' is missing"),
-        ({**AXES, "b": ()}, r"leaf 'b' has shape \(4,\) and 0 axes"),
-        ({**AXES, "b": (models.Axis("v", 3),)}, "axis 0 of leaf 'b', of size 4"),
-        (
-            {**AXES, "b": (models.Axis("v", 2),)},
-            "group 'v' has 4 units in leaf 'k' and 2",
-        ),
-    ],
-)
-def test_axes_that_do_not_fit_are_refused(axes, message):
-    with pytest.raises(ValueError, match=message):
-        alignment.identity(axes, TREE)
-    with pytest.raises(ValueError, match=message):
-        alignment.match(axes, TREE, TREE)
+def test_axes_that_do_not_fit_are_refused():
+    axes = {**AXES, "b": ()}
+    for function in (alignment.identity, alignment.match):
+        with pytest.raises(ValueError, match=r"axes\['b'\] has 0 entries"):
+            function(axes, TREE, *[TREE] * (function is alignment.match))
 
 
 @pytest.mark.parametrize(
     "b, message",
     [
-        ({"k": TREE["k"]}, "leaf 'b' is missing in b"),
-        ({**TREE, "c": TREE["b"]}, "leaf 'c' is only in b"),
-        ({**TREE, "b": np.ones(5)}, r"leaf 'b' has shape \(5,\) in b and \(4,\)"),
+        ({"k": TREE["k"]}, "only a has a leaf 'b'"),
+        ({**TREE, "c": TREE["b"]}, "only b has a leaf 'c'"),
+        ({**TREE, "b": np.ones(5)}, r"leaf 'b' has shape \(4,\) in a and \(5,\) in b"),
         ({**TREE, "b": np.array([0, 1, np.nan, 2])}, "b: leaf 'b'.*not finite"),
         ({**TREE, "k": np.full((10, 4), np.inf)}, "b: leaf 'k'.*not finite"),
     ],
@@ -371,7 +306,7 @@ def test_match_refuses_a_diverged_first_network_other_containers_and_no_sweeps()
     with pytest.raises(ValueError, match="a: leaf 'b'.*not finite"):
         alignment.match(AXES, {**TREE, "b": np.full(4, np.nan)}, TREE)
     with pytest.raises(ValueError, match="containers"):
-        axes = {"0": (models.Axis("u"),)}
+        axes = {"0": (units.Axis("u"),)}
         alignment.match(axes, [np.ones(3)], (np.ones(3),))
     with pytest.raises(ValueError, match="max_sweeps=0"):
         alignment.match(AXES, TREE, TREE, max_sweeps=0)
@@ -381,12 +316,12 @@ def test_align_wants_the_axes_of_a_model_state_and_a_mask_that_fits():
     net = build("resnet")
     with pytest.raises(ValueError, match="state_axes=None.*batch_stats/stem_norm/mean"):
         alignment.align(net.axes, net.a, net.b)
-    with pytest.raises(ValueError, match="axes: leaf 'batch_stats"):
+    with pytest.raises(ValueError, match=r"axes=\[\].*leaf 'batch_stats"):
         alignment.align(net.axes, net.a, net.b, state_axes={})
-    other = {**net.state_axes, "batch_stats/stem_norm/mean": (models.Axis("none"),)}
+    other = {**net.state_axes, "batch_stats/stem_norm/mean": (units.Axis("none"),)}
     with pytest.raises(ValueError, match="group 'none' has 4 units in b.model_state"):
         alignment.align(net.axes, net.a, net.b, state_axes=other)
-    with pytest.raises(ValueError, match="only in b.model_state"):
+    with pytest.raises(ValueError, match="only b.model_state has"):
         alignment.align(net.axes, net.a._replace(model_state={}), net.b)
     mask = masks.ones_like(net.b.params)
     mask["head"]["bias"] = mask["head"]["bias"][1:]
@@ -395,7 +330,7 @@ def test_align_wants_the_axes_of_a_model_state_and_a_mask_that_fits():
 
 
 def test_align_leaves_scalars_of_a_model_state_alone():
-    axes = {"w": (models.Axis("u"),)}
+    axes = {"w": (units.Axis("u"),)}
     a = Network({"w": np.array([1.0, 2.0])}, {"steps": np.int32(3)})
     b = Network({"w": np.array([2.0, 1.0])}, {"steps": np.int32(4)})
     found = alignment.align(axes, a, b)
@@ -403,13 +338,13 @@ def test_align_leaves_scalars_of_a_model_state_alone():
     assert found.network.model_state == {"steps": 4} and found.mask is None
 
 
-def test_state_units_refuses_what_is_no_statistic_of_a_norm():
+def test_a_leaf_that_is_no_statistic_of_a_norm_is_refused():
     params, state = build("resnet").a
     for bad in (
         {"batch_stats": {"stem": {"mean": jnp.ones(4)}}},
         {"batch_stats": {"stem_norm": {"count": jnp.ones(4)}}},
         {"cache": state["batch_stats"]},
     ):
-        with pytest.raises(ValueError, match="is no statistic of a norm"):
-            models.state_units(MODELS["resnet"], params, bad)
-    assert models.state_units(MODELS["mlp"], build("mlp").a[0], {}) == {}
+        with pytest.raises(ValueError, match="it must be batch_stats/NORM/mean"):
+            units.of_state(MODELS["resnet"], params, bad)
+    assert units.of_state(MODELS["mlp"], build("mlp").a[0], {}) == {}

@@ -17,35 +17,35 @@ ARROWS = {
     "types": ("errors",),
     "trees": ("types",),
     "keys": ("types",),
+    # The core: any pytree, any loop.
     "masks": ("trees",),
     "scores": ("masks",),
-    "schedules": ("masks",),
-    "convolution": ("types",),
-    "data": ("keys",),
-    "verdicts": ("types",),
     "prune": ("masks",),
+    "schedules": ("masks",),
     "transforms": ("prune", "scores", "schedules"),
-    "training": ("transforms",),
-    "replicas": ("training", "convolution"),
-    "memory": ("replicas",),
-    "processes": ("types",),
-    "arms": ("masks",),
-    "engine": ("arms", "replicas"),
+    "dynamic": ("transforms",),
+    # Where things run, and what lies in files.
+    "convolution": ("types",),
+    "execution": ("convolution", "trees"),
     "storage": ("trees",),
-    # Methods.
-    "chains": ("arms", "prune", "scores", "schedules"),
-    "setting": ("chains", "engine"),
-    "study": ("setting",),
-    "resume": ("study", "storage"),
-    "imp": ("resume", "memory", "processes", "verdicts", "storage"),
-    "connectivity": ("engine", "verdicts", "storage"),
-    "supermask": ("replicas", "verdicts", "storage"),
-    "strong": ("replicas", "verdicts", "storage"),
-    "transfer": ("imp", "connectivity", "supermask", "strong"),
-    # What is trained; independent of the methods.
-    "models": ("convolution", "data"),
+    # How many runs are carried through time.
+    "training": ("keys", "dynamic", "execution", "storage"),
+    # What is trained; independent of how, and of the methods.
+    "data": ("keys",),
+    "units": ("trees",),
+    "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),
-    "compact": ("models", "masks"),
+    # Methods.
+    "imp": ("training",),
+    "connectivity": ("training", "tasks", "units"),
+    "supermask": ("training",),
+    "strong": ("masks",),
+    "transfer": ("imp",),
+    # What is said of results, and networks put to use.
+    "verdicts": ("types",),
+    "ma": ("verdicts",),
+    "sparse": ("models", "masks"),
+    "compact": ("units", "sparse"),
     # Arrays only.
     "plots": (),
 }

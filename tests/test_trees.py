@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lottery_jax import masks, prune, scores, transforms
+from lottery_jax import masks, prune, scores, transforms, trees
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 
@@ -109,7 +109,7 @@ TREES = {
 
 
 def names_of(params, flags):
-    return [n for n, f in zip(masks.paths(params), jax.tree.leaves(flags)) if f]
+    return [n for n, f in zip(trees.paths(params), jax.tree.leaves(flags)) if f]
 
 
 @pytest.mark.parametrize("make", TREES, ids=lambda make: make.__name__)
@@ -149,7 +149,7 @@ def test_pruning_takes_the_kernels_and_a_masked_step_keeps_them(make):
     total = masks.total(params, flags)
     assert int(masks.count(mask, flags)) == total - round(0.75 * total)
     for name, flag, m, p, before in zip(
-        masks.paths(params), *map(jax.tree.leaves, (flags, mask, after, params))
+        trees.paths(params), *map(jax.tree.leaves, (flags, mask, after, params))
     ):
         m, p, before = map(np.asarray, (m, p, before))
         assert m.all() != flag, name
@@ -234,7 +234,7 @@ def test_patterns_choose_leaves():
         "conv/kernel",
         "head/kernel",
     ]
-    assert names_of(params, masks.matching(params, "conv|scale")) == [
+    assert names_of(params, trees.matching(params, "conv|scale")) == [
         "conv/bias",
         "conv/kernel",
         "norm/scale",

@@ -481,7 +481,7 @@ def only(found: Watched, *chains: str, **changes) -> imp.Plan:
 def assert_equal(a: Any, b: Any) -> None:
     """The same structure and, leaf by leaf, the same bits (nan equals nan)."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for name, x, y in zip(lj.masks.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+    for name, x, y in zip(lj.trees.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
         if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
@@ -490,7 +490,7 @@ def assert_equal(a: Any, b: Any) -> None:
 def assert_close(a: Any, b: Any, atol: float = 1e-5) -> None:
     """The same structure, and values within a tolerance."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for name, x, y in zip(lj.masks.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
+    for name, x, y in zip(lj.trees.paths(a), jax.tree.leaves(a), jax.tree.leaves(b)):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol, err_msg=name)
 
 

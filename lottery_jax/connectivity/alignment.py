@@ -1,6 +1,6 @@
 """Git Re-Basin's weight matching: renumbers one network's units to resemble another's.
 
-Renumbering the units of a group (`lottery_jax.models.units`) changes weights and not the
+Renumbering the units of a group (`lottery_jax.units`) changes weights and not the
 function, so two networks can be far apart and differ in nothing but the order of their
 units. Matching finds an order that brings one close to the other; what is left of a
 barrier then is not due to the order.
@@ -14,40 +14,24 @@ References:
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks
+from lottery_jax import errors, masks, trees, units
 from lottery_jax.types import Key, Mask, Network, Params, PyTree
+from lottery_jax.units import Axes
 
 Permutation: TypeAlias = dict[str, np.ndarray]
 """For each group the new order of its units, int `[n]`: out[i] = in[permutation[i]]."""
 
 
-class UnitAxis(Protocol):
-    """One axis of a leaf, such as a `lottery_jax.models.Axis`."""
-
-    @property
-    def group(self) -> str | None:
-        """Name of the group of units that it indexes, or None."""
-
-    @property
-    def repeats(self) -> int:
-        """Unit u of n is found at u, n + u, 2n + u ..., so many times."""
-
-
-AxesLike: TypeAlias = Mapping[str, Sequence[UnitAxis]]
-"""The axes of every leaf, by its key path (`masks.leaf_path`)."""
-
-
 # --- permutations ---------------------------------------------------------------------
 
 
-def permute(axes: AxesLike, tree: PyTree, permutation: Permutation) -> PyTree:
+def permute(axes: Axes, tree: PyTree, permutation: Permutation) -> PyTree:
     """Renumbers the units of parameters, of a mask, or of anything else with their paths.
 
     Args:
@@ -58,32 +42,23 @@ def permute(axes: AxesLike, tree: PyTree, permutation: Permutation) -> PyTree:
 
     Returns:
       The tree with `out[i] = in[permutation[i]]` along every axis of a group, in each
-      repeat. Structure, shapes and dtypes stay; JAX arrays stay JAX arrays.
+      repeat: `units.take` of all units.
 
     Raises:
       ValueError: axes that do not fit the tree, a group without a permutation, a
         permutation of the wrong length or that is none.
     """
-    sizes = _sizes(axes, tree)
-    for group, n in sizes.items():
+    for group, n in units.sizes(axes, tree).items():
         if group not in permutation:
             raise ValueError(
-                f"permutation: group {group!r} is missing; there are "
-                f"{sorted(permutation)}"
+                f"permutation={list(permutation)}; there must be that of group {group!r}, "
+                "too"
             )
         _check_order(group, permutation[group], n)
-
-    def leaf(path: tuple, x: Any) -> Any:
-        xp: Any = jnp if isinstance(x, jax.Array) else np
-        for i, axis in enumerate(axes[masks.leaf_path(path)]):
-            if axis.group is not None:
-                x = xp.take(x, _index(permutation[axis.group], axis.repeats), axis=i)
-        return x
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return units.take(axes, tree, permutation)
 
 
-def identity(axes: AxesLike, tree: PyTree) -> Permutation:
+def identity(axes: Axes, tree: PyTree) -> Permutation:
     """The permutation that leaves every unit of a tree where it is.
 
     Args:
@@ -93,38 +68,10 @@ def identity(axes: AxesLike, tree: PyTree) -> Permutation:
     Raises:
       ValueError: axes that do not fit the tree; names the leaf.
     """
-    return {group: np.arange(n) for group, n in _sizes(axes, tree).items()}
+    return {group: np.arange(n) for group, n in units.sizes(axes, tree).items()}
 
 
-def inverse(permutation: Permutation) -> Permutation:
-    """The permutation that undoes another.
-
-    Raises:
-      ValueError: an array that is no permutation; names the group.
-    """
-    for group, order in permutation.items():
-        _check_order(group, order, np.size(order))
-    return {group: np.argsort(order) for group, order in permutation.items()}
-
-
-def compose(first: Permutation, second: Permutation) -> Permutation:
-    """The permutation that does what `first` and, after it, `second` do.
-
-    Raises:
-      ValueError: permutations of other groups or lengths, or that are none.
-    """
-    if first.keys() != second.keys():
-        raise ValueError(
-            f"compose: first has groups {sorted(first)}, second {sorted(second)}; they "
-            "must be the same"
-        )
-    for group, order in first.items():
-        _check_order(group, order, np.size(order))
-        _check_order(group, second[group], np.size(order))
-    return {group: order[second[group]] for group, order in first.items()}
-
-
-def random(axes: AxesLike, tree: PyTree, key: Key) -> Permutation:
+def random(axes: Axes, tree: PyTree, key: Key) -> Permutation:
     """A uniformly random permutation of the units of every group.
 
     Args:
@@ -135,7 +82,7 @@ def random(axes: AxesLike, tree: PyTree, key: Key) -> Permutation:
     Raises:
       ValueError: axes that do not fit the tree; names the leaf.
     """
-    sizes = _sizes(axes, tree)
+    sizes = units.sizes(axes, tree)
     return {
         group: np.asarray(
             jax.random.permutation(jax.random.fold_in(key, i), sizes[group])
@@ -148,7 +95,7 @@ def random(axes: AxesLike, tree: PyTree, key: Key) -> Permutation:
 
 
 def match(
-    axes: AxesLike, a: Params, b: Params, *, seed: int = 0, max_sweeps: int = 100
+    axes: Axes, a: Params, b: Params, *, seed: int = 0, max_sweeps: int = 100
 ) -> Permutation:
     """The permutation that brings b close to a: Git Re-Basin's weight matching.
 
@@ -192,9 +139,8 @@ def match(
       Ainsworth et al. 2023, section 3.2, algorithm 1. The linearised step is that of FAQ
       (Vogelstein et al., Fast Approximate Quadratic Programming, 2015), undamped.
     """
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps={max_sweeps}; it must be at least 1")
-    _check_same(a, b, "b")
+    errors.at_least("max_sweeps", max_sweeps, 1)
+    trees.same(a, b)
     start = identity(axes, b)
     pair = _pair(axes, _weights(a, "a"), _weights(b, "b"))
     rng = np.random.default_rng(seed)
@@ -220,11 +166,11 @@ class Aligned(NamedTuple):
 
 
 def align(
-    axes: AxesLike,
+    axes: Axes,
     a: Network,
     b: Network,
     *,
-    state_axes: AxesLike | None = None,
+    state_axes: Axes | None = None,
     mask: Mask | None = None,
     seed: int = 0,
 ) -> Aligned:
@@ -233,10 +179,10 @@ def align(
     Only weights are matched; the model state and the mask follow.
 
     Args:
-      axes: of every parameter (`models.units`).
+      axes: of every parameter (`units.of_params`).
       a: the network to resemble.
       b: the network to renumber, of the same structure and shapes; 0 off its mask.
-      state_axes: of every leaf of the model state (`models.state_units`); needed if that
+      state_axes: of every leaf of the model state (`units.of_state`); needed if that
         has leaves with axes.
       mask: of b. The mask of a takes no part.
       seed: see `match`.
@@ -246,27 +192,23 @@ def align(
         `match` raises.
     """
     state = b.model_state
-    _check_same(a.model_state, state, "b.model_state")
+    trees.same(a.model_state, state, ("a.model_state", "b.model_state"))
     if state_axes is None:
-        with_axes = [
-            name
-            for name, x in zip(masks.paths(state), jax.tree.leaves(state))
-            if np.ndim(x)
-        ]
+        with_axes = [name for name, x in trees.by_path(state).items() if np.ndim(x)]
         if with_axes:
             raise ValueError(
-                f"state_axes=None, but b.model_state has leaves with axes, {with_axes}; "
-                "pass their axes (models.state_units), so that they move with the weights"
+                f"state_axes=None; it must be those of b.model_state (units.of_state), so "
+                f"that {with_axes} move with the weights"
             )
-        state_axes = {name: () for name in masks.paths(state)}
+        state_axes = {name: () for name in trees.paths(state)}
     if mask is not None:
         masks.check(mask, b.params, "b.params")
-    sizes, state_sizes = _sizes(axes, b.params), _sizes(state_axes, state)
-    for group, n in state_sizes.items():
+    sizes = units.sizes(axes, b.params)
+    for group, n in units.sizes(state_axes, state).items():
         if sizes.get(group) != n:
             raise ValueError(
-                f"state_axes: group {group!r} has {n} units in b.model_state and "
-                f"{sizes.get(group, 'none')} in b.params; they must be the same"
+                f"state_axes: group {group!r} has {n} units in b.model_state; it must "
+                f"have {sizes.get(group, 'none')}, as in b.params"
             )
     permutation = match(axes, a.params, b.params, seed=seed)
     return Aligned(
@@ -295,7 +237,7 @@ class _Pair(NamedTuple):
       rounding: differences of inner products that are no larger are rounding.
     """
 
-    axes: AxesLike
+    axes: Axes
     a: dict[str, np.ndarray]
     b: dict[str, np.ndarray]
     places: dict[str, list[tuple[str, int]]]
@@ -316,7 +258,7 @@ class _Pair(NamedTuple):
         x = self.b[path]
         for i, axis in enumerate(self.axes[path]):
             if axis.group is not None and i != hold:
-                x = x.take(_index(permutation[axis.group], axis.repeats), axis=i)
+                x = x.take(axis.places(permutation[axis.group], x.shape[i]), axis=i)
         return x
 
     def assign(
@@ -341,11 +283,11 @@ class _Pair(NamedTuple):
             repeats = self.axes[path][i].repeats
             moved = self.moved(path, permutation, hold=i)
             gains += _by_unit(self.a[path], i, repeats) @ _by_unit(moved, i, repeats).T
-        units, order = linear_sum_assignment(gains, maximize=True)
-        return order, float(gains[units, order].sum() - gains[units, now].sum())
+        rows, order = linear_sum_assignment(gains, maximize=True)
+        return order, float(gains[rows, order].sum() - gains[rows, now].sum())
 
 
-def _pair(axes: AxesLike, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> _Pair:
+def _pair(axes: Axes, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> _Pair:
     places: dict[str, list[tuple[str, int]]] = {}
     meets: dict[str, set[str]] = {}
     for path in a:
@@ -440,92 +382,27 @@ def _variation(x: np.ndarray, axis: int, repeats: int) -> float:
     return float(np.square(rows - rows.mean(axis=0)).sum())
 
 
-def _index(order: np.ndarray, repeats: int) -> np.ndarray:
-    """The order of an axis along which the units repeat."""
-    order = np.asarray(order)
-    return (np.arange(repeats)[:, None] * len(order) + order).ravel()
-
-
 # --- checks ---------------------------------------------------------------------------
-
-
-def _sizes(axes: AxesLike, tree: PyTree) -> dict[str, int]:
-    """The number of units of every group in a tree; raises where axes do not fit."""
-    sizes: dict[str, int] = {}
-    for path, leaf in zip(masks.paths(tree), jax.tree.leaves(tree)):
-        shape = np.shape(leaf)
-        if path not in axes:
-            raise ValueError(f"axes: leaf {path!r} is missing; there are {list(axes)}")
-        if len(axes[path]) != len(shape):
-            raise ValueError(
-                f"axes: leaf {path!r} has shape {shape} and {len(axes[path])} axes; there "
-                "must be one for each dimension (networks are not stacked)"
-            )
-        for i, (axis, size) in enumerate(zip(axes[path], shape)):
-            if axis.group is None:
-                continue
-            n, rest = divmod(size, axis.repeats)
-            if rest:
-                raise ValueError(
-                    f"axes: axis {i} of leaf {path!r}, of size {size}, does not hold "
-                    f"group {axis.group!r} {axis.repeats} times; repeats must divide it"
-                )
-            if sizes.setdefault(axis.group, n) != n:
-                raise ValueError(
-                    f"axes: group {axis.group!r} has {n} units in leaf {path!r} and "
-                    f"{sizes[axis.group]} before it; they must be the same"
-                )
-    return sizes
 
 
 def _check_order(group: str, order: np.ndarray, n: int) -> None:
     values = np.asarray(order)
-    if values.shape != (n,):
+    whole = values.shape == (n,) and values.dtype.kind in "iu"
+    if not whole or not np.array_equal(np.sort(values), np.arange(n)):
         raise ValueError(
-            f"permutation: group {group!r} has shape {values.shape}; it must be ({n},), "
-            "one entry for each unit"
-        )
-    if values.dtype.kind not in "iu" or not np.array_equal(
-        np.sort(values), np.arange(n)
-    ):
-        raise ValueError(
-            f"permutation: group {group!r} is {values.tolist()}, of dtype "
-            f"{values.dtype}; it must hold each integer of [0, {n}) once"
-        )
-
-
-def _check_same(a: PyTree, b: PyTree, name: str) -> None:
-    """Raises a ValueError that says where b differs from a in structure or shape."""
-    first, second = (
-        dict(zip(masks.paths(tree), jax.tree.leaves(tree))) for tree in (a, b)
-    )
-    for path in [*first, *second]:
-        if path not in first or path not in second:
-            where = "only in" if path in second else "missing in"
-            raise ValueError(
-                f"leaf {path!r} is {where} {name}; both must have the same"
-            )
-        if np.shape(first[path]) != np.shape(second[path]):
-            raise ValueError(
-                f"leaf {path!r} has shape {np.shape(second[path])} in {name} and "
-                f"{np.shape(first[path])} in the network to resemble; they must be the "
-                "same"
-            )
-    if not masks.same_structure(a, b):
-        raise ValueError(
-            f"{name}: its containers, {jax.tree.structure(b)}, are not those of the "
-            f"network to resemble, {jax.tree.structure(a)}"
+            f"permutation[{group!r}]={values.tolist()}; it must hold each integer of "
+            f"[0, {n}) once"
         )
 
 
 def _weights(tree: Params, name: str) -> dict[str, np.ndarray]:
     """The leaves by key path, as float64: sums of millions of products stay exact enough."""
     out = {}
-    for path, leaf in zip(masks.paths(tree), jax.tree.leaves(tree)):
+    for path, leaf in trees.by_path(tree).items():
         out[path] = np.asarray(leaf).astype(np.float64)
         if not np.isfinite(out[path]).all():
             raise ValueError(
-                f"{name}: leaf {path!r} has weights that are not finite; a diverged "
-                "network cannot be matched"
+                f"{name}: leaf {path!r} has weights that are not finite; all must be (a "
+                "diverged network cannot be matched)"
             )
     return out

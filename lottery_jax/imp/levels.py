@@ -558,6 +558,6 @@ def diverged(
     # The update of the last step is seen by no training loss.
     bad = np.isfinite(now["first_nan"]) | ~np.isfinite(now["test_loss"])
     rows = bench.rows
-    tickets_before = before["diverged"][:, rows.tickets[: rows.pairs]].any(axis=0)
-    bad = bad | tickets_before[rows.pair[: rows.number]]
+    of_tickets = before["diverged"][:, rows.tickets[: rows.pairs]] > 0
+    bad = bad | np.any(of_tickets, axis=0)[rows.pair[: rows.number]]  # type: ignore[index]
     return bad.astype(np.int8)

@@ -3,26 +3,30 @@
 All are called as `model.apply(variables, x, train, weights)`, with `x` of shape
 `[B, H, W, C]` (or `[B, ...]` for dense networks) and example weights `[B]` that
 BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`.
+
+A new architecture is a file: its module, its `unit_plan()` (see `lottery_jax.units`), how
+it is named, and one line in `FAMILIES`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
+from lottery_jax.models import initializers
 from lottery_jax.models.conv import ConvNet as ConvNet
 from lottery_jax.models.layers import Choices as Choices
 from lottery_jax.models.mlp import MLP as MLP
 from lottery_jax.models.mlp import ResidualMLP as ResidualMLP
 from lottery_jax.models.normalization import BatchNorm as BatchNorm
-from lottery_jax.models.resnet import IMAGENET_LAYERS
 from lottery_jax.models.resnet import ResNet as ResNet
-from lottery_jax.models.units import Axes as Axes
-from lottery_jax.models.units import Axis as Axis
-from lottery_jax.models.units import narrow as narrow
-from lottery_jax.models.units import state_units as state_units
-from lottery_jax.models.units import units as units
-from lottery_jax.models.vgg import LAYERS as VGG_LAYERS
 from lottery_jax.models.vgg import VGG as VGG
+from lottery_jax.types import Mask, Params
+from lottery_jax.units import narrow as narrow_axes
+from lottery_jax.units import of_params, of_state
+
+units, state_units = of_params, of_state
+"""The axes of all parameters, or of a model state: `units.of_params`, `units.of_state`."""
 
 OPEN_LTH: dict[str, Any] = {
     "initializer": "kaiming_normal",
@@ -39,12 +43,21 @@ FRANKLE_CARBIN: dict[str, Any] = {
 }
 """The choices of Frankle & Carbin 2019, figure 2 (scales of 1: TensorFlow's default)."""
 
-FORMS = (
-    "lenet-W1[-W2...] and mlp-W1[-W2...] (lenet-300-100), residual-mlp-W, "
-    "conv-2|4|6|8[-W], vgg-11|13|16|19[-W], resnet-D[-W] with D = 6n + 2 (resnet-20), "
-    "imagenet-resnet-18|50[-W]"
-)
-"""The names that `make` knows; W is a width, for networks of stages the first one's."""
+FAMILIES: dict[str, tuple[str, Callable[..., nn.Module | None]]] = {
+    "lenet": ("lenet-W1[-W2...] (lenet-300-100)", MLP.named),
+    "mlp": ("mlp-W1[-W2...]", MLP.named),
+    "residual-mlp": ("residual-mlp-W", ResidualMLP.named),
+    "conv": ("conv-2|4|6|8[-W]", ConvNet.named),
+    "vgg": ("vgg-11|13|16|19[-W]", VGG.named),
+    "resnet": ("resnet-D[-W] with D = 6n + 2 (resnet-20)", ResNet.named),
+    "imagenet-resnet": ("imagenet-resnet-18|50[-W]", ResNet.named_imagenet),
+}
+"""For each family the form of its names, and `(numbers, **settings) -> model`, which is
+None for numbers that the family does not have. W is a width, for networks of stages the
+first one's."""
+
+FORMS = ", ".join(form for form, _ in FAMILIES.values())
+"""The names that `make` knows."""
 
 
 def make(name: str, num_classes: int, **choices: Any) -> nn.Module:
@@ -62,37 +75,31 @@ def make(name: str, num_classes: int, **choices: Any) -> nn.Module:
       TypeError: if a choice is unknown.
     """
     family, numbers = _parse(name)
-    settings: dict[str, Any] = {
-        "num_classes": num_classes,
-        "choices": Choices(**choices),
-    }
-    match family, numbers:
-        case "lenet" | "mlp", [_, *_]:
-            return MLP(widths=tuple(numbers), **settings)
-        case "residual-mlp", [width]:
-            return ResidualMLP(width=width, **settings)
-        case "conv", [2 | 4 | 6 | 8 as depth, *width] if len(width) < 2:
-            widths = _doubled(width or [64], depth // 2)
-            return ConvNet(widths=widths, **settings)
-        case "vgg", [depth, *width] if depth in VGG_LAYERS and len(width) < 2:
-            widths = _doubled(width or [64], 4)
-            return VGG(
-                layers=VGG_LAYERS[depth], widths=(*widths, widths[-1]), **settings
-            )
-        case "resnet", [depth, *width] if depth % 6 == 2 < depth and len(width) < 2:
-            layers = ((depth - 2) // 6,) * 3
-            return ResNet(layers=layers, width=(width or [16])[0], **settings)
-        case "imagenet-resnet", [depth, *width] if (
-            depth in IMAGENET_LAYERS and len(width) < 2
-        ):
-            return ResNet(
-                layers=IMAGENET_LAYERS[depth],
-                width=(width or [64])[0],
-                bottleneck=depth >= 50,
-                imagenet=True,
-                **settings,
-            )
-    raise ValueError(f"name = {name!r} is no known model; valid forms: {FORMS}")
+    settings = {"num_classes": num_classes, "choices": Choices(**choices)}
+    model = FAMILIES[family][1](numbers, **settings) if family in FAMILIES else None
+    if model is None:
+        raise ValueError(f"name={name!r}; it must be one of {FORMS}")
+    return model
+
+
+def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:
+    """A narrower dense network inside the full shapes: `lottery_jax.units.narrow`.
+
+    Args:
+      model: a model of this package, or one with `unit_plan()` and `choices`.
+      params: a draw of the full network.
+      count: number of kernel weights wanted.
+
+    Returns:
+      The parameters, rescaled to the model's law at the narrow fans and not masked, and
+      the mask.
+
+    Raises:
+      ValueError: see `units`.
+    """
+    axes = units(model, params)
+    fan = initializers.FANS[model.choices.initializer]
+    return narrow_axes(axes, params, count, fan=fan)
 
 
 def _parse(name: str) -> tuple[str, list[int]]:
@@ -102,7 +109,3 @@ def _parse(name: str) -> tuple[str, list[int]]:
     if parts[: len(words)] != words or 0 in numbers:
         return name, []
     return "-".join(words), numbers
-
-
-def _doubled(width: list[int], stages: int) -> tuple[int, ...]:
-    return tuple(width[0] * 2**i for i in range(stages))

@@ -1,12 +1,13 @@
 """Conv-2, Conv-4, Conv-6 and Conv-8: VGG's small kin."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from lottery_jax import convolution
-from lottery_jax.models.layers import Choices, Conv, Dense, head
+from lottery_jax import convolution, units
+from lottery_jax.models.layers import Choices, Conv, Dense, doubled, head
 from lottery_jax.types import Array
 
 
@@ -43,3 +44,18 @@ class ConvNet(nn.Module):
         for i, width in enumerate(self.dense):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
         return head(self.num_classes, self.choices)(x)
+
+    @nn.nowrap
+    def unit_plan(self) -> units.Layers:
+        """The first dense layer reads every channel once per pixel."""
+        convs = [f"conv_{i}" for i in range(2 * len(self.widths))]
+        dense = [f"dense_{i}" for i in range(len(self.dense))]
+        return units.in_sequence([(name, None) for name in convs + dense])
+
+    @staticmethod
+    def named(numbers: Sequence[int], **settings: Any) -> "ConvNet | None":
+        """`conv-2|4|6|8[-W]`, W channels in the first pair, doubled in each further one."""
+        match numbers:
+            case [2 | 4 | 6 | 8 as depth, *width] if len(width) < 2:
+                return ConvNet(widths=doubled(width or [64], depth // 2), **settings)
+        return None

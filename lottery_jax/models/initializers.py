@@ -6,11 +6,12 @@ cut their tails at two standard deviations and rescale, PyTorch's do not.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from lottery_jax import errors
 from lottery_jax.types import Array
 
 Initializer = Callable[..., Array]
@@ -30,6 +31,12 @@ KERNELS: dict[str, Initializer] = {
     "kaiming_normal": kaiming_normal,
     "glorot_normal": glorot_normal,
 }
+FANS: dict[str, Literal["fan_in", "fan_avg"]] = {
+    "kaiming_normal": "fan_in",
+    "glorot_normal": "fan_avg",
+}
+"""What the variance of each is divided by."""
+
 BIASES = ("zeros", "torch")
 SCALES = ("ones", "uniform")
 
@@ -70,6 +77,5 @@ def scale(name: str) -> Initializer:
 
 
 def _known(field: str, name: str, valid: tuple[str, ...]) -> str:
-    if name not in valid:
-        raise ValueError(f"{field} = {name!r} must be one of {', '.join(valid)}")
+    errors.one_of(field, name, valid)
     return name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class Choices:
         initializers.bias(self.bias, fan_in=1)
         initializers.scale(self.norm_scale)
         if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum = {self.momentum} must lie in [0, 1]")
+            raise ValueError(f"momentum={self.momentum}; it must lie in [0, 1]")
 
 
 def _width(layer: nn.Module, features: int) -> int:
@@ -121,6 +122,11 @@ class Conv(nn.Module):
             jnp.float32,
         )
         return y + jnp.broadcast_to(bias, y.shape)
+
+
+def doubled(width: Sequence[int], stages: int) -> tuple[int, ...]:
+    """Widths of stages of which each is twice as wide as the one before."""
+    return tuple(width[0] * 2**i for i in range(stages))
 
 
 def head(num_classes: int, choices: Choices) -> Dense:

@@ -1,10 +1,12 @@
 """Fully connected networks: LeNet-300-100 and its kin."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from lottery_jax import units
 from lottery_jax.models.layers import Choices, Dense, head
 from lottery_jax.types import Array
 
@@ -30,6 +32,18 @@ class MLP(nn.Module):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
         return head(self.num_classes, self.choices)(x)
 
+    @nn.nowrap
+    def unit_plan(self) -> units.Layers:
+        """Every layer makes units of its own."""
+        return units.in_sequence(
+            [(f"dense_{i}", None) for i in range(len(self.widths))]
+        )
+
+    @staticmethod
+    def named(numbers: Sequence[int], **settings: Any) -> "MLP | None":
+        """`lenet-W1[-W2...]` and `mlp-W1[-W2...]`."""
+        return MLP(widths=tuple(numbers), **settings) if numbers else None
+
 
 class ResidualMLP(nn.Module):
     """Two hidden layers, a residual connection around the second.
@@ -51,3 +65,17 @@ class ResidualMLP(nn.Module):
         x = jax.nn.relu(Dense(self.width, self.choices, name="dense_0")(x))
         x = x + jax.nn.relu(Dense(self.width, self.choices, name="dense_1")(x))
         return head(self.num_classes, self.choices)(x)
+
+    @nn.nowrap
+    def unit_plan(self) -> units.Layers:
+        """The residual connection ties the units of both layers."""
+        return [
+            units.Layer("dense_0", None, "stream"),
+            units.Layer("dense_1", "stream", "stream"),
+            units.Layer("head", "stream", None),
+        ]
+
+    @staticmethod
+    def named(numbers: Sequence[int], **settings: Any) -> "ResidualMLP | None":
+        """`residual-mlp-W`."""
+        return ResidualMLP(width=numbers[0], **settings) if len(numbers) == 1 else None

@@ -1,10 +1,12 @@
 """Residual networks for CIFAR and for ImageNet (He et al. 2016)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from lottery_jax import units
 from lottery_jax.models.layers import Choices, Conv, batch_norm, head
 from lottery_jax.types import Array
 
@@ -121,3 +123,51 @@ class ResNet(nn.Module):
                 )
                 x = block(x, train, weights)
         return head(self.num_classes, self.choices)(x.mean((1, 2)))
+
+    @nn.nowrap
+    def unit_plan(self) -> units.Layers:
+        """The blocks of a stage add to one stream; a projection begins the next."""
+        layers = [units.Layer("stem", None, "stem", "stem_norm")]
+        stream = "stem"
+        for stage, blocks in enumerate(self.layers):
+            for i in range(blocks):
+                block = f"stage_{stage}_block_{i}"
+                projects = not i and (stage > 0 or self.bottleneck)
+                before, stream = stream, block if projects else stream
+                convs = [f"conv_{j}" for j in range(3 if self.bottleneck else 2)]
+                groups = [before, *(f"{block}/{name}" for name in convs[:-1]), stream]
+                layers += [
+                    units.Layer(f"{block}/{name}", reads, makes, f"{block}/norm_{j}")
+                    for j, (name, reads, makes) in enumerate(
+                        zip(convs, groups, groups[1:])
+                    )
+                ]
+                if projects:
+                    shortcut = f"{block}/shortcut"
+                    layers.append(
+                        units.Layer(shortcut, before, stream, f"{shortcut}_norm")
+                    )
+        return [*layers, units.Layer("head", stream, None)]
+
+    @staticmethod
+    def named(numbers: Sequence[int], **settings: Any) -> "ResNet | None":
+        """`resnet-D[-W]` with D = 6n + 2: n blocks in each of three stages."""
+        match numbers:
+            case [depth, *width] if depth % 6 == 2 < depth and len(width) < 2:
+                layers = ((depth - 2) // 6,) * 3
+                return ResNet(layers=layers, width=(width or [16])[0], **settings)
+        return None
+
+    @staticmethod
+    def named_imagenet(numbers: Sequence[int], **settings: Any) -> "ResNet | None":
+        """`imagenet-resnet-18|50[-W]`."""
+        match numbers:
+            case [depth, *width] if depth in IMAGENET_LAYERS and len(width) < 2:
+                return ResNet(
+                    layers=IMAGENET_LAYERS[depth],
+                    width=(width or [64])[0],
+                    bottleneck=depth >= 50,
+                    imagenet=True,
+                    **settings,
+                )
+        return None

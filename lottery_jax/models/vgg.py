@@ -1,12 +1,13 @@
 """VGG for CIFAR, with batch normalisation and one dense layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from lottery_jax import convolution
-from lottery_jax.models.layers import Choices, Conv, batch_norm, head
+from lottery_jax import convolution, units
+from lottery_jax.models.layers import Choices, Conv, batch_norm, doubled, head
 from lottery_jax.types import Array
 
 LAYERS: dict[int, tuple[int, ...]] = {
@@ -55,3 +56,20 @@ class VGG(nn.Module):
                 )
                 i += 1
         return head(self.num_classes, self.choices)(x.mean((1, 2)))
+
+    @nn.nowrap
+    def unit_plan(self) -> units.Layers:
+        """Every convolution makes channels of its own, normalised by its norm."""
+        convs = range(sum(self.layers))
+        return units.in_sequence([(f"conv_{i}", f"norm_{i}") for i in convs])
+
+    @staticmethod
+    def named(numbers: Sequence[int], **settings: Any) -> "VGG | None":
+        """`vgg-11|13|16|19[-W]`, W channels in the first group, 8 W in the last two."""
+        match numbers:
+            case [depth, *width] if depth in LAYERS and len(width) < 2:
+                widths = doubled(width or [64], 4)
+                return VGG(
+                    layers=LAYERS[depth], widths=(*widths, widths[-1]), **settings
+                )
+        return None
