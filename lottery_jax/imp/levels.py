@@ -559,5 +559,5 @@ def diverged(
     bad = np.isfinite(now["first_nan"]) | ~np.isfinite(now["test_loss"])
     rows = bench.rows
     of_tickets = before["diverged"][:, rows.tickets[: rows.pairs]] > 0
-    bad = bad | np.any(of_tickets, axis=0)[rows.pair[: rows.number]]  # type: ignore[index]
+    bad = bad | np.any(of_tickets, axis=0)[rows.pair[: rows.number]]
     return bad.astype(np.int8)

@@ -62,8 +62,8 @@ def retrain(
         )
         networks = networks._replace(params=params)
     mask, networks = execution.spread((mask, networks))
-    kept = levels.first_kept(bench)._replace(mask=mask)
-    kept = _trunks_of_fresh_draws(bench, kept, where)
+    kept = _trunks_of_fresh_draws(bench, levels.first_kept(bench), where)
+    kept = kept._replace(mask=mask)
     done = training.train(
         task,
         tx,
