@@ -19,8 +19,8 @@ import optax
 import lottery_jax as lj
 from lottery_jax import imp
 from lottery_jax.data import Dataset
-from lottery_jax.replicas import Execution
-from lottery_jax.types import Network, Task
+from lottery_jax.execution import Execution
+from lottery_jax.types import Network, Task, TrainState
 
 # --- classification -------------------------------------------------------------------
 
@@ -92,8 +92,8 @@ def fragile() -> Task:
         params, _, stream = inner.init(key)
         return params, {"bad_step": jnp.int32(-1)}, stream
 
-    def batch(data, indices, noise_key, step):
-        return {"of": inner.batch(data, indices, noise_key, step), "step": step}
+    def batch(data, indices, key, step):
+        return {"of": inner.batch(data, indices, key, step), "step": step}
 
     def loss(params, model_state, stream, batch, key):
         value, (_, stream, metrics) = inner.loss(params, {}, stream, batch["of"], key)
@@ -176,10 +176,10 @@ def language_model(batch_size: int = 20, dropout: float = 0.1) -> Task:
         metrics = {"loss": value, "error": wrong}
         return value, (model_state, stream_state, metrics)
 
-    def order(noise_key, epoch):
-        return lj.data.permutation(noise_key, epoch, windows, batch_size)
+    def order(key, epoch):
+        return lj.data.permutation(key, epoch, windows, batch_size)
 
-    def batch(data, indices, noise_key, step):
+    def batch(data, indices, key, step):
         real = indices >= 0
         at = jnp.where(real, indices, 0)[:, None] + jnp.arange(WINDOW)[None, :]
         tokens = jnp.take(data["train"], at, axis=0)
@@ -263,8 +263,8 @@ def policy_gradient() -> Task:
     return Task(
         data=data,
         init=init,
-        order=lambda noise_key, epoch: jnp.zeros((10, 1), jnp.int32),
-        batch=lambda data, indices, noise_key, step: data,
+        order=lambda key, epoch: jnp.zeros((10, 1), jnp.int32),
+        batch=lambda data, indices, key, step: data,
         loss=loss,
         evaluate=evaluate,
         steps_per_epoch=10,
@@ -274,46 +274,18 @@ def policy_gradient() -> Task:
 # --- studies --------------------------------------------------------------------------
 
 
-class _Compiled:
-    """`imp.set_up`, which compiles, remembered by its arguments: tests are many."""
-
-    def __init__(self) -> None:
-        self.original, self.found = imp.set_up, {}
-
-    def __call__(self, task, tx, plan, ids, execution, start):
-        key = (id(task), id(tx), plan, ids, execution, id(start))
-        if key not in self.found:
-            made = self.original(task, tx, plan, ids, execution, start)
-            self.found[key] = (made, task, tx, start)  # kept, so that ids stay theirs
-        return self.found[key][0]
-
-
-compiled = _Compiled()
-
 _folders: list[tempfile.TemporaryDirectory] = []  # removed when Python ends
 
 
-class Started(NamedTuple):
-    """What every row of a level began with, `[P]`: the arguments of `Programs.start`."""
-
-    network: Network
-    stream: Any
-    mask: Any
-    optimizer: Any
-    step: np.ndarray
-
-
 class Watched(NamedTuple):
-    """A study, and what went on inside it.
+    """A study, and what went on inside it; runs are in the order chain, replica, arm.
 
     Attributes:
       task, tx, plan, ids, execution: what was run.
       study: its outcome.
-      setting: its compiled programs and rows.
-      starts: per level.
-      ends: the networks at the end of each level, `[P]`.
-      trains: (a, b, offset, active) of every segment.
-      traces: how often the loss had been traced after every segment.
+      moments: the training states that who watches saw, by (level, step), `[R]`; the
+        first of a level is what it began with, the last what it became.
+      traces: how often the loss had been traced at each of them.
       folder: with its tickets and checkpoints.
     """
 
@@ -323,29 +295,38 @@ class Watched(NamedTuple):
     ids: tuple[int, ...]
     execution: Execution
     study: imp.Study
-    setting: Any
-    starts: list[Started]
-    ends: list[Network]
-    trains: list[tuple[int, int, np.ndarray, np.ndarray]]
+    moments: dict[tuple[int, int], TrainState]
     traces: list[int]
     folder: pathlib.Path
 
-    def row(self, chain: str, replica: int, arm: str) -> int:
-        """The row of a network."""
-        rows, names = self.setting.rows, [c.name for c in self.plan.chains]
-        hit = (rows.chain == names.index(chain)) & rows.is_arm(arm)
-        hit &= rows.replica == self.ids.index(replica)
-        return int(np.flatnonzero(hit)[0])
+    @property
+    def levels(self) -> int:
+        """The last level."""
+        return max(level for level, _ in self.moments)
 
-    def start(self, chain: str, replica: int, arm: str, level: int) -> Started:
-        """What one row of a level began with."""
-        row = self.row(chain, replica, arm)
-        return jax.tree.map(lambda x: x[row], self.starts[level])
+    def steps(self, level: int) -> list[int]:
+        """The ends of the segments of a level, and its first step."""
+        return sorted(step for own, step in self.moments if own == level)
+
+    def row(self, chain: str, replica: int, arm: str) -> int:
+        """The run of a network."""
+        names, arms = [c.name for c in self.plan.chains], self.plan.arms
+        at = names.index(chain), self.ids.index(replica), arms.index(arm)
+        return int(np.ravel_multi_index(at, (len(names), len(self.ids), len(arms))))
+
+    def at(
+        self, chain: str, replica: int, arm: str, level: int, step: int
+    ) -> TrainState:
+        """The state of one run after a segment."""
+        return lj.trees.rows(self.moments[level, step], self.row(chain, replica, arm))
+
+    def start(self, chain: str, replica: int, arm: str, level: int) -> TrainState:
+        """What one run of a level began with, masked."""
+        return self.at(chain, replica, arm, level, self.steps(level)[0])
 
     def end(self, chain: str, replica: int, arm: str, level: int) -> Network:
-        """What one row of a level became."""
-        row = self.row(chain, replica, arm)
-        return jax.tree.map(lambda x: x[row], self.ends[level])
+        """What one run of a level became."""
+        return self.at(chain, replica, arm, level, self.plan.steps).network
 
     def record(self, name: str, chain: str, arm: str) -> np.ndarray:
         """A record, `[replica, level, ...]`."""
@@ -355,76 +336,41 @@ class Watched(NamedTuple):
 
 
 def watched(task, tx, plan, ids, execution, levels, start=None) -> Watched:
-    """Runs a study with its programs under observation."""
-    count, loss = [0], task.loss
+    """Runs a study and sees all that who watches it is shown."""
+    token, loss = object(), task.loss  # the token makes this a function like no other
+    count = {token: 0}
 
     def counted(*args):
-        count[0] += 1
+        count[token] += 1
         return loss(*args)
 
     task = task._replace(loss=counted)
-    starts, ends, trains, traces = [], [], [], []
+    moments, traces = {}, []
 
-    def host(tree):
-        return jax.tree.map(
-            lambda x: (
-                x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.array(x)
-            ),
-            tree,
-        )
-
-    def set_up(*args):
-        setting = compiled(*args)
-        real = setting.programs
-
-        def start(*args):
-            starts.append(Started(*host(args)))
-            return real.start(*args)
-
-        def train(data, running, noise, order, a, b, offset, active):
-            trains.append((int(a), int(b), np.array(offset), np.array(active)))
-            return real.train(data, running, noise, order, a, b, offset, active)
-
-        def test(data, network):
-            ends.append(host(network))
-            return real.test(data, network)
-
-        spied = real._replace(start=start, train=train, test=test)
-        return setting._replace(programs=spied)
+    def watch(progress: lj.Progress):
+        moments[progress.level, progress.done] = progress.states()
+        traces.append(count[token])
 
     _folders.append(tempfile.TemporaryDirectory(prefix="lottery-jax-test-"))
     folder = pathlib.Path(_folders[-1].name)
-    original, imp.set_up = imp.set_up, set_up
-    try:
-        study = imp.run(
-            task,
-            tx,
-            plan,
-            levels=levels,
-            replicas=ids,
-            execution=execution,
-            start=start,
-            folder=folder,
-            checkpoint_seconds=3600.0,
-            watch=lambda moment: traces.append(count[0]),
-        )
-    finally:
-        imp.set_up = original
-    setting = compiled(task, tx, plan, ids, execution, start)
-    return Watched(
-        task,
-        tx,
-        plan,
-        ids,
-        execution,
-        study,
-        setting,
-        starts,
-        ends[::2],  # each level's end, then its early stop
-        trains,
-        traces,
-        folder,
+    where = lj.Where(execution, folder, 3600.0, watch)
+    study = imp.run(
+        task, tx, plan, levels=levels, replicas=ids, start=start, where=where
     )
+    return Watched(task, tx, plan, ids, execution, study, moments, traces, folder)
+
+
+def schedule_step(opt_state: Any) -> int:
+    """Where the learning-rate schedule of one run stands."""
+    found = [
+        int(state.count)
+        for state in jax.tree.leaves(
+            opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+        )
+        if isinstance(state, optax.ScaleByScheduleState)
+    ]
+    assert len(found) == 1
+    return found[0]
 
 
 STEPS, REWIND = 20, 6
@@ -433,14 +379,16 @@ SCHEDULE = optax.exponential_decay(0.1, transition_steps=10, decay_rate=0.5)
 
 CHAINS = (
     imp.Chain("imp"),
-    imp.Chain("linear", schedule="linear"),
-    imp.Chain("one_shot", schedule="one_shot"),
+    imp.Chain("linear", imp.Linear(0.2)),
+    imp.Chain("one_shot", one_shot=True),
     imp.Chain("lr_rewind", retrain="lr_rewind"),
     imp.Chain("finetune", retrain="finetune"),
-    imp.Chain("one_shot_finetune", schedule="one_shot", retrain="finetune"),
+    imp.Chain("one_shot_finetune", one_shot=True, retrain="finetune"),
     imp.Chain("open_lth", rule="open_lth"),
     imp.Chain(
-        "rates", scope="layerwise", rates=(("head/kernel", 0.1), ("kernel", 0.3))
+        "by_layer",
+        imp.Geometric(by_layer=(("head/kernel", 0.1), ("kernel", 0.3))),
+        scope="layerwise",
     ),
 )
 
