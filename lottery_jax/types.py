@@ -4,6 +4,7 @@ Shapes are written for one replica. Under `vmap` or `lottery_jax.replicas` every
 has one more, leading axis `[R]`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -152,7 +153,13 @@ class Task(NamedTuple):
     @property
     def shapes(self) -> tuple[Params, ModelState, StreamState]:
         """Shapes and dtypes of what `init` draws; nothing is computed."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return _shapes(self.init)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(init: Init) -> tuple[Params, ModelState, StreamState]:
+    # Many ask, and tracing a deep network takes time.
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 class TrainState(NamedTuple):

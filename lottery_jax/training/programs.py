@@ -21,15 +21,17 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from lottery_jax import trees
 
-_MOST = 96
-"""Programs that are kept. A study needs about ten."""
+T = TypeVar("T")
+
+_MOST = 128
+"""Things that are kept. A study needs about fifteen."""
 
 
 class Program:
@@ -67,7 +69,7 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
-_programs: collections.OrderedDict[Any, Program] = collections.OrderedDict()
+_made: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
@@ -78,16 +80,25 @@ def program(build: Callable[..., Callable[..., Any]], *parts: Any) -> Program:
       build: a module-level function that returns a jitted one.
       *parts: what it depends on: functions, tasks without data, optimizers, settings.
     """
-    key = (build, tuple(sameness(part) for part in parts))
+    return remembered(_build, build, *parts)
+
+
+def _build(build: Callable[..., Callable[..., Any]], *parts: Any) -> Program:
+    return Program(build(*parts))
+
+
+def remembered(make: Callable[..., T], *parts: Any) -> T:
+    """What `make(*parts)` returns, made once for parts that are the same."""
+    key = (make, tuple(sameness(part) for part in parts))
     with _lock:
-        if key in _programs:
-            _programs.move_to_end(key)
-            return _programs[key]
-    made = Program(build(*parts))
+        if key in _made:
+            _made.move_to_end(key)
+            return _made[key]
+    made = make(*parts)
     with _lock:
-        while len(_programs) >= _MOST:
-            _programs.popitem(last=False)
-        return _programs.setdefault(key, made)
+        while len(_made) >= _MOST:
+            _made.popitem(last=False)
+        return _made.setdefault(key, made)
 
 
 # --- what counts as the same ----------------------------------------------------------

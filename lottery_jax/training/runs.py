@@ -32,7 +32,7 @@ from lottery_jax.errors import at_least
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
 from lottery_jax.storage import checkpoints
 from lottery_jax.training import loop
-from lottery_jax.training.programs import Program, program
+from lottery_jax.training.programs import Program, program, remembered
 from lottery_jax.types import (
     Array,
     Curves,
@@ -451,25 +451,35 @@ def _put(kept: TrainState, where: np.ndarray, state: TrainState) -> TrainState:
 
 def loss_metrics(task: Task) -> list[str]:
     """The names of the scalars of a task's loss; nothing is computed."""
+    return remembered(_loss_metrics, task.functions, _shapes(task.data))
 
-    def one(key: Key) -> Metrics:
+
+def _loss_metrics(task: Task, data: PyTree) -> list[str]:
+    def one(key: Key, data: PyTree) -> Metrics:
         params, model_state, stream = task.init(key)
         order = task.order(key, jnp.int32(0))
-        batch = task.batch(task.data, order[0], key, jnp.int32(0))
+        batch = task.batch(data, order[0], key, jnp.int32(0))
         value, (_, _, found) = task.loss(params, model_state, stream, batch, key)
         return {"loss": value} | found
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0)))
+    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
 
 
 def metrics(task: Task, split: str) -> list[str]:
     """The names of the scalars of a task's `evaluate`; nothing is computed."""
+    return remembered(_metrics, task.functions, _shapes(task.data), split)
 
-    def one(key: Key) -> Metrics:
-        params, model_state, _ = task.init(key)
-        return task.evaluate(params, model_state, task.data, key, split)
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0)))
+def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
+    def one(key: Key, data: PyTree) -> Metrics:
+        params, model_state, _ = functions.init(key)
+        return functions.evaluate(params, model_state, data, key, split)
+
+    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _scalars(found: Metrics) -> list[str]:
