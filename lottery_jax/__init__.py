@@ -19,6 +19,7 @@ from lottery_jax import convolution as convolution
 from lottery_jax import data as data
 from lottery_jax import engine as engine
 from lottery_jax import imp as imp
+from lottery_jax import ma as ma
 from lottery_jax import masks as masks
 from lottery_jax import memory as memory
 from lottery_jax import models as models

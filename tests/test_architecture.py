@@ -24,6 +24,7 @@ ARROWS = {
     "data": ("keys",),
     "records": ("types",),
     "verdicts": ("types",),
+    "ma": ("verdicts",),
     "prune": ("masks",),
     "transforms": ("prune", "scores", "schedules"),
     "training": ("transforms",),
