@@ -112,7 +112,7 @@ class Linen:
                 images,
                 **given,
                 mutable=list(model_state),
-                rngs={"dropout": key},
+                rngs={} if key is None else {"dropout": key},
             )
         return out
 
@@ -287,6 +287,9 @@ class Functions:
     ) -> tuple[Array, ModelState]:
         values = {"train": train, "key": key, "weights": weights}
         given = {name: values[name] for name in self.options}
+        # NNX's variables may only change in the transformation that they were made in:
+        # these are made here.
+        params, model_state = jax.tree.map(lambda x: x, (params, model_state))
         if not self.stateful:
             return self.call(params, images, **given), model_state
         out = self.call(params, model_state, images, **given)
