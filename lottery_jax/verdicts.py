@@ -502,7 +502,7 @@ def stable(
         metric that needs it.
     """
     if threshold is None:
-        if metric not in (ERROR, ACCURACY):
+        if metric.name not in (ERROR.name, ACCURACY.name):
             raise ValueError(
                 f"threshold=None; it must be given for {metric.name}, in its own unit"
             )

@@ -5,6 +5,7 @@ data of `toys`.
 """
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import flax.linen as nn
@@ -241,35 +242,38 @@ class Block(nn.Module):
         return nn.BatchNorm(deterministic, momentum=0.7, name="norm")(x)
 
 
-def by_numpy(params, images, normalise):
+def by_numpy(params, images):
     """Mean and variance of the activations that each norm sees, in float64."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x = np.asarray(images, np.float64).reshape(len(images), -1, 4)
     x = x @ params["block"]["hidden"]["kernel"] + params["block"]["hidden"]["bias"]
-    first = x.mean((0, 1)), x.var((0, 1))
-    mean, var = first if normalise is None else normalise
+    mean, var = x.mean((0, 1)), x.var((0, 1))
     own = params["block"]["norm"]
     x = (x - mean) / np.sqrt(var + 1e-5) * own["scale"] + own["bias"]
     x = np.maximum(x, 0).reshape(len(images), -1)
-    return first, (x.mean(0), x.var(0))
+    return (mean, var), (x.mean(0), x.var(0))
 
 
-def some_network(task):
+@functools.cache
+def two_norms(dropout=0.0):
+    """The task, a network that is no fresh draw, and its statistics from 3 batches."""
+    task = toys.classification(TwoNorms(dropout))
     params, state, _ = jax.jit(task.init)(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(5), len(jax.tree.leaves(params))))
+    rng = np.random.default_rng(5)
     params = jax.tree.map(
-        lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params
+        lambda x: np.asarray(x) + 0.2 * rng.normal(size=x.shape).astype(np.float32),
+        params,
     )
-    return params, state
+    rows = points.statistics_slice(task, 3)
+    recomputed = jax.jit(lambda p, s: points.recompute(task, p, s, rows))
+    return task, lj.Network(params, state), rows, recomputed
 
 
 def test_recomputed_statistics_are_the_moments_of_the_batches():
-    task = toys.classification(TwoNorms())
-    params, state = some_network(task)
-    rows = points.statistics_slice(task, 3)
-    found = jax.jit(lambda p, s: points.recompute(task, p, s, rows))(params, state)
+    task, network, rows, recomputed = two_norms()
+    found = recomputed(*network)
     images = task.data["train"]["image"]
-    each = [by_numpy(params, images[np.asarray(row)], None) for row in rows]
+    each = [by_numpy(network.params, images[np.asarray(row)]) for row in rows]
     for name, i in (("block", 0), ("last", 1)):
         mean = np.mean([batch[i][0] for batch in each], axis=0)
         square = np.mean([batch[i][1] + batch[i][0] ** 2 for batch in each], axis=0)
@@ -277,25 +281,22 @@ def test_recomputed_statistics_are_the_moments_of_the_batches():
         own = own["norm"] if name == "block" else own
         np.testing.assert_allclose(own["mean"], mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(own["var"], square - mean**2, rtol=1e-4, atol=1e-6)
-    toys.assert_equal(jax.tree.map(jnp.shape, found), jax.tree.map(jnp.shape, state))
-    other = jax.tree.map(lambda x: x + 3, state)
-    toys.assert_equal(
-        jax.jit(lambda p, s: points.recompute(task, p, s, rows))(params, other), found
-    )
+    shapes = jax.tree.map(np.shape, (found, network.model_state))
+    toys.assert_equal(*shapes)
+    other = jax.tree.map(lambda x: x + 3, network.model_state)
+    toys.assert_equal(recomputed(network.params, other), found)
 
 
 def test_a_training_pass_moves_running_statistics_as_flax_does():
-    task = toys.classification(TwoNorms())
-    params, state = some_network(task)
+    task, (params, state), _, _ = two_norms()
+    loss = jax.jit(task.loss)
     order = task.order(jax.random.key(3), jnp.int32(0))
     images = task.data["train"]["image"]
     for row in (order[0], order[-1]):
         batch = task.batch(task.data, row, jax.random.key(0), jnp.int32(0))
-        _, (after, _, _) = jax.jit(task.loss)(
-            params, state, (), batch, jax.random.key(0)
-        )
+        _, (after, _, _) = loss(params, state, (), batch, jax.random.key(0))
         real = np.asarray(row)[np.asarray(row) >= 0]
-        first, last = by_numpy(params, images[real], None)
+        first, last = by_numpy(params, images[real])
         stats = after["batch_stats"]
         for own, (mean, var), keep in (
             (stats["block"]["norm"], first, 0.7),
@@ -308,17 +309,9 @@ def test_a_training_pass_moves_running_statistics_as_flax_does():
 
 
 def test_recomputing_with_dropout_draws_for_each_batch():
-    with_dropout = toys.classification(TwoNorms(dropout=0.5))
-    params, state = some_network(with_dropout)
-    without = toys.classification(TwoNorms())
-
-    def recomputed(task):
-        rows = points.statistics_slice(task, 4)
-        found = jax.jit(lambda p, s: points.recompute(task, p, s, rows))(params, state)
-        return found["batch_stats"]
-
-    one, plain = recomputed(with_dropout), recomputed(without)
-    toys.assert_equal(one, recomputed(with_dropout))
+    with_dropout, (params, state), _, recomputed = two_norms(dropout=0.5)
+    one = recomputed(params, state)["batch_stats"]
+    plain = two_norms()[3](params, state)["batch_stats"]
     toys.assert_equal(one["block"], plain["block"])
     # Dropout keeps the mean of what it drops, and adds to the variance.
     assert (one["last"]["var"] > plain["last"]["var"]).mean() > 0.8
@@ -334,28 +327,20 @@ def test_recomputing_with_dropout_draws_for_each_batch():
 
 
 def test_a_path_between_networks_with_flax_s_batch_norm_and_dropout():
-    task = toys.classification(TwoNorms(dropout=0.2))
-    params, state = some_network(task)
-    stack = jax.tree.map(lambda x: jnp.stack([x, -x]), lj.Network(params, state))
+    task, network, _, recomputed = two_norms(dropout=0.5)
     found = points.evaluate_many(
         task,
-        stack,
+        jax.tree.map(lambda x: jnp.stack([x, -x]), network),
         np.array([[0, 1]] * 2),
         np.array([[1.0, 0.0], [0.5, 0.5]]),
         batch_norm="recompute",
         splits=("test",),
-        statistics_batches=2,
+        statistics_batches=3,
     )
-
-    @jax.jit
-    def by_itself(params, state):
-        rows = points.statistics_slice(task, 2)
-        state = points.recompute(task, params, state, rows)
-        return task.evaluate(params, state, task.data, jax.random.key(0), "test")
-
-    np.testing.assert_allclose(
-        found["loss"][0, 0], by_itself(params, state)["loss"], rtol=1e-4
-    )
+    own = recomputed(*network)
+    predicted = task.predict(network.params, own, task.data, jax.random.key(0), "test")
+    wrong = np.mean(np.asarray(predicted) != task.data["test"]["label"])
+    np.testing.assert_allclose(found["error"][0, 0], wrong, rtol=1e-6)
     assert np.isfinite(found["loss"]).all()
 
 
@@ -470,7 +455,19 @@ def test_prunable_leaves_and_the_head_can_be_named():
     assert task.head == ("layers/1/",) and task.narrow is None
 
 
-def test_a_task_can_be_made_again_from_its_parts():
-    static = toys.classification(FlaxNet()).loss.__self__
-    assert dataclasses.replace(static) == static and hash(static) == hash(static)
-    hash(functions_task(nnx_init, nnx_apply).functions)
+def arrays_in(thing):
+    """Arrays in the fields of a dataclass, in what they hold, and in closures."""
+    if isinstance(thing, jax.Array | np.ndarray):
+        return [thing]
+    inner = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        inner += [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+    return [array for one in inner for array in arrays_in(one)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_functions_of_a_task_are_hashable_and_hold_no_arrays(name):
+    functions = TASKS[name]().functions
+    hash(functions)
+    for function in filter(callable, functions):
+        assert not arrays_in(function.__self__)

@@ -160,12 +160,16 @@ def classification(
 
     Haiku, without a state and with one:
 
-        NET = hk.transform(lambda x: hk.nets.MLP([300, 10])(x))
+        NET = hk.transform(forward)  # draws with `hk.maybe_next_rng_key`: no key, no noise
+
         def init(key): return NET.init(key, jnp.zeros((1, 784)))
+
         def apply(params, images, *, key): return NET.apply(params, key, images)
 
         NET = hk.transform_with_state(forward)  # forward(images, train)
+
         def init(key): return NET.init(key, jnp.zeros((1, 784)), True)
+
         def apply(params, model_state, images, *, train, key):
             return NET.apply(params, model_state, key, images, train)
 
