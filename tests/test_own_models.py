@@ -470,4 +470,4 @@ def test_the_functions_of_a_task_are_hashable_and_hold_no_arrays(name):
     functions = TASKS[name]().functions
     hash(functions)
     for function in filter(callable, functions):
-        assert not arrays_in(function.__self__)
+        assert not arrays_in(getattr(function, "__self__", function))
