@@ -599,7 +599,7 @@ def judge(results: "xr.Dataset", tolerance: float) -> list[dict[str, Any]]:
             if has_dense:
                 dense = error.sel(chain=chain, arm="ticket", level=0).values
                 claims["matching"] = verdicts.matching(
-                    ticket, dense, tolerance, names=names
+                    ticket, dense, tolerance, replicas=verdicts.Replicas(names)
                 )
             if has_dense and rewind_step == 0:
                 stop = stops.sel(chain=chain, level=level).values
@@ -612,14 +612,14 @@ def judge(results: "xr.Dataset", tolerance: float) -> list[dict[str, Any]]:
                     tolerance=tolerance,
                     early_stop_step=stop if validated else None,
                     dense_early_stop_step=dense_stop if validated else None,
-                    names=names,
+                    replicas=verdicts.Replicas(names),
                 )
             for arm in results["arm"].values:
                 if arm != "ticket":
                     control = at.sel(arm=arm).values
                     claim = f"better than {arm.replace('_', ' ')}"
                     claims[claim] = verdicts.better(
-                        ticket, control, claim=claim, names=names
+                        ticket, control, claim=claim, replicas=verdicts.Replicas(names)
                     )
             density = results["density"].sel(chain=chain, arm="ticket", level=level)
             rows += [

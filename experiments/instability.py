@@ -270,11 +270,13 @@ def judge(results: "xr.Dataset", threshold: float) -> list[dict[str, Any]]:
                     verdict = verdicts.stable(
                         samples(at),
                         threshold,
-                        clusters=clusters,
-                        names=[
-                            f"init {c}, pair {i % number}"
-                            for i, c in enumerate(clusters)
-                        ],
+                        replicas=verdicts.Replicas(
+                            [
+                                f"init {c}, pair {i % number}"
+                                for i, c in enumerate(clusters)
+                            ],
+                            clusters,
+                        ),
                     )
                     rows.append(
                         {

@@ -109,13 +109,13 @@ def judge(results: "xr.Dataset", threshold: float) -> list[dict[str, Any]]:
                     "stable": verdicts.stable(
                         lii.sel(at).transpose("replica", "pair").values.reshape(-1),
                         threshold,
-                        clusters=clusters,
+                        replicas=verdicts.Replicas(clusters=clusters),
                     ),
                     "better": verdicts.better(
                         error.sel(arm="ticket", **at).values,
                         error.sel(arm="reinit", **at).values,
                         claim="better than reinit",
-                        names=names,
+                        replicas=verdicts.Replicas(names),
                     ),
                 }
             )
@@ -133,14 +133,14 @@ def judge(results: "xr.Dataset", threshold: float) -> list[dict[str, Any]]:
                     side="<",
                     tolerance=0.0,
                     claim=f"LII falls from batch {sizes[0]} to {sizes[-1]}",
-                    names=names,
+                    replicas=verdicts.Replicas(names),
                 ),
                 "gap grows": verdicts.paired(
                     ends["gap"],
                     side=">",
                     tolerance=0.0,
                     claim=f"the gap grows from batch {sizes[0]} to {sizes[-1]}",
-                    names=names,
+                    replicas=verdicts.Replicas(names),
                 ),
             }
         )

@@ -182,7 +182,7 @@ def judge(results: "xr.Dataset") -> list[dict[str, Any]]:
                         at.sel(retraining=a).values,
                         at.sel(retraining=b).values,
                         claim=claim,
-                        names=names,
+                        replicas=verdicts.Replicas(names),
                     ),
                 }
             )
@@ -209,7 +209,7 @@ def judge_full_rewind(results: "xr.Dataset") -> list[dict[str, Any]]:
                         at.sel(retrain_time=times[-2]).values,
                         at.sel(retrain_time=times[-1]).values,
                         claim=claim,
-                        names=names,
+                        replicas=verdicts.Replicas(names),
                     ),
                 }
             )

@@ -282,9 +282,13 @@ def judge(
                 "density": float(results["density"].sel(at).mean()),
                 "arm": str(arm),
                 "stable": verdicts.stable(
-                    of_pairs, threshold, clusters=clusters, names=pair_names
+                    of_pairs,
+                    threshold,
+                    replicas=verdicts.Replicas(pair_names, clusters),
                 ),
-                "matching": verdicts.matching(own, reference, tolerance, names=names),
+                "matching": verdicts.matching(
+                    own, reference, tolerance, replicas=verdicts.Replicas(names)
+                ),
             }
         )
     return rows
