@@ -712,3 +712,62 @@ def test_moments_and_metadata_are_json(tmp_path):
     assert ticket.metadata["model"] == "mlp" and ticket.metadata["task"] == "toy"
     assert ticket.metadata["density"] == 1.0
     json.dumps(ticket.metadata)
+
+
+# --- metrics, labels ------------------------------------------------------------------
+
+
+def several_metrics():
+    """Classification whose loss and evaluation report metrics of other names."""
+    inner = toys.classification(lj.models.make("mlp-5", 4))
+
+    def loss(*args):
+        value, (state, stream, found) = inner.loss(*args)
+        more = {"perplexity": jnp.exp(value), "per_class": jnp.zeros(4)}
+        return value, (state, stream, found | more)
+
+    def evaluate(*args):
+        found = inner.evaluate(*args)
+        accuracy = 1 - found.pop("error")
+        return found | {"accuracy": accuracy, "confusion": jnp.zeros((4, 4))}
+
+    return inner._replace(loss=loss, evaluate=evaluate)
+
+
+def test_metrics_of_any_name_are_recorded():
+    plan = imp.Plan(steps=4, validate_every=2)
+    where = lj.Where(Execution(2, 1))
+    study = imp.run(
+        several_metrics(), optax.sgd(0.1), plan, levels=1, replicas=(0, 1), where=where
+    )
+    records = {name: values for name, (_, values) in study.records.items()}
+    for name in ("accuracy", "loss"):
+        for part in (f"test_{name}", f"test_{name}_early", f"validation_{name}"):
+            assert np.isfinite(records[part]).all(), part
+    mean = records["train_perplexity"]
+    assert (mean >= np.exp(records["train_loss"]) - 1e-4).all()  # Jensen
+    # What is no number of a network, and what nobody reports, is not there.
+    absent = ("train_per_class", "test_confusion", "test_error", "validation_error")
+    assert not set(absent) & set(records)
+    found = study.dataset(note="toy")
+    assert found.attrs["note"] == "toy" and found.attrs["steps"] == 4
+    picked = found["test_accuracy"].sel(arm="ticket", replica=1, level=1).item()
+    assert picked == records["test_accuracy"][0, 0, 1, 1]
+
+
+def test_a_score_of_ones_own_in_a_study():
+    def smallest_go_last(key, inputs):
+        return jax.tree.map(lambda p: -jnp.abs(p), inputs.trained)
+
+    study = toys.one_chain()
+    plan = dataclasses.replace(
+        study.plan, chains=(imp.Chain(score=smallest_go_last),), arms=("ticket",)
+    )
+    found = imp.run(
+        study.task, study.tx, plan, levels=1, where=lj.Where(study.execution)
+    )
+    mask = np.asarray(found.masks["head"]["kernel"][0, 0])
+    trained = study.end("imp", 0, "ticket", 0).params["head"]["kernel"]
+    assert 0 < mask.sum() < mask.size
+    assert np.abs(trained[mask]).max() <= np.abs(trained[~mask]).min()
+    assert "smallest_go_last" in imp.tickets_of(found)[0][0].metadata["found"]

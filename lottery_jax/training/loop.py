@@ -160,8 +160,8 @@ def train_steps(
       active: False returns the state as it is, for replicas that have not joined.
 
     Returns:
-      The state after the segment, and the metrics of each step: `loss` and what else the
-      loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
+      The state after the segment, and the metrics of each step: `loss` and what other
+      scalars the loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
       for an inactive replica).
 
     Raises:
@@ -190,7 +190,11 @@ def train_steps(
     _, _, shapes = jax.eval_shape(
         lambda *args: step_gradient(task, *args), state, key, order, start
     )
-    buffers = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in shapes}
+    buffers = {
+        name: jnp.full((capacity,), jnp.nan, jnp.float32)
+        for name, x in shapes.items()
+        if x.shape == ()
+    }
 
     def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         return jax.lax.fori_loop(start, stop, one_step, carry)
