@@ -1,7 +1,6 @@
 """Operations of a training step, and where the time of a compiled program goes.
 
-On a CPU XLA's operations run in several threads, and one may run beside another: sums are
-of the time of operations, so what counts is their shares.
+On a CPU XLA's operations run in several threads: what counts is their shares.
 """
 
 import glob
@@ -16,29 +15,23 @@ from typing import Any, NamedTuple
 
 import jax
 
-FORWARD = "products, forward"
-INPUTS = "products, gradients in inputs"
+FORWARD, INPUTS = "products, forward", "products, gradients in inputs"
 WEIGHTS = "products, gradients in weights"
 OPTIMIZER = "optimizer and masks"
 BATCH = "batch: gather, augmentation, normalisation"
-COPIES = "copies and layouts"
+COPIES, REST = "copies and layouts", "rest"
 MODEL = "normalisation, activations, loss and their gradients"
-REST = "rest"
 
 Shape = tuple[int, ...]
 
 
 class Operation(NamedTuple):
-    """One instruction of a compiled program: its opcode, shape and origin.
-
-    The origin reads "jit(run)/while/body/jvp(MLP)/dense_0/dot_general"; it is "" if the
-    compiler made the instruction.
-    """
+    """One instruction of a compiled program; the path is "" if the compiler made it."""
 
     name: str
     code: str
     shape: Shape
-    path: str
+    path: str  # "jit(run)/while/body/jvp(MLP)/dense_0/dot_general"
 
 
 _LINE = re.compile(
@@ -55,8 +48,7 @@ _MOVES = ("copy", "transpose", "pad", "slice", "concatenate", "bitcast", "reshap
 def operations(task: Any) -> float:
     """Floating-point operations of the loss of a batch and its gradient, as XLA counts.
 
-    Nearly all are in products. The library's own convolutions loop over pieces, which are
-    counted once: trace them as stock ones.
+    Nearly all are in products. It counts a loop once: trace convolutions as stock ones.
     """
     key = jax.random.key(0)
     params, *state = jax.eval_shape(task.init, key)
@@ -81,13 +73,7 @@ def parse(hlo: str) -> dict[str, Operation]:
 
 
 def classify(operation: Operation, weights: Collection[Shape], batch: int) -> str:
-    """The kind of an operation of a training step.
-
-    Args:
-      operation: what it is.
-      weights: the shapes of the network's parameters.
-      batch: examples per step.
-    """
+    """The kind of an operation of a step, from the shapes of weights and the batch."""
     _, code, shape, path = operation
     last = path.rpartition("/")[2]
     in_model, backward = "jvp(" in path, "transpose(jvp" in path
@@ -127,11 +113,7 @@ def trace(program: Callable[[], object]) -> dict[str, float]:
 def shares(
     seconds: Mapping[str, float], hlo: str, weights: Collection[Shape], batch: int
 ) -> dict[str, float]:
-    """The shares of each kind in the time of operations, from `trace`; they add up to 1.
-
-    Raises:
-      RuntimeError: the trace names no operation of this program.
-    """
+    """The shares of each kind in the seconds of `trace`; a RuntimeError if it is empty."""
     known, totals = parse(hlo), defaultdict[str, float](float)
     for name, duration in seconds.items():
         base = re.sub(r"[.\d]+$", "", name)

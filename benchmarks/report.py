@@ -29,14 +29,9 @@ PANELS: Mapping[str, tuple[str, int | None]] = {
 def as_json(
     row: Row, found: Found, seconds: float, load: float, quick: bool
 ) -> dict[str, Any]:
-    """What a row has found, with where and when it was measured.
+    """What a row has found, with the seconds it took, and where and when it ran.
 
-    Args:
-      row: the row.
-      found: from `run.measure`.
-      seconds: that it took in all.
-      load: the machine's load average in the minute before it.
-      quick: whether it ran with the tiny sizes that show no more than that it runs.
+    `load` is the machine's load average in the minute before it.
     """
     comparisons = []
     for one in compare(row, found):

@@ -5,6 +5,7 @@ Nothing here imports JAX or PyTorch: sides are names of functions (`sides_jax`,
 whatever it is. A new row is an entry of `ROWS`.
 """
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,71 +14,38 @@ from typing import Any, Literal, NamedTuple
 
 
 class Sizes(NamedTuple):
-    """What a side may be asked for; each looks at what it needs.
+    """What a side may be asked for; each looks at what it needs."""
 
-    Attributes:
-      model: a name of `models.make`; PyTorch reads its numbers.
-      shape: of one example; with three axes it is an image.
-      examples: in the training set.
-      held_out: in the validation set, 0 for none.
-      test: in the test set, 0 for none.
-      batch: examples per step, or at once.
-      optimizer: Adam, or SGD with momentum.
-      learning_rate: of the optimizer.
-      density: of the random masks on the kernels.
-      augment: flip and crop on the device.
-      replicas: trained together, a multiple of the devices.
-      chunk: of them at once on a device; 0 for all.
-      convolution: how kernels of several replicas are executed; None for the default.
-      precision: of products; None for JAX's own.
-      steps: of each replica in a call, or of a level.
-      every: steps between validations.
-      levels: prunings, or those whose tickets are looked at.
-      fraction: of the surviving weights, removed at each level.
-      pairs: of networks, or branches of an initialisation.
-      alphas: points of a path.
-      operations: about how many a ruler does in a call.
-      squares: sides of the square products of which the best is the peak.
-      kernel: input size, channels in and out, stride of a 3x3 convolution.
-      data: a data set that needs no download.
-      seconds: that short calls should take together, about.
-      fused: PyTorch's fused Adam, and masks by one call.
-      channels_last: PyTorch's memory format.
-      loaders: processes that load, beside the one that trains.
-      flags: of a command.
-      label: of facts, where several sides find the same.
-    """
-
-    model: str = "lenet-300-100"
-    shape: tuple[int, ...] = (28, 28, 1)
-    examples: int = 55_000
-    held_out: int = 0
+    model: str = "lenet-300-100"  # a name of `models.make`; PyTorch reads its numbers
+    shape: tuple[int, ...] = (28, 28, 1)  # of one example; three axes are an image's
+    examples: int = 55_000  # in the training set
+    held_out: int = 0  # in the validation set
     test: int = 0
-    batch: int = 60
-    optimizer: Literal["adam", "sgd"] = "adam"
+    batch: int = 60  # examples per step, or at once
+    optimizer: Literal["adam", "sgd"] = "adam"  # SGD with momentum
     learning_rate: float = 1.2e-3
-    density: float = 0.2
-    augment: bool = False
-    replicas: int = 1
-    chunk: int = 1
-    convolution: str | None = None
-    precision: str | None = None
-    steps: int = 200
-    every: int = 100
-    levels: tuple[int, ...] = (1,)
-    fraction: float = 0.2
-    pairs: int = 3
-    alphas: int = 30
-    operations: float = 1.5e10
-    squares: tuple[int, ...] = (256, 512, 1024, 2048)
-    kernel: tuple[int, ...] = ()
-    data: str = ""
-    seconds: float = 0.3
-    fused: bool = False
-    channels_last: bool = False
-    loaders: int = 0
-    flags: str = ""
-    label: str = ""
+    density: float = 0.2  # of the random masks on the kernels
+    augment: bool = False  # flip and crop on the device
+    replicas: int = 1  # trained together, a multiple of the devices
+    chunk: int = 1  # of them at once on a device; 0 for all
+    convolution: str | None = None  # how kernels of several replicas are executed
+    precision: str | None = None  # of products
+    steps: int = 200  # of each replica in a call, or of a level
+    every: int = 100  # steps between validations
+    levels: tuple[int, ...] = (1,)  # prunings, or those whose tickets are looked at
+    fraction: float = 0.2  # of the surviving weights, removed at each level
+    pairs: int = 3  # of networks, or branches of an initialisation
+    alphas: int = 30  # points of a path
+    operations: float = 1.5e10  # about how many a ruler does in a call
+    squares: tuple[int, ...] = (256, 512, 1024, 2048)  # products that may be the peak
+    kernel: tuple[int, ...] = ()  # input size, channels in and out, stride
+    data: str = ""  # a data set that needs no download
+    seconds: float = 0.3  # that short calls should take together, about
+    fused: bool = False  # PyTorch's fused Adam, and masks by one call
+    channels_last: bool = False  # PyTorch's memory format
+    loaders: int = 0  # PyTorch's processes that load, beside the one that trains
+    flags: str = ""  # of a command
+    label: str = ""  # of facts, where several sides find the same
 
 
 class Side(NamedTuple):
@@ -109,25 +77,15 @@ class Side(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A bound that the median must keep.
-
-    Attributes:
-      sense: how the median must compare with the bound.
-      bound: in the unit of the comparison.
-    """
+    """A bound, in the unit of the comparison, that the median must keep."""
 
     sense: Literal[">=", ">", "<="]
     bound: float
 
     def reached(self, value: float) -> bool:
         """Whether a value keeps the bound."""
-        match self.sense:
-            case ">=":
-                return value >= self.bound
-            case ">":
-                return value > self.bound
-            case "<=":
-                return value <= self.bound
+        compare = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+        return compare[self.sense](value, self.bound)
 
 
 class Ratio(NamedTuple):
@@ -149,13 +107,7 @@ class Ratio(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A fact that belongs into the table of comparisons.
-
-    Attributes:
-      fact: its name.
-      target: None where there is none.
-      unit: of the fact.
-    """
+    """A fact, by its name, that belongs into the table of comparisons."""
 
     fact: str
     target: Target | None = None
@@ -211,9 +163,11 @@ def cores() -> int:
 # --- the rows -------------------------------------------------------------------------
 
 N = cores()
-US, PRODUCTS, PEAK = "lottery_jax", "its products alone", "the best square products"
+US, PRODUCTS = "lottery_jax", "its products alone"
+PEAK = "the best square products, in operations"
 OPERATIONS = "operations of the products in one step"
 STEP = "ms of a step, 1 replica on 1 device"
+TRAINED = "training and validation, share of the wall time"
 STORED = ("xarray", "h5netcdf", "safetensors")
 TORCH = ("torch", "PIL")
 COMMAND = (*STORED, "tyro", "rich", "matplotlib", "mnist1d")
@@ -223,6 +177,7 @@ TINY: Mapping[str, Any] = {
     "model": "lenet-20",
     "shape": (8, 8, 1),
     "examples": 120,
+    "batch": 60,
     "steps": 4,
     "every": 2,
     "operations": 1e5,
@@ -257,20 +212,13 @@ def _devices(number: int) -> str:
 
 # lenet
 
+_FUSED = {"steps": 600, "fused": True}
 _PEERS = {
     f"PyTorch, plain loop, {N} threads": _torch("lenet", steps=600),
-    f"PyTorch, fused Adam and foreach masks, {N} threads": _torch(
-        "lenet", steps=600, fused=True
-    ),
-    f"PyTorch, the same, {N} single-thread processes": _torch(
-        "lenet", threads=1, processes=N, steps=600, fused=True
-    ),
-    "PyTorch, open_lth's loop, loading in the same process": _torch(
-        "open_lth", steps=250
-    ),
-    "PyTorch, open_lth's loop, 2 processes load": _torch(
-        "open_lth", steps=250, loaders=2
-    ),
+    f"PyTorch, fused Adam and foreach masks, {N} threads": _torch("lenet", **_FUSED),
+    f"PyTorch, the same, {N} single-thread processes": _torch("lenet", 1, N, **_FUSED),
+    "PyTorch, open_lth's loop, loading in the same process": _torch("open_lth"),
+    "PyTorch, open_lth's loop, 2 processes load": _torch("open_lth", loaders=2),
 }
 
 _LENET = Row(
@@ -374,8 +322,8 @@ _CONVOLUTIONS = Row(
 # paths and branches
 
 _BATCHES = {
-    f"PyTorch, batch {size:,}, {N} threads": _torch("paths", batch=size)
-    for size in (500, 2000, 10_000)
+    f"PyTorch, batch {b:,}, {N} threads": _torch("paths", batch=b)
+    for b in (500, 2000, 10_000)
 }
 _FORWARD = "the forward products alone, 500 rows"
 MORE = "growth of temporary memory from 30 to 300 alphas, as a share"
@@ -413,17 +361,10 @@ _BRANCHING = Row(
 
 # masks
 
-_MLP = {
-    "model": "mlp-100-100",
-    "shape": (40,),
-    "examples": 3000,
-    "batch": 100,
-    "learning_rate": 5e-3,
-    "steps": 4000,
-}
+_MLP = Sizes("mlp-100-100", (40,), 3000, batch=100, learning_rate=5e-3, steps=4000)
 _NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "LeNet-300-100": {"steps": 600},
-    "MNIST-1D MLP": _MLP,
+    "MNIST-1D MLP": _MLP._replace(replicas=N)._asdict(),
 }
 
 _MASKING = Row(
@@ -447,8 +388,8 @@ _MASKING = Row(
 # studies
 
 _TINY_STUDY = Sizes(
-    model="mlp-8", shape=(6,), examples=64, held_out=16, test=16, batch=8, replicas=2
-)._replace(steps=16, every=8, levels=(3,))
+    "mlp-8", (6,), 64, held_out=16, test=16, batch=8, steps=24, every=8, levels=(3,)
+)._replace(replicas=2)
 
 _COMPILATIONS = Row(
     "A study of 3 levels after level 0, 3 arms and 2 replicas of a tiny network, in a "
@@ -458,10 +399,10 @@ _COMPILATIONS = Row(
     TINY,
     facts=[
         _jax("levels"),
-        _jax(
-            "compiling", **LENET._replace(replicas=N, label="LeNet-300-100")._asdict()
+        *(
+            _jax("compiling", **own._replace(replicas=N, label=label)._asdict())
+            for label, own in (("LeNet-300-100", LENET), ("ResNet-20", RESNET))
         ),
-        _jax("compiling", **RESNET._replace(replicas=N, label="ResNet-20")._asdict()),
     ],
     numbers=[
         Number("compilations from level 2 on", Target("<=", 0)),
@@ -486,23 +427,16 @@ _LEVELS = Row(
         f"density {0.8**k:.3f}": _jax("train", replicas=N, density=0.8**k, steps=600)
         for k in (1, 20)
     },
-    ratios=[
-        Ratio(
-            f"density {0.8**20:.3f}",
-            f"density {0.8:.3f}",
-            Target("<=", 1.05),
-            time=True,
-        )
-    ],
+    ratios=[Ratio("density 0.012", "density 0.800", Target("<=", 1.05), time=True)],
     facts=[_jax("levels")],
     numbers=[
         Number("time of the last level against level 1", Target("<=", 1.05)),
         Number("compilations from level 2 on", Target("<=", 0)),
         Number(
-            "training and validation, share of the wall time without compiling",
+            f"{TRAINED} without compiling",
             Target(">=", 0.9),
         ),
-        Number("training and validation, share of the wall time"),
+        Number(TRAINED),
         Number("wall time", unit="s"),
         Number("tracing and compiling", unit="s"),
     ],
@@ -553,7 +487,7 @@ def _width(a: int, b: int) -> str:
 
 
 def _wide(a: int, b: int) -> Side:
-    steps = min(max(round(1.5e10 / (360 * _weights(a, b))), 2), 4000)
+    steps = min(max(40_000_000 // _weights(a, b), 2), 4000)  # about as long for all
     return _jax("train", model=f"lenet-{a}-{b}", replicas=N, steps=steps)
 
 
@@ -658,30 +592,12 @@ _COMPACTION = Row(
 # precision
 
 
-def _study(data: str, model: str, **sizes: Any) -> Side:
-    return _jax("precision", data=data, model=model, **sizes)
-
-
-_MNIST1D = _study(
-    "mnist1d",
-    "mlp-100-100",
-    batch=100,
-    learning_rate=5e-3,
-    steps=1500,
-    fraction=0.36,
-    levels=(5,),
-    replicas=20,
-)
-_DIGITS = _study(
-    "digits",
-    "resnet-8-8",
-    batch=64,
-    learning_rate=3e-3,
-    steps=250,
-    fraction=0.6,
-    levels=(3,),
-    replicas=6,
-)
+_MNIST1D = Sizes(
+    "mlp-100-100", batch=100, learning_rate=5e-3, steps=1500, fraction=0.36, levels=(5,)
+)._replace(data="mnist1d", replicas=20)
+_DIGITS = Sizes(
+    "resnet-8-8", batch=64, learning_rate=3e-3, steps=250, fraction=0.6, levels=(3,)
+)._replace(data="digits", replicas=6)
 
 _PRECISION = Row(
     "The same pruning studies with the operands of all products rounded: an MLP on "
@@ -691,7 +607,7 @@ _PRECISION = Row(
     "intervals. The rounding is that of an accelerator's matrix units; the speed is not, "
     "since a CPU has none.",
     quick={"steps": 4, "levels": (1,), "replicas": 2, "model": "mlp-10"},
-    facts=[_MNIST1D, _DIGITS],
+    facts=[_jax("precision", **s._asdict()) for s in (_MNIST1D, _DIGITS)],
     numbers=[
         Number(f"test error, {data}, {when} level, {precision}: change", unit="points")
         for data in ("mnist1d", "digits")
@@ -704,45 +620,44 @@ _PRECISION = Row(
 # accelerators
 
 
+_WAYS = ("grouped", "patches", "loop")
+
+
+def _cell(replicas: int, way: str | None, precision: str) -> str:
+    return ", ".join([f"{replicas} replicas", *([way] if way else []), precision])
+
+
 def _on_gpu(model: str) -> Row:
     """Every way to convolve and every precision: the most telling cells first."""
+    fast = ("tensorfloat32", "bfloat16")
     cells = [
         (replicas, way, precision)
-        for precisions in (("tensorfloat32", "bfloat16"), ("float32",))
-        for numbers in ((1, 9), (27, 3))
+        for precisions, numbers in ((fast, (1, 9, 27, 3)), (("float32",), (1, 9)))
         for replicas in numbers
-        for way in (("grouped", "patches", "loop") if replicas > 1 else (None,))
+        for way in (_WAYS if replicas > 1 else (None,))
         for precision in precisions
     ]
-
-    def name(replicas: int, way: str | None, precision: str) -> str:
-        if way is None:
-            return f"1 replica, {precision}"
-        return f"{replicas} replicas, {way}, {precision}"
-
-    ways = ("grouped", "patches", "loop")
+    own = RESNET._replace(model=model, examples=50_000, augment=True, replicas=1)
+    own = own._replace(chunk=0, steps=30)
+    nine = [(_cell(9, way, p), _cell(1, None, p)) for p in fast for way in _WAYS]
     return Row(
         f"{model} on one accelerator: batch 128, flipped and cropped on the device, SGD "
         "with momentum, masks of density 0.2; all replicas vmapped. Each line is one "
         "compiled training loop in a process of its own. 9 replicas are to take no more "
         "than twice the time of one: 4.5 times its rate. The peak is of square products in "
         "bfloat16.",
-        RESNET._replace(model=model, examples=50_000, augment=True, chunk=0, steps=30),
+        own,
         TINY_RESNET | {"steps": 2},
         {PEAK: _jax("peak", 1, precision="bfloat16", squares=(4096, 8192, 16_384))}
         | {
-            name(r, way, p): _jax("train", 1, replicas=r, convolution=way, precision=p)
+            _cell(r, way, p): _jax("train", 1, replicas=r, convolution=way, precision=p)
             for r, way, p in cells
         },
         ratios=[
-            *(
-                Ratio(name(9, way, p), name(1, None, p), Target(">=", 4.5))
-                for p in ("tensorfloat32", "bfloat16")
-                for way in ways
-            ),
-            *(Ratio(name(9, way, "bfloat16"), PEAK, times=OPERATIONS) for way in ways),
+            *(Ratio(of, to, Target(">=", 4.5)) for of, to in nine),
+            *(Ratio(of, PEAK, times=OPERATIONS) for of, _ in nine),
         ],
-        facts=[_jax("account", 1, replicas=1, chunk=1)],
+        facts=[_jax("account", 1)],
         turns=3,
         device="gpu",
         alone=True,

@@ -38,11 +38,7 @@ Programs: TypeAlias = Mapping[str, Callable[[], Any]]
 
 
 class Compiling:
-    """Remembers every interval in which JAX traces, lowers or compiles, from now on.
-
-    Args:
-      clock: what the intervals are measured with.
-    """
+    """Remembers every interval in which JAX traces, lowers or compiles, from now on."""
 
     COMPILED = "/jax/core/compile/backend_compile_duration"
     EVENTS = (
@@ -97,6 +93,9 @@ def serve(text: str) -> None:
     if spec["tree"]:
         # This package is imported already, and stays: only the library is the other's.
         sys.path.insert(0, spec["tree"])
+        library = importlib.import_module("lottery_jax").__file__
+        if pathlib.Path(spec["tree"]) not in pathlib.Path(str(library)).parents:
+            raise RuntimeError(f"lottery_jax is {library}, not of {spec['tree']}")
     compiling = None
     if spec["devices"]:
         import jax
@@ -117,9 +116,6 @@ def serve(text: str) -> None:
             tupled = {k: tuple(v) if type(v) is list else v for k, v in sizes.items()}
             made[key] = getattr(found, function)(Sizes(**tupled))
         programs[name] = made[key][program]
-    library = sys.modules.get("lottery_jax")
-    if library and spec["tree"] and spec["tree"] not in str(library.__file__):
-        raise RuntimeError(f"lottery_jax is {library.__file__}, not of {spec['tree']}")
     for program in programs.values() if spec["warm"] else ():
         program()
     print(json.dumps({"ready": list(programs)}), file=answers)
@@ -204,9 +200,7 @@ class Worker:
 
     def ask(self, program: str) -> None:
         """Starts a program; its result is fetched with `result`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(program + "\n")
-        self._process.stdin.flush()
+        print(program, file=self._process.stdin, flush=True)
 
     def result(self) -> tuple[float, Any]:
         """Seconds that the program took, and what it returned."""
@@ -232,11 +226,9 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            stream.close()
+        self._process.communicate()
+        self._errors.close()
 
 
 # --- turns ----------------------------------------------------------------------------
@@ -289,22 +281,12 @@ def take_turns(
 
 
 class Found(NamedTuple):
-    """What a row has found.
+    """What a row has found."""
 
-    Attributes:
-      rates: of each side, one value per turn.
-      facts: by name, one value per repetition.
-      costs: of each process, by its sides.
-      failed: why a side of a row of single sides has no rates.
-    """
-
-    rates: dict[str, list[float]]
-    facts: dict[str, list[Any]]
-    costs: dict[str, dict[str, float]]
-    failed: dict[str, str]
-
-
-Trees: TypeAlias = Sequence[str | None]
+    rates: dict[str, list[float]]  # of each side, one per turn
+    facts: dict[str, list[Any]]  # by name, one per repetition
+    costs: dict[str, dict[str, float]]  # of each process
+    failed: dict[str, str]  # why a side of a row of single sides has no rates
 
 
 def measure(
@@ -380,7 +362,7 @@ def _measure_sides(
             # Several threads wait actively, which takes long where others run.
             side = side._replace(threads=1, processes=1)
         for i in range(side.processes):
-            own = name if side.devices is None else f"JAX on {side.devices} devices"
+            own = name if side.devices is None else f"JAX on {side.devices}"
             process = (own, i, tree)
             jobs.setdefault(process, {})[name] = side, _sizes(row, side, quick)
             places.setdefault(name, []).append((process, name))
@@ -424,18 +406,10 @@ def outcome(error: str) -> str:
 
 
 class Comparison(NamedTuple):
-    """One number that a row is about.
-
-    Attributes:
-      of: what was measured.
-      to: the peer or ruler that it is divided by, in the same run; "" for a plain number.
-      value: median, smallest and largest of the turns.
-      target: None where there is none.
-      unit: "" for ratios.
-    """
+    """One number that a row is about."""
 
     of: str
-    to: str
+    to: str  # the peer or ruler that it is divided by; "" for a plain number
     value: Spread
     target: Target | None = None
     unit: str = ""

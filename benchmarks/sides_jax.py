@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -25,7 +25,7 @@ from scipy import stats
 
 import lottery_jax as lj
 from benchmarks import _both, profile
-from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, Sizes
+from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, TRAINED, Sizes
 from benchmarks.run import Compiling, Programs, Spread, spread
 from lottery_jax import convolution, masks, training, transforms
 from lottery_jax.connectivity import branches as branches_
@@ -48,11 +48,8 @@ def make_task(sizes: Sizes) -> Task:
             x = generator.standard_normal(size, np.float32)
         return {"image": x, "label": generator.integers(0, 10, number, np.int32)}
 
-    numbers = {
-        "train": sizes.examples,
-        "validation": sizes.held_out,
-        "test": sizes.test,
-    }
+    numbers = {"train": sizes.examples, "validation": sizes.held_out}
+    numbers["test"] = sizes.test
     arrays = {name: split(number) for name, number in numbers.items() if number}
     channels = sizes.shape[-1] if image else 1
     mean, std = ((0.5,) * channels, (0.3,) * channels) if image else ((0.0,), (1.0,))
@@ -166,6 +163,16 @@ def as_program(run: Callable[..., Any], args: Sequence[Any], units: int) -> Prog
     return {"run": program}
 
 
+def facts(find: Callable[[Sizes], dict[str, Any]]) -> Callable[[Sizes], Programs]:
+    """A setup whose one program finds facts."""
+    return wraps(find)(lambda sizes: {"run": partial(find, sizes)})
+
+
+def table(header: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """A fact that is a table; the names of its columns are separated by bars."""
+    return {"header": header.split(" | "), "rows": rows}
+
+
 # --- training -------------------------------------------------------------------------
 
 
@@ -178,10 +185,7 @@ def train(sizes: Sizes) -> Programs:
 def unmasked(sizes: Sizes) -> Programs:
     """The same loop, written by someone who knows no masks."""
 
-    def loop(
-        task: Task, tx: Any, state: Any, key: Any, order: Any, start: Any, stop: Any, *,
-        capacity: int,
-    ) -> Any:  # fmt: skip
+    def loop(task, tx, state, key, order, start, stop, *, capacity):
         def step(i: Any, carry: Any) -> Any:
             state, kept = carry
             gradients, state, metrics = training.step_gradient(
@@ -247,90 +251,77 @@ def stock(sizes: Sizes) -> Programs:
     return {"run": run}
 
 
-def account(sizes: Sizes) -> Programs:
-    """Facts of one replica: operations of a step, its time, and where that goes."""
+@facts
+def account(sizes: Sizes) -> dict[str, Any]:
+    """Of one replica: operations of a step, its time, and where that goes."""
 
-    def facts() -> dict[str, Any]:
-        task, run, args = set_up(sizes)
-        compiled = run.lower(*args).compile()
+    task, run, args = set_up(sizes)
+    compiled = run.lower(*args).compile()
 
-        def program() -> None:
-            jax.block_until_ready(compiled(*args))
+    def program() -> None:
+        jax.block_until_ready(compiled(*args))
 
-        program()
-        begin = time.perf_counter()
-        program()
-        step = 1e3 * (time.perf_counter() - begin) / sizes.steps
-        with stock_convolutions():
-            operations = profile.operations(task)
-        shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
-        weights = {tuple(leaf.shape) for leaf in jax.tree.leaves(shapes)}
-        found: dict[str, Any] = {OPERATIONS: operations, STEP: step}
-        try:
-            shares = profile.shares(
-                profile.trace(program), compiled.as_text(), weights, sizes.batch
-            )
-        except RuntimeError as error:  # an accelerator names its kernels otherwise
-            return found | {"where the time of a step goes": str(error)}
-        rows = [
-            [kind, f"{100 * share:.1f}", f"{share * step:.3g}"]
-            for kind, share in sorted(shares.items(), key=lambda item: -item[1])
-        ]
-        header = [
-            "operations of a step, 1 replica on 1 device",
-            "% of their time",
-            "ms",
-        ]
-        return found | {
-            "where the time of a step goes": {"header": header, "rows": rows}
-        }
-
-    return {"run": facts}
+    program()
+    begin = time.perf_counter()
+    program()
+    step = 1e3 * (time.perf_counter() - begin) / sizes.steps
+    with stock_convolutions():
+        operations = profile.operations(task)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
+    weights = {tuple(leaf.shape) for leaf in jax.tree.leaves(shapes)}
+    found: dict[str, Any] = {OPERATIONS: operations, STEP: step}
+    try:
+        shares = profile.shares(
+            profile.trace(program), compiled.as_text(), weights, sizes.batch
+        )
+    except RuntimeError as error:  # an accelerator names its kernels otherwise
+        return found | {"where the time of a step goes": str(error)}
+    rows = [
+        [kind, f"{100 * share:.1f}", f"{share * step:.3g}"]
+        for kind, share in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+    header = "operations of a step, 1 replica on 1 device | % of their time | ms"
+    return found | {"where the time of a step goes": table(header, rows)}
 
 
-def memory(sizes: Sizes) -> Programs:
-    """Facts: XLA's account of the training program by number of replicas."""
+@facts
+def memory(sizes: Sizes) -> dict[str, Any]:
+    """XLA's account of the training program by number of replicas."""
 
-    def facts() -> dict[str, Any]:
-        few = jax.device_count()
-        _, run, args = set_up(sizes._replace(replicas=few))
-        data, *own, a, b = args
-        rows, temporary = [], []
-        for number in sorted({few, 2 * few, sizes.replicas}):
+    few = jax.device_count()
+    _, run, args = set_up(sizes._replace(replicas=few))
+    data, *own, a, b = args
+    rows, temporary = [], []
+    for number in sorted({few, 2 * few, sizes.replicas}):
 
-            def wide(x: Any, number: int = number) -> jax.ShapeDtypeStruct:
-                shape = (number, *x.shape[1:])
-                return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
+        def wide(x: Any, number: int = number) -> jax.ShapeDtypeStruct:
+            shape = (number, *x.shape[1:])
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
-            found = run.lower(data, *jax.tree.map(wide, own), a, b).compile()
-            size = found.memory_analysis()
-            temporary.append(size.temp_size_in_bytes)
-            parts = (temporary[-1], size.argument_size_in_bytes)
-            parts += (size.output_size_in_bytes,)
-            rows.append([number, *(f"{1e-6 * part:.1f}" for part in parts)])
-        header = ["replicas", "temporary MB", "arguments MB", "outputs MB"]
-        table = {"header": header, "rows": rows}
-        name = "XLA's account of the program on a device, by replicas"
-        return {GROWTH: temporary[-1] / temporary[0], name: table}
-
-    return {"run": facts}
+        found = run.lower(data, *jax.tree.map(wide, own), a, b).compile()
+        size = found.memory_analysis()
+        temporary.append(size.temp_size_in_bytes)
+        parts = (temporary[-1], size.argument_size_in_bytes)
+        parts += (size.output_size_in_bytes,)
+        rows.append([number, *(f"{1e-6 * part:.1f}" for part in parts)])
+    header = "replicas | temporary MB | arguments MB | outputs MB"
+    name = "XLA's account of the program on a device, by replicas"
+    return {GROWTH: temporary[-1] / temporary[0], name: table(header, rows)}
 
 
-def compiling(sizes: Sizes) -> Programs:
-    """Facts: seconds to trace and to compile one training program."""
+@facts
+def compiling(sizes: Sizes) -> dict[str, Any]:
+    """Seconds to trace and to compile one training program."""
 
-    def facts() -> dict[str, float]:
-        _, run, args = set_up(sizes._replace(steps=10))
-        begin = time.perf_counter()
-        lowered = run.lower(*args)
-        traced = time.perf_counter()
-        lowered.compile()
-        return {
-            f"tracing and lowering {sizes.label}": traced - begin,
-            f"compiling {sizes.label}": time.perf_counter() - traced,
-        }
-
-    return {"run": facts}
+    _, run, args = set_up(sizes._replace(steps=10))
+    begin = time.perf_counter()
+    lowered = run.lower(*args)
+    traced = time.perf_counter()
+    lowered.compile()
+    return {
+        f"tracing and lowering {sizes.label}": traced - begin,
+        f"compiling {sizes.label}": time.perf_counter() - traced,
+    }
 
 
 # --- rulers ---------------------------------------------------------------------------
@@ -484,34 +475,30 @@ def paths(sizes: Sizes) -> Programs:
     return {"run": run}
 
 
-def paths_memory(sizes: Sizes) -> Programs:
-    """Facts: how temporary memory grows with ten times the alphas, by XLA's account."""
+@facts
+def paths_memory(sizes: Sizes) -> dict[str, Any]:
+    """How temporary memory grows with ten times the alphas, by XLA's account."""
 
-    def facts() -> dict[str, Any]:
-        task = make_task(sizes)
-        networks = _networks(task, sizes.pairs + 1)
-        a, b = (
-            jax.tree.map(lambda x, i=i: x[i:][: sizes.pairs], networks) for i in (0, 1)
+    task = make_task(sizes)
+    networks = _networks(task, sizes.pairs + 1)
+    a, b = (jax.tree.map(lambda x, i=i: x[i:][: sizes.pairs], networks) for i in (0, 1))
+    temporary = {}
+    for number in (sizes.alphas, 10 * sizes.alphas):
+        along = partial(
+            lj.connectivity.error_along_path,
+            task,
+            alphas=number,
+            batch_norm=None,
+            splits=("test",),
         )
-        temporary = {}
-        for number in (sizes.alphas, 10 * sizes.alphas):
-            along = partial(
-                lj.connectivity.error_along_path,
-                task,
-                alphas=number,
-                batch_norm=None,
-                splits=("test",),
-            )
-            run = jax.jit(lambda a, b, f=along: lax.map(lambda ab: f(*ab), (a, b)))
-            analysis = run.lower(a, b).compile().memory_analysis()
-            temporary[str(number)] = analysis.temp_size_in_bytes
-        few, many = temporary.values()
-        return {
-            MORE: (many - few) / max(few, 1),
-            "temporary bytes, by alphas": temporary,
-        }
-
-    return {"run": facts}
+        run = jax.jit(lambda a, b, f=along: lax.map(lambda ab: f(*ab), (a, b)))
+        analysis = run.lower(a, b).compile().memory_analysis()
+        temporary[str(number)] = analysis.temp_size_in_bytes
+    few, many = temporary.values()
+    return {
+        MORE: (many - few) / max(few, 1),
+        "temporary bytes, by alphas": temporary,
+    }
 
 
 def branches(sizes: Sizes) -> Programs:
@@ -546,120 +533,102 @@ def _plan(sizes: Sizes, **options: Any) -> Any:
     )
 
 
-def study(sizes: Sizes) -> Programs:
-    """Facts: seconds of two equal studies in one process, and what the second compiles."""
+def _run(sizes: Sizes, task: Task, plan: Any, **where: Any) -> Any:
+    """The study of the sizes."""
+    replicas, number = range(sizes.replicas), max(sizes.levels)
+    tx = make_tx(sizes)
+    return _both.run_study(task, tx, plan, levels=number, replicas=replicas, **where)
+
+
+@facts
+def study(sizes: Sizes) -> dict[str, Any]:
+    """Seconds of two equal studies in one process, and what the second compiles."""
 
     def once() -> float:
-        task, tx, plan = make_task(sizes), make_tx(sizes), _plan(sizes)
+        task = make_task(sizes)
         begin = time.perf_counter()
-        replicas, (levels,) = range(sizes.replicas), sizes.levels
-        _both.run_study(task, tx, plan, levels=levels, replicas=replicas)
+        _run(sizes, task, _plan(sizes))
         return time.perf_counter() - begin
 
-    def facts() -> dict[str, float]:
-        compiling = Compiling()
-        first, programs = once(), compiling.count()
-        return {
-            "first call": first,
-            "second call": once(),
-            "compilations in the first call": programs,
-            "compilations in the second call": compiling.count() - programs,
-        }
-
-    return {"run": facts}
+    compiling = Compiling()
+    first, programs = once(), compiling.count()
+    return {
+        "first call": first,
+        "second call": once(),
+        "compilations in the first call": programs,
+        "compilations in the second call": compiling.count() - programs,
+    }
 
 
-def levels(sizes: Sizes) -> Programs:
-    """Facts of a whole study in a folder: what its levels cost, watched after each segment."""
+@facts
+def levels(sizes: Sizes) -> dict[str, Any]:
+    """What the levels of a study in a folder cost, watched after each segment."""
 
-    def facts() -> dict[str, Any]:
-        compiling, clock = Compiling(), time.perf_counter
-        ends: dict[int, list[float]] = defaultdict(list)
-        begin = clock()
-        task, tx, plan = make_task(sizes), make_tx(sizes), _plan(sizes)
-        (number,) = sizes.levels
-        with tempfile.TemporaryDirectory() as folder:
-            _both.run_study(
-                task,
-                tx,
-                plan,
-                levels=number,
-                replicas=range(sizes.replicas),
-                folder=folder,
-                watch=lambda level: ends[level].append(clock()),
-            )
-        wall, compiled = clock() - begin, compiling.seconds()
-        # The first segment of a level begins within its preparation: the others stand
-        # for it, and their median keeps checkpoints out.
-        segments = [
-            [b - a - compiling.seconds(a, b) for a, b in zip(own, own[1:])]
-            for own in (ends[level] for level in range(number + 1))
-        ]
-        typical = [statistics.median(own) for own in segments]
-        trained = sum(m * (len(own) + 1) for m, own in zip(typical, segments))
-        last = [ends[level][-1] for level in range(number + 1)]
-        starts = [float("-inf"), *last]
-        by_level = [compiling.count(a, b) for a, b in zip(starts, last)]
-        steps = (
-            plan.steps / (len(segments[0]) + 1) * sizes.replicas * len(plan.arms) / 1e3
-        )
-        slower = spread([b / a for a, b in zip(segments[1], segments[-1])])
-        share = "training and validation, share of the wall time"
-        return {
-            "time of the last level against level 1": list(slower),
-            f"{share} without compiling": trained / (wall - compiled),
-            share: trained / wall,
-            "wall time": wall,
-            "tracing and compiling": compiled,
-            "compilations from level 2 on": sum(by_level[2:]),
-            "compilations in levels 0, 1, 2 ...": by_level,
-            "compilations after the last level": compiling.count(last[-1]),
-            "ms of a replica-step by level": [
-                [level, *(x / steps for x in spread(own))]
-                for level, own in enumerate(segments)
-            ],
-        }
+    compiling, clock = Compiling(), time.perf_counter
+    ends: dict[int, list[float]] = defaultdict(list)
+    begin, number, plan = clock(), max(sizes.levels), _plan(sizes)
 
-    return {"run": facts}
+    def watch(level: int) -> None:
+        ends[level].append(clock())
+
+    with tempfile.TemporaryDirectory() as folder:
+        _run(sizes, make_task(sizes), plan, folder=folder, watch=watch)
+    wall, compiled = clock() - begin, compiling.seconds()
+    # The first segment of a level begins within its preparation: the others stand
+    # for it, and their median keeps checkpoints out.
+    segments = [
+        [b - a - compiling.seconds(a, b) for a, b in zip(own, own[1:])]
+        for own in (ends[level] for level in range(number + 1))
+    ]
+    typical = [statistics.median(own) for own in segments]
+    trained = sum(m * (len(own) + 1) for m, own in zip(typical, segments))
+    last = [ends[level][-1] for level in range(number + 1)]
+    starts = [float("-inf"), *last]
+    by_level = [compiling.count(a, b) for a, b in zip(starts, last)]
+    rows = sizes.replicas * len(plan.arms)
+    per_ms = sizes.every * rows / 1e3
+    slower = spread([b / a for a, b in zip(segments[1], segments[-1])])
+    return {
+        "time of the last level against level 1": list(slower),
+        f"{TRAINED} without compiling": trained / (wall - compiled),
+        TRAINED: trained / wall,
+        "wall time": wall,
+        "tracing and compiling": compiled,
+        "compilations from level 2 on": sum(by_level[2:]),
+        "compilations in levels 0, 1, 2 ...": by_level,
+        "compilations after the last level": compiling.count(last[-1]),
+        "ms of a replica-step by level": [
+            [level, *(x / per_ms for x in spread(own))]
+            for level, own in enumerate(segments)
+        ],
+    }
 
 
-def precision(sizes: Sizes) -> Programs:
-    """Facts: what rounding the operands of products does to the errors of a study."""
+@facts
+def precision(sizes: Sizes) -> dict[str, Any]:
+    """What rounding the operands of products does to the errors of a study."""
 
-    def facts() -> dict[str, Any]:
-        task = classification(lj.data.load(sizes.data), sizes)
-        plan, tx = (
-            _plan(sizes._replace(every=sizes.steps), arms=("ticket",)),
-            make_tx(sizes),
-        )
-        (number,) = sizes.levels
-        errors, seconds, density = {}, {}, np.ones(number + 1)
-        for own in ("float32", "tensorfloat32", "bfloat16"):
-            begin = time.perf_counter()
-            execution = make_execution(sizes._replace(precision=own))
-            found = _both.run_study(
-                task,
-                tx,
-                plan,
-                levels=number,
-                replicas=range(sizes.replicas),
-                execution=execution,
-            )
-            seconds[own] = time.perf_counter() - begin
-            errors[own] = 100 * found.records["test_error"][1][0, 0]  # [replica, level]
-            density = found.records["density"][1][0, 0].mean(axis=0)
-        facts: dict[str, Any] = {f"seconds, {sizes.data}": seconds}
-        for when, level in (("first", 0), ("last", number)):
-            name = f"test error, {sizes.data}, {when} level"
-            facts[f"{name}, density"] = float(density[level])
-            for own, error in errors.items():
-                facts[f"{name}, {own}, %"] = float(error[:, level].mean())
-                if own != "float32":
-                    change = (error - errors["float32"])[:, level]
-                    facts[f"{name}, {own}: change"] = list(interval(change))
-        return facts
-
-    return {"run": facts}
+    task = classification(lj.data.load(sizes.data), sizes)
+    plan = _plan(sizes._replace(every=sizes.steps), arms=("ticket",))
+    number = max(sizes.levels)
+    errors, seconds, density = {}, {}, np.ones(number + 1)
+    for own in ("float32", "tensorfloat32", "bfloat16"):
+        begin = time.perf_counter()
+        execution = make_execution(sizes._replace(precision=own))
+        found = _run(sizes, task, plan, execution=execution)
+        seconds[own] = time.perf_counter() - begin
+        errors[own] = 100 * found.records["test_error"][1][0, 0]  # [replica, level]
+        density = found.records["density"][1][0, 0].mean(axis=0)
+    changes: dict[str, Any] = {f"seconds, {sizes.data}": seconds}
+    for when, level in (("first", 0), ("last", number)):
+        name = f"test error, {sizes.data}, {when} level"
+        changes[f"{name}, density"] = float(density[level])
+        for own, error in errors.items():
+            changes[f"{name}, {own}, %"] = float(error[:, level].mean())
+            if own != "float32":
+                change = (error - errors["float32"])[:, level]
+                changes[f"{name}, {own}: change"] = list(interval(change))
+    return changes
 
 
 def interval(differences: np.ndarray) -> Spread:
@@ -707,14 +676,7 @@ def compaction(sizes: Sizes) -> Programs:
     """
     task, network = patterns(sizes), lj.models.make(sizes.model, 10)
     with tempfile.TemporaryDirectory() as folder:
-        found = _both.run_study(
-            task,
-            make_tx(sizes),
-            _plan(sizes, arms=("ticket",)),
-            levels=max(sizes.levels),
-            replicas=(0,),
-            folder=folder,
-        )
+        found = _run(sizes, task, _plan(sizes, arms=("ticket",)), folder=folder)
         files = {
             level: next(pathlib.Path(folder).rglob(f"level{level:02d}-*.safetensors"))
             for level in sizes.levels
@@ -724,9 +686,7 @@ def compaction(sizes: Sizes) -> Programs:
     dense = jax.jit(lambda params, x: network.apply({"params": params}, x))
     sparse = jax.jit(lj.compact.apply_bcoo)
     # Zeros cost what other numbers cost: one dense side stands for all levels.
-    forms: dict[str, tuple[Any, Any]] = {
-        "dense": (dense, tickets[sizes.levels[0]].params)
-    }
+    forms = {"dense": (dense, tickets[sizes.levels[0]].params)}
     rows = []
     for level, ticket in tickets.items():
         small = lj.compact.shrink(network, ticket)
@@ -740,25 +700,22 @@ def compaction(sizes: Sizes) -> Programs:
                 f"{float(masks.density(ticket.mask)):.3g}",
                 f"{100 * errors[level]:.1f}",
                 f"{removed:.1f}",
-                *(
-                    f"{n:,}"
-                    for n in (size.dense, size.compacted, size.bcoo, size.packed)
-                ),
+                *(f"{n:,}" for n in size),
                 ", ".join(f"{group} {len(kept)}" for group, kept in small.kept.items()),
             ]
         )
-    header = ["level", "density", "test error, %", "% of kernel weights removed"]
-    header += ["dense, bytes", "compacted", "BCOO", "bits and values", "units left"]
-    table = {"the tickets": {"header": header, "rows": rows}}
-    error = {"test error of the dense network": float(errors[0])}
-    programs: dict[str, Callable[[], Any]] = {"facts": lambda: table | error}
+    header = (
+        "level | density | test error, % | % of kernel weights removed | dense, bytes"
+    )
+    header += " | compacted | BCOO | bits and values | units left"
+    tickets_ = {"the tickets": table(header, rows)}
+    programs: dict[str, Callable[[], Any]] = {"facts": lambda: tickets_}
     images = jax.random.normal(jax.random.key(2), (1024, *sizes.shape))
     for form, (function, params) in forms.items():
         for batch in (1, 128, 1024):
             args = (params, images[:batch])
-            programs[f"{form} {batch}"] = _repeated(
-                function, args, batch, sizes.seconds
-            )
+            name = f"{form} {batch}"
+            programs[name] = _repeated(function, args, batch, sizes.seconds)
     return programs
 
 
