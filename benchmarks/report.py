@@ -251,7 +251,7 @@ def draw(stored: Mapping[str, Any], path: pathlib.Path) -> bool:
     """
     found: dict[str, dict[str, list[list[float]]]] = {}
     for row in stored.values():
-        for panel, lines in row["curves"].items():
+        for panel, lines in row.get("curves", {}).items():
             drawn = {label: sorted(points) for label, points in lines.items() if points}
             found.setdefault(panel, {}).update(drawn)
     if not any(found.values()):
@@ -284,7 +284,11 @@ def draw(stored: Mapping[str, Any], path: pathlib.Path) -> bool:
             continue
         if base:
             axes.set_xscale("log", base=base)
-            axes.xaxis.set_major_formatter("{x:g}" if base == 2 else None)
+        else:
+            axes.locator_params(axis="x", integer=True)
+        if base == 2:
+            every = sorted({x for points in lines.values() for x, *_ in points})
+            axes.set_xticks(every, [f"{x:g}" for x in every], minor=False)
         if base == 10:
             axes.set_yscale("log")
         else:

@@ -280,7 +280,11 @@ ROW = Row(
         Ratio("ours", "not run"),
     ],
     numbers=[Number("wall", Target("<=", 9.0), "s"), Number("change", unit="points")],
-    curves={"devices": {"16 replicas": {1: "slow", 2: "fast", 4: "not run"}}},
+    curves={
+        "devices": {"16 replicas": {1: "slow", 2: "fast", 4: "not run"}},
+        "parameters": {"training": {1e4: "fast", 1e5: "slow"}},
+        "levels": {"LeNet": "by level"},
+    },
 )
 FOUND = Found(
     {"ours": [8.0, 8.0], "slow": [2.0, 1.0], "fast": [4.0, 4.0]},
@@ -288,6 +292,7 @@ FOUND = Found(
         "wall": [3, 5, 4],
         "change": [[0.1, -0.2, 0.4]],
         "operations": [10],
+        "by level": [[[0, 2, 1, 3], [1, 3, 2, 4]]],
         "where it goes": [{"header": ["a", "b"], "rows": [["c", "0.5"]]}],
     },
     {"a process": {"peak resident memory, GB": 0.5}},
