@@ -38,7 +38,6 @@ class Sizes(NamedTuple):
     alphas: int = 30  # points of a path
     operations: float = 1.5e10  # about how many a ruler does in a call
     squares: tuple[int, ...] = (256, 512, 1024, 2048)  # products that may be the peak
-    kernel: tuple[int, ...] = ()  # input size, channels in and out, stride
     data: str = ""  # a data set that needs no download
     seconds: float = 0.3  # that short calls should take together, about
     fused: bool = False  # PyTorch's fused Adam, and masks by one call
@@ -286,36 +285,6 @@ _RESNET20 = Row(
         _jax("memory", replicas=8 * N, steps=4),
     ],
     numbers=[Number(GROWTH, Target("<=", 1.05))],
-    needs=TORCH,
-)
-
-_KERNELS = (
-    (32, 16, 16, 1),
-    (32, 16, 32, 2),
-    (16, 32, 32, 1),
-    (16, 32, 64, 2),
-    (8, 64, 64, 1),
-)
-_BY = {
-    f"lottery_jax, {N} devices": _jax("convolutions"),
-    f"PyTorch, {N} threads": _torch("convolutions"),
-    f"PyTorch, channels-last, {N} threads": _torch("convolutions", channels_last=True),
-}
-
-_CONVOLUTIONS = Row(
-    "The 3x3 convolutions of ResNet-20 by themselves, batch 128, forward and both "
-    "gradients; the batch on each device.",
-    Sizes(batch=128, operations=2e10),
-    {"batch": 2, "operations": 1.0},
-    {
-        f"{who}, {a}x{a}, {b} to {c} channels, stride {d}": side._replace(
-            change={**side.change, "kernel": (a, b, c, d)}
-        )
-        for a, b, c, d in _KERNELS
-        for who, side in _BY.items()
-    },
-    "operations per second",
-    turns=3,
     needs=TORCH,
 )
 
@@ -667,7 +636,6 @@ def _on_gpu(model: str) -> Row:
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
-    "convolutions": _CONVOLUTIONS,
     "paths": _PATHS,
     "masking": _MASKING,
     "branching": _BRANCHING,

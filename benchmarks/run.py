@@ -321,11 +321,14 @@ def measure(
                 raise
             found.failed.update(dict.fromkeys(own, outcome(str(error))))
     for side in row.facts:
-        for _ in range(1 if quick else row.repeats):
-            for tree in (None, against) if against and side.is_ours else (None,):
-                for name, value in _facts(row, side, quick, tree).items():
-                    own_name = f"{name}, {OTHER}" if tree else name
-                    found.facts.setdefault(own_name, []).append(value)
+        trees = (None, against) if against and side.is_ours else (None,)
+        try:
+            for tree in trees * (1 if quick else row.repeats):
+                _find_facts(row, side, tree, quick, found)
+        except WorkerError as error:
+            if not row.alone:
+                raise
+            found.failed[side.setup] = outcome(str(error))
     return found
 
 
@@ -386,11 +389,16 @@ def _measure_sides(
             found.costs[name] = worker.run(COSTS)[1]
 
 
-def _facts(row: Row, side: Side, quick: bool, tree: str | None) -> dict[str, Any]:
+def _find_facts(
+    row: Row, side: Side, tree: str | None, quick: bool, found: Found
+) -> None:
+    """Runs a side in a process of its own, and adds its facts to what is found."""
     jobs = {"facts": (side, _sizes(row, side, quick))}
     with Worker(jobs, tree=tree, warm=False, platform=_platform(row)) as worker:
         worker.wait_ready()
-        return worker.run("facts")[1]
+        for name, value in worker.run("facts")[1].items():
+            own_name = f"{name}, {OTHER}" if tree else name
+            found.facts.setdefault(own_name, []).append(value)
 
 
 def outcome(error: str) -> str:
@@ -421,11 +429,8 @@ def compare(row: Row, found: Found) -> list[Comparison]:
     for one in row.ratios:
         several = (one.to,) if isinstance(one.to, str) else one.to
         peers = [name for name in several if name in rates]
-        if (
-            one.of not in rates
-            or not peers
-            or (one.times and one.times not in found.facts)
-        ):
+        missing = one.times and one.times not in found.facts
+        if one.of not in rates or not peers or missing:
             continue
         peer = max(peers, key=lambda name: statistics.median(rates[name]))
         label = peer if len(several) == 1 else f"the best peer: {peer}"

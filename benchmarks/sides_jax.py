@@ -79,15 +79,16 @@ def make_execution(sizes: Sizes) -> _both.Execution:
 
 
 def draw(generator: np.random.Generator, number: int, shapes: Any) -> Any:
-    """Weights and statistics of `number` networks, leading axis first."""
+    """Weights and statistics of a network, `number` times: equal ones cost as much."""
 
     def leaf(path: tuple, x: Any) -> np.ndarray:
-        shape = (number, *x.shape)
         if x.ndim > 1:
-            scale = np.float32((2 / np.prod(x.shape[:-1])) ** 0.5)
-            return generator.standard_normal(shape, np.float32) * scale
-        ones = masks.leaf_path(path).endswith(("scale", "var"))
-        return np.full(shape, float(ones), np.float32)
+            one = generator.standard_normal(x.shape, np.float32)
+            one *= np.float32((2 / np.prod(x.shape[:-1])) ** 0.5)
+        else:
+            ones = jax.tree_util.keystr(path, simple=True).endswith(("scale", "var"))
+            one = np.full(x.shape, float(ones), np.float32)
+        return np.broadcast_to(one, (number, *x.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
@@ -102,11 +103,12 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     generator = np.random.default_rng(2)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params, model_state, stream = draw(generator, number, shapes)
-    mask = jax.tree.map(
-        lambda p, take: generator.random(p.shape) < (sizes.density if take else 1),
-        params,
-        masks.prunable(shapes[0]),
-    )
+
+    def draw_mask(p: Any, prunable: bool) -> np.ndarray:
+        one = generator.random(p.shape[1:]) < (sizes.density if prunable else 1)
+        return np.broadcast_to(one, p.shape)
+
+    mask = jax.tree.map(draw_mask, params, masks.prunable(shapes[0]))
     tx = make_tx(sizes)
     start = _both.parallel(partial(training.start, tx), (0, 0, 0), execution)
     own = (Network(params, model_state), stream, mask)
@@ -343,56 +345,45 @@ def _first(x: Any, number: Any) -> Any:
     return x.at[(0,) * x.ndim].set(jnp.tanh(number))
 
 
-def _layers(sizes: Sizes, key: Any) -> tuple[Any, list[Any]]:
+def _products(sizes: Sizes, steps: int, units: int, backward: bool) -> Programs:
+    """The matrix products of a dense network at their own shapes, over and over."""
     widths = [int(np.prod(sizes.shape)), *map(int, sizes.model.split("-")[1:]), 10]
-    first, *keys = jax.random.split(key, len(widths))
-    weights = [
-        jax.random.normal(k, shape) / shape[0] ** 0.5
-        for k, shape in zip(keys, zip(widths, widths[1:]))
-    ]
-    return jax.random.normal(first, (sizes.batch, widths[0])), weights
+
+    def step(_: Any, carry: Any) -> Any:
+        x, weights, _ = carry
+        inputs = [x]
+        for weight in weights:
+            inputs.append(inputs[-1] @ weight)
+        g, gradients = inputs.pop(), []
+        for i in reversed(range(len(weights))) if backward else ():
+            gradients.insert(0, inputs[i].T @ g)
+            g = g @ weights[i].T if i else g
+        last = (gradients or [g])[0][0, 0]
+        return _first(x, last), [_first(w, last) for w in weights], gradients
+
+    def work(key: Any) -> Any:
+        first, *keys = jax.random.split(key, len(widths))
+        weights = [
+            jax.random.normal(k, shape) / shape[0] ** 0.5
+            for k, shape in zip(keys, zip(widths, widths[1:]))
+        ]
+        x = jax.random.normal(first, (sizes.batch, widths[0]))
+        zeros = [jnp.zeros_like(w) for w in weights] if backward else []
+        return lax.fori_loop(0, steps, step, (x, weights, zeros))
+
+    return on_each_device(work, units)
 
 
 def ruler(sizes: Sizes) -> Programs:
-    """The matrix products of a step of a dense network at their own shapes, in steps."""
-
-    def work(key: Any) -> Any:
-        def step(_: Any, carry: Any) -> Any:
-            x, weights, _ = carry
-            inputs = [x]
-            for weight in weights:
-                inputs.append(inputs[-1] @ weight)
-            g, gradients = inputs.pop(), []
-            for i in reversed(range(len(weights))):
-                gradients.append(inputs[i].T @ g)
-                g = g @ weights[i].T if i else g
-            gradients.reverse()
-            last = gradients[0][0, 0]
-            return _first(x, last), [_first(w, last) for w in weights], gradients
-
-        x, weights = _layers(sizes, key)
-        zeros = [jnp.zeros_like(w) for w in weights]
-        return lax.fori_loop(0, sizes.steps, step, (x, weights, zeros))
-
-    return on_each_device(work, sizes.steps)
+    """The products of a step, in steps."""
+    return _products(sizes, sizes.steps, sizes.steps, backward=True)
 
 
 def forward(sizes: Sizes) -> Programs:
     """The products of a forward pass, as often as the paths need them, in images."""
     images = sizes.pairs * sizes.alphas * sizes.test
     steps = max(1, images // jax.device_count() // sizes.batch)
-
-    def work(key: Any) -> Any:
-        def step(_: Any, carry: Any) -> Any:
-            x, weights = carry
-            y = x
-            for weight in weights:
-                y = y @ weight
-            return _first(x, y[0, 0]), [_first(w, y[0, 0]) for w in weights]
-
-        return lax.fori_loop(0, steps, step, _layers(sizes, key))
-
-    return on_each_device(work, steps * sizes.batch)
+    return _products(sizes, steps, steps * sizes.batch, backward=False)
 
 
 def peak(sizes: Sizes) -> Programs:
@@ -424,33 +415,6 @@ def peak(sizes: Sizes) -> Programs:
     best = max(rates, key=rates.__getitem__)
     # An accelerator does a few in no time, and their launch would count.
     return of(best, max(sizes.operations, sizes.seconds * rates[best]))
-
-
-def convolutions(sizes: Sizes) -> Programs:
-    """A 3x3 convolution and its two gradients, over and over; units are operations."""
-    size, inputs, outputs, stride = sizes.kernel
-    pixels, batch = -(-size // stride), sizes.batch
-    one = 3 * 2 * batch * pixels**2 * 9 * inputs * outputs
-    steps = max(1, round(sizes.operations / one))
-
-    def work(key: Any) -> Any:
-        a, b, c = jax.random.split(key, 3)
-        x = jax.random.normal(a, (batch, size, size, inputs))
-        kernel = jax.random.normal(b, (3, 3, inputs, outputs))
-        g = jax.random.normal(c, (batch, pixels, pixels, outputs))
-        conv = partial(convolution.conv, strides=(stride, stride))
-
-        def step(_: Any, carry: Any) -> Any:
-            x, kernel, g, *_ = carry
-            y, transpose = jax.vjp(conv, x, kernel)
-            dx, dkernel = transpose(g)
-            last = y[0, 0, 0, 0] + dx[0, 0, 0, 0] + dkernel[0, 0, 0, 0]
-            return *(_first(z, last) for z in (x, kernel, g)), y, dx, dkernel
-
-        carry = (x, kernel, g, jnp.zeros_like(g), jnp.zeros_like(x), kernel)
-        return lax.fori_loop(0, steps, step, carry)
-
-    return on_each_device(work, one * steps)
 
 
 # --- connectivity ---------------------------------------------------------------------

@@ -186,29 +186,6 @@ def resnet(sizes: Sizes) -> Programs:
     return {"run": run}
 
 
-def convolutions(sizes: Sizes) -> Programs:
-    """A 3x3 convolution alone, forward and both gradients, in operations."""
-    _settle()
-    size, inputs, outputs, stride = sizes.kernel
-    layout = torch.channels_last if sizes.channels_last else torch.contiguous_format
-    x = torch.randn(sizes.batch, inputs, size, size).to(memory_format=layout)
-    kernel = torch.randn(outputs, inputs, 3, 3).to(memory_format=layout)
-    x.requires_grad_()
-    kernel.requires_grad_()
-    y = functional.conv2d(x, kernel, stride=stride, padding=1)
-    g = torch.randn(y.shape).to(memory_format=layout)
-    one = 3 * 2 * y.numel() * 9 * inputs
-    steps = max(1, round(sizes.operations / one))
-
-    def run() -> int:
-        for _ in range(steps):
-            y = functional.conv2d(x, kernel, stride=stride, padding=1)
-            torch.autograd.grad(y, (x, kernel), g)
-        return one * steps
-
-    return {"run": run}
-
-
 # --- a loop of the shape that open_lth has --------------------------------------------
 
 
