@@ -1,12 +1,14 @@
-"""The few names of lottery_jax that sides need, as they are called in this checkout.
+"""The few names of lottery_jax that are called otherwise in older checkouts.
 
 `--against DIR` runs the same sides with the library of DIR, which may be older: what was
 renamed since is looked up here and nowhere else. Once no comparison with a checkout from
 before `lottery_jax.execution` is wanted, the old halves go, and then this file.
 """
 
+import importlib
 import pathlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,64 +21,71 @@ NEW = hasattr(lj, "execution")
 """Whether this is the library in which `Where` says how and where things run."""
 
 if NEW:
-    from lottery_jax.execution import Execution as Execution
-    from lottery_jax.execution import Where
-
+    Execution, Where = lj.execution.Execution, lj.execution.Where
+    sparse = importlib.import_module("lottery_jax.sparse")
     train = training.train_steps
-    place: Callable[..., Any] = lambda tree, execution: execution.place(tree)  # noqa: E731
-    share: Callable[..., Any] = lambda tree, execution: execution.share(tree)  # noqa: E731
+    place, share, parallel = Execution.place, Execution.share, Execution.parallel
 else:
-    from lottery_jax import replicas
-    from lottery_jax.replicas import Execution as Execution
-
+    replicas, sparse = lj.replicas, lj.compact
+    Execution = replicas.Execution
     train = training.train
-    place = replicas.place
 
-    def share(tree: Any, execution: Execution) -> Any:
-        """Arrays that all replicas share, on the devices."""
+    def place(execution: Execution, tree: Any) -> Any:
+        """Puts arrays with a replica axis onto the devices."""
+        return replicas.place(tree, execution)
+
+    def share(execution: Execution, tree: Any) -> Any:
+        """Puts arrays that all replicas share onto the devices."""
         return jax.device_put(tree, replicas.shared(execution))
 
+    def parallel(
+        execution: Execution, function: Callable[..., Any], in_axes: Sequence[Any]
+    ) -> Any:
+        """A compiled function of R replicas from a function of one."""
+        return replicas.parallel(function, in_axes, execution)
 
-def parallel(
-    function: Callable[..., Any], in_axes: Sequence[int | None], execution: Execution
-) -> Any:
-    """A compiled function of R replicas from a function of one."""
+
+def plan(steps: int, fraction: float, every: int, **options: Any) -> Any:
+    """A plan with one iterative chain."""
     if NEW:
-        return execution.parallel(function, in_axes)
-    return replicas.parallel(function, in_axes, execution)
+        chain = imp.Chain(densities=imp.Geometric(fraction))
+    else:
+        chain = imp.Chain(fraction=fraction)
+    return imp.Plan(steps, chains=(chain,), validate_every=every, **options)
 
 
 def run_study(
-    task: Any,
-    tx: Any,
-    plan: Any,
-    *,
-    levels: int,
-    replicas: Sequence[int],
+    *args: Any,
     execution: Execution | None = None,
     folder: pathlib.Path | str | None = None,
-    watch: Callable[[int], None] | None = None,
+    watch: Callable[[int], None] = lambda level: None,
+    **options: Any,
 ) -> Any:
-    """`imp.run`; `watch` is called with the level after every segment."""
+    """`imp.run`; `watch` is called with the level after every segment of training."""
 
     def at(progress: Any) -> None:
-        if watch and progress.level is not None:
+        if not NEW or progress.done > progress.start:
             watch(progress.level)
 
     where: dict[str, Any] = {"execution": execution, "folder": folder, "watch": at}
-    if NEW:
-        where = {"where": Where(**where)}
-    return imp.run(task, tx, plan, levels=levels, replicas=replicas, **where)
+    where = {"where": Where(**where)} if NEW else where
+    return imp.run(*args, **where, **options)
 
 
-def train_branches(
-    task: Any, tx: Any, starts: tuple[Any, ...], stop: int, execution: Execution
-) -> Any:
-    """`connectivity.branches.train`, from the states, joins and noise of `starts`."""
-    where: dict[str, Any] = {"execution": execution}
+def branches_of(
+    task: Any, tx: Any, trunk: Any, noise: Any, number: int, execution: Execution
+) -> tuple[Any, Callable[[int], Any]]:
+    """At which step each branch of a trunk starts, and what trains them to a step."""
     if NEW:
-        where = {"where": Where(**where)}
-    return branches.train(task, tx, *starts, stop, every=stop, **where)
+        where, runs = (
+            Where(execution=execution),
+            branches.of_trunk(trunk, noise, number),
+        )
+        train = partial(training.train, task, tx, runs, where=where)
+        return runs.joins, lambda stop: train(stop, every=stop).state
+    starts, joins, replica, _ = branches.starts(trunk, number)
+    train = partial(branches.train, task, tx, starts, joins, noise[replica])
+    return joins, lambda stop: train(stop, every=stop, execution=execution)
 
 
 def paths(
@@ -84,15 +93,19 @@ def paths(
 ) -> Any:
     """`connectivity.paths` on the test split, of networks without statistics."""
     if NEW:
-        measure = connectivity.Measure(alphas=alphas, splits=("test",))
-        where = Where(execution=execution)
+        measure, where = _measure(alphas), Where(execution=execution)
         return connectivity.paths(task, networks, pairs, measure, where=where)
-    return connectivity.paths(
-        task,
-        networks,
-        pairs,
-        alphas,
-        batch_norm=None,
-        splits=("test",),
-        execution=execution,
-    )
+    options = {"batch_norm": None, "splits": ("test",), "execution": execution}
+    return connectivity.paths(task, networks, pairs, alphas, **options)
+
+
+def error_along_path(task: Any, alphas: int) -> Callable[[Any, Any], Any]:
+    """`connectivity.error_along_path` likewise, as a function of the two ends."""
+    along = partial(connectivity.error_along_path, task)
+    if NEW:
+        return lambda a, b: along(a, b, _measure(alphas))
+    return lambda a, b: along(a, b, alphas, batch_norm=None, splits=("test",))
+
+
+def _measure(alphas: int) -> Any:
+    return connectivity.Measure(alphas=alphas, splits=("test",))

@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -53,8 +52,7 @@ def as_json(
     if found.failed:
         facts["not measured"] = found.failed
     rates = {name: spread(values)._asdict() for name, values in found.rates.items()}
-    device = os.environ.get("JAX_PLATFORMS") or row.device
-    machine = {"cores": cores(), "processor": _processor(), "device": device}
+    machine = {"cores": cores(), "processor": _processor()}
     return {
         "setting": row.question,
         "unit": row.unit,
@@ -197,7 +195,7 @@ def markdown(rows: Mapping[str, Any]) -> str:
         packages = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
         lines.append(
             f"{row['date']}; {where['cores']} cores, {where['processor']}, "
-            f"{where.get('device', 'cpu')}, load before {where['load_before']}; "
+            f"load before {where['load_before']}; "
             f"{packages}; took {row['seconds']:.0f} s."
         )
     return "\n".join(lines) + "\n"

@@ -593,7 +593,8 @@ _WAYS = ("grouped", "patches", "loop")
 
 
 def _cell(replicas: int, way: str | None, precision: str) -> str:
-    return ", ".join([f"{replicas} replicas", *([way] if way else []), precision])
+    number = f"{replicas} replica{'s' * (replicas > 1)}"
+    return ", ".join([number, *([way] if way else []), precision])
 
 
 def _on_gpu(model: str) -> Row:

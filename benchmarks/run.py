@@ -134,9 +134,11 @@ def _costs(compiling: Compiling | None) -> dict[str, float]:
         import jax
 
         found["tracing and compiling, s"] = compiling.seconds()
-        device = jax.local_devices()[0].memory_stats()
-        if device and "peak_bytes_in_use" in device:
-            found["peak device memory, GB"] = device["peak_bytes_in_use"] / 1e9
+        device = jax.local_devices()[0]
+        memory = device.memory_stats()
+        if memory and "peak_bytes_in_use" in memory:
+            name = f"peak memory of the {device.device_kind}, GB"
+            found[name] = memory["peak_bytes_in_use"] / 1e9
     return found
 
 

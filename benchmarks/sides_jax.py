@@ -110,9 +110,9 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
 
     mask = jax.tree.map(draw_mask, params, masks.prunable(shapes[0]))
     tx = make_tx(sizes)
-    start = _both.parallel(partial(training.start, tx), (0, 0, 0), execution)
+    start = _both.parallel(execution, partial(training.start, tx), (0, 0, 0))
     own = (Network(params, model_state), stream, mask)
-    states = start(*(_both.place(x, execution) for x in own))
+    states = start(*(_both.place(execution, x) for x in own))
     epochs = training.epochs_of(task, sizes.steps)
     one = jax.eval_shape(task.order, jax.random.key(0), jnp.int32(0))
     orders = np.full((number, epochs, one.size), -1, np.int32)
@@ -121,10 +121,10 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     orders = orders.reshape(number, epochs, *one.shape)
     keys = jax.random.split(jax.random.key(0), number)
     return (
-        _both.share(task.data, execution),
+        _both.share(execution, task.data),
         states,
-        _both.place(keys, execution),
-        _both.place(orders, execution),
+        _both.place(execution, keys),
+        _both.place(execution, orders),
         np.int32(0),
         np.int32(sizes.steps),
     )
@@ -140,7 +140,7 @@ def compile_training(
         bound = functions._replace(data=data)
         return train(bound, tx, state, key, order, a, b, capacity=sizes.steps)
 
-    return _both.parallel(segment, (None, 0, 0, 0, None, None), make_execution(sizes))
+    return _both.parallel(make_execution(sizes), segment, (None, 0, 0, 0, None, None))
 
 
 @lru_cache(maxsize=2)
@@ -333,8 +333,8 @@ def on_each_device(work: Callable[[Any], Any], units: int) -> Programs:
     """The same work on every device at once; it takes a key."""
     number = jax.device_count()
     execution = _both.Execution(number, 1)
-    keys = _both.place(jax.random.split(jax.random.key(0), number), execution)
-    return as_program(_both.parallel(work, (0,), execution), (keys,), number * units)
+    keys = _both.place(execution, jax.random.split(jax.random.key(0), number))
+    return as_program(_both.parallel(execution, work, (0,)), (keys,), number * units)
 
 
 def _first(x: Any, number: Any) -> Any:
@@ -448,13 +448,7 @@ def paths_memory(sizes: Sizes) -> dict[str, Any]:
     a, b = (jax.tree.map(lambda x, i=i: x[i:][: sizes.pairs], networks) for i in (0, 1))
     temporary = {}
     for number in (sizes.alphas, 10 * sizes.alphas):
-        along = partial(
-            lj.connectivity.error_along_path,
-            task,
-            alphas=number,
-            batch_norm=None,
-            splits=("test",),
-        )
+        along = _both.error_along_path(task, number)
         run = jax.jit(lambda a, b, f=along: lax.map(lambda ab: f(*ab), (a, b)))
         analysis = run.lower(a, b).compile().memory_analysis()
         temporary[str(number)] = analysis.temp_size_in_bytes
@@ -475,13 +469,11 @@ def branches(sizes: Sizes) -> Programs:
     keys = jax.random.split(jax.random.key(0), (2, 3))
     at = (0, sizes.steps // 10, sizes.steps // 3)
     trunk = branches_.train_trunk(task, tx, *keys, at, every=sizes.steps)
-    starts, joins, *_ = branches_.starts(trunk, sizes.pairs)
-    noise = jax.random.split(jax.random.key(1), len(joins))
+    joins, branch = _both.branches_of(task, tx, trunk, keys[1], sizes.pairs, execution)
     total = int((sizes.steps - joins).sum())
 
     def run() -> int:
-        own = (starts, joins, noise)
-        _both.train_branches(task, tx, own, sizes.steps, execution)
+        branch(sizes.steps)
         return total
 
     return {"run": run}
@@ -491,10 +483,7 @@ def branches(sizes: Sizes) -> Programs:
 
 
 def _plan(sizes: Sizes, **options: Any) -> Any:
-    chains = (lj.imp.Chain(fraction=sizes.fraction),)
-    return lj.imp.Plan(
-        sizes.steps, chains=chains, validate_every=sizes.every, **options
-    )
+    return _both.plan(sizes.steps, sizes.fraction, sizes.every, **options)
 
 
 def _run(sizes: Sizes, task: Task, plan: Any, **where: Any) -> Any:
@@ -648,14 +637,14 @@ def compaction(sizes: Sizes) -> Programs:
         tickets = {level: lj.tickets.load(path) for level, path in files.items()}
     errors = found.records["test_error"][1][0, 0, 0]
     dense = jax.jit(lambda params, x: network.apply({"params": params}, x))
-    sparse = jax.jit(lj.compact.apply_bcoo)
+    sparse = jax.jit(_both.sparse.apply_bcoo)
     # Zeros cost what other numbers cost: one dense side stands for all levels.
     forms = {"dense": (dense, tickets[sizes.levels[0]].params)}
     rows = []
     for level, ticket in tickets.items():
         small = lj.compact.shrink(network, ticket)
         forms[f"compacted {level}"] = dense, small.params
-        forms[f"BCOO {level}"] = sparse, lj.compact.to_bcoo(network, small)
+        forms[f"BCOO {level}"] = sparse, _both.sparse.to_bcoo(network, small)
         size = lj.compact.sizes(network, ticket)
         removed = 100 * lj.compact.saving(ticket, small).share
         rows.append(
