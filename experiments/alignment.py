@@ -193,7 +193,7 @@ def tables(outcome: Outcome) -> list[Rows]:
     for model in results["model"].values.tolist():
         for comparison in results["comparison"].values.tolist():
             at = dict(model=model, comparison=comparison)
-            cells = [mean_range(lii.sel(at, split=s).values) for s in splits]
+            cells = [mean_range(lii.sel(**at, split=s).values) for s in splits]
             apart = float(results["largest_difference"].sel(at).max())
             rows.append([model, comparison, *cells, f"{apart:.2g}"])
     header = ["model", "line to", *(f"LII {s}" for s in splits)]
@@ -231,7 +231,7 @@ EXPERIMENT = Experiment(
     about=__doc__ or "",
     config=Config,
     presets=PRESETS,
-    tiny="--models mlp-3 mlp-4 --subset 200 --steps 2it --alphas 3 --replicas 2",
+    tiny="--models mlp-6 mlp-9 --subset 200 --steps 2it --alphas 3 --replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

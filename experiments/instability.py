@@ -297,7 +297,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     tiny="--model mlp-4 --subset 200 --steps 2it --rewind-steps 0it 1it --branches 2 "
-    "--replicas 2 --alphas 3",
+    "--replicas 2 --alphas 3 --every 1",
     prepare=prepare,
     one=one,
     judge=judge,

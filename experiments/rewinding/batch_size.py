@@ -87,7 +87,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     for level in [level for level in results["level"].values.tolist() if level > 0]:
         for size in sizes:
             at = {"level": level, "batch_size": size}
-            ticket, reinit = (error.sel(at, arm=arm).values for arm in ARMS)
+            ticket, reinit = (error.sel(**at, arm=arm).values for arm in ARMS)
             stable = verdicts.stable(
                 samples(lii.sel(at)), cfg.threshold, clusters=clusters
             )
@@ -134,8 +134,8 @@ def tables(outcome: Outcome) -> list[Rows]:
         results["level"].values, results["batch_size"].values
     ):
         at = dict(level=level, batch_size=size)
-        density = float(results["density"].sel(at, arm="ticket").mean())
-        cells = [lii.sel(at), *(error.sel(at, arm=arm) for arm in ARMS), gaps.sel(at)]
+        density = float(results["density"].sel(**at, arm="ticket").mean())
+        cells = [lii.sel(at), *(error.sel(**at, arm=arm) for arm in ARMS), gaps.sel(at)]
         text = [mean_deviation(points.of(cell.values), 1) for cell in cells]
         if not level:  # the dense network has no reinit
             text[2:] = "-", "-"

@@ -195,9 +195,9 @@ def tables(outcome: Outcome) -> list[Rows]:
         results["level"].values, results["retrain_time"].values
     ):
         at = dict(level=level, retrain_time=t)
-        density = float(results["density"].sel(at, retraining="rewind").mean())
+        density = float(results["density"].sel(**at, retraining="rewind").mean())
         cells = [
-            mean_deviation(values.sel(at, retraining=way).values, 1) for way in WAYS
+            mean_deviation(values.sel(**at, retraining=way).values, 1) for way in WAYS
         ]
         rows.append([f"{100 * density:.1f}", str(int(t)), *cells])
     title = f"{outcome.preset}: test {shown.name} in {shown.unit}, mean ± deviation of "
