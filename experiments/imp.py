@@ -497,7 +497,8 @@ EXPERIMENT = Experiment(
     about=__doc__ or "",
     config=Config,
     presets=PRESETS,
-    tiny="--model mlp-4 --subset 200 --steps 2it --validate-every 2 --levels 1",
+    tiny="--model mlp-4 --subset 200 --steps 2it --validate-every 2 --levels 1 "
+    "--replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

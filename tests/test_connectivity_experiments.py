@@ -222,9 +222,9 @@ def test_instabilities_are_those_of_the_errors(finished):
 def test_more_replicas_extend_a_run_without_changing_the_first(finished, tmp_path):
     folder, flags, _ = finished("instability")
     more = shutil.copytree(folder, tmp_path / "run")
-    succeed(instability, flags, "--replicas 3 --out", more)
+    succeed(instability, flags, "--replicas 4 --out", more)
     before, after = load(folder), load(more)
-    assert after["replica"].values.tolist() == [0, 1, 2]
+    assert after["replica"].values.tolist() == [0, 1, 2, 3]
     for name in ("error", "l2", "travel"):
         np.testing.assert_array_equal(before[name], after[name].isel(replica=[0, 1]))
 
