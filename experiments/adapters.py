@@ -18,7 +18,8 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ from lottery_jax.replicas import (
     shared,
 )
 from lottery_jax.types import Array, Key, Network, Params, Task
+
+Tx: TypeAlias = optax.GradientTransformation
 
 # --- the things -----------------------------------------------------------------------
 
@@ -113,110 +116,45 @@ class Measure(NamedTuple):
 # --- the calls ------------------------------------------------------------------------
 
 
-def run_levels(
-    task: Task,
-    tx: optax.GradientTransformation,
-    plan: imp.Plan,
-    *,
-    levels: int,
-    replicas: Sequence[int],
-    where: Where,
-    metadata: dict[str, Any] | None = None,
-) -> imp.Study:
+def run_levels(task: Task, tx: Tx, plan: imp.Plan, *, where: Where, **own: Any) -> Any:
     """`imp.run`."""
-    return imp.run(
-        task,
-        tx,
-        plan,
-        levels=levels,
-        replicas=replicas,
-        metadata=metadata,
-        execution=where.execution,
-        folder=where.folder,
-        checkpoint_seconds=where.checkpoint_seconds,
-        watch=_of_moments(plan, where.watch),
-    )
+    watch = _of_moments(plan, where.watch)
+    return imp.run(task, tx, plan, watch=watch, **own, **_how(where))
 
 
 def retrain(
-    task: Task,
-    tx: optax.GradientTransformation,
-    plan: imp.Plan,
-    found: Any,
-    *,
-    level: int,
-    replicas: Sequence[int],
-    dense: Any,
-    where: Where,
-) -> imp.Study:
+    task: Task, tx: Tx, plan: imp.Plan, found: Any, *, where: Where, **own: Any
+) -> Any:
     """`imp.retrain`."""
-    return imp.retrain(
-        task,
-        tx,
-        plan,
-        found,
-        level=level,
-        replicas=replicas,
-        dense=dense,
-        execution=where.execution,
-        watch=_of_moments(plan, where.watch),
-    )
+    watch = _of_moments(plan, where.watch)
+    execution = where.execution
+    return imp.retrain(task, tx, plan, found, watch=watch, execution=execution, **own)
 
 
 def run_instability(
-    task: Task,
-    tx: optax.GradientTransformation,
-    plan: connectivity.Plan,
-    *,
-    replicas: Sequence[int],
-    where: Where,
+    task: Task, tx: Tx, plan: connectivity.Plan, *, where: Where, **own: Any
 ) -> connectivity.Analysis:
     """`connectivity.run`."""
-    return connectivity.run(
-        task,
-        tx,
-        plan,
-        replicas=replicas,
-        execution=where.execution,
-        folder=where.folder,
-        checkpoint_seconds=where.checkpoint_seconds,
-        watch=lambda at: _tell(where, *at[:4], resumed=at.resumed),
-    )
+
+    def watch(at: connectivity.Progress) -> None:
+        _tell(where, *at)
+
+    return connectivity.run(task, tx, plan, watch=watch, **own, **_how(where))
 
 
-def train_trunk(
-    task: Task,
-    tx: optax.GradientTransformation,
-    init: Key,
-    noise: Key,
-    steps: Sequence[int],
-    *,
-    every: int,
-    where: Where,
-) -> branches.Trunk:
+def train_trunk(*what: Any, where: Where, every: int) -> branches.Trunk:
     """`connectivity.branches.train_trunk`."""
     return branches.train_trunk(
-        task,
-        tx,
-        init,
-        noise,
-        steps,
+        *what,
         every=every,
         execution=where.execution,
         folder=where.folder,
-        watch=lambda done, total, rows, resumed: _tell(
-            where, "networks", done, total, rows, resumed=resumed
-        ),
+        watch=partial(_tell, where, "networks"),
     )
 
 
 def paths(
-    task: Task,
-    networks: Network,
-    pairs: Sequence[tuple[int, int]],
-    measure: Measure,
-    *,
-    where: Where,
+    task: Task, networks: Network, pairs: Any, measure: Measure, *, where: Where
 ) -> linear.Path:
     """`connectivity.paths`."""
     return linear.paths(
@@ -241,37 +179,31 @@ def along_curve(
     where: Where,
 ) -> linear.Path:
     """`connectivity.error_along_curve`."""
+    options = {**measure._asdict(), "execution": where.execution}
+    alphas = options.pop("alphas")
     return connectivity.error_along_curve(
-        task,
-        a,
-        b,
-        bends,
-        measure.alphas,
-        kind=kind,
-        execution=where.execution,
-        **_but_alphas(measure),
+        task, a, b, bends, alphas, kind=kind, **options
     )
 
 
-def plane(
-    task: Task,
-    a: Network,
-    b: Network,
-    c: Network,
-    measure: Measure,
-    *,
-    size: int,
-    where: Where,
-) -> Any:
+def plane(*what: Any, measure: Measure, size: int, where: Where) -> Any:
     """`connectivity.plane`."""
-    return connectivity.plane(
-        task, a, b, c, size=size, execution=where.execution, **_but_alphas(measure)
-    )
+    options = {**measure._asdict(), "execution": where.execution}
+    del options["alphas"]
+    return connectivity.plane(*what, size=size, **options)
+
+
+def _how(where: Where) -> dict[str, Any]:
+    return {
+        "execution": where.execution,
+        "folder": where.folder,
+        "checkpoint_seconds": where.checkpoint_seconds,
+    }
 
 
 def train_bends(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Tx,
     pairs: Sequence[tuple[Network, Network]],
     noise: Key,
     steps: int,
@@ -279,17 +211,7 @@ def train_bends(
     kind: Kind,
     where: Where,
 ) -> list[Params]:
-    """One bend per pair, all trained together.
-
-    Args:
-      task: of the networks.
-      tx: the optimizer.
-      pairs: the two ends of each curve.
-      noise: a noise key for each.
-      steps: how long.
-      kind: of curve.
-      where: its execution.
-    """
+    """One bend per pair, all trained together."""
     execution = where.execution or default_execution()
     functions = task.functions
     number = len(pairs)
@@ -318,10 +240,6 @@ def train_bends(
     return [trees.rows(jax.tree.map(jnp.asarray, found), i) for i in range(number)]
 
 
-def _but_alphas(measure: Measure) -> dict[str, Any]:
-    return {name: x for name, x in measure._asdict().items() if name != "alphas"}
-
-
 # --- progress -------------------------------------------------------------------------
 
 
@@ -343,18 +261,8 @@ def _of_moments(
         first_nan = recorded.pop("first_nan")
         curves = Curves(columns, recorded, first_nan)
         assert watch is not None
-        watch(
-            Progress(
-                "level",
-                at.step,
-                at.stop,
-                at.rows,
-                at.start,
-                at.level,
-                at.resumed,
-                curves,
-            )
-        )
+        steps = at.step, at.stop, at.rows, at.start
+        watch(Progress("level", *steps, at.level, at.resumed, curves))
 
     return tell if watch else None
 

@@ -23,8 +23,7 @@ import numpy as np
 from experiments import adapters, display, groups, metrics, presets
 from experiments.curves import trained
 from experiments.display import Judged, Rows, mean_range
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.recipes import PathRecipe, Setup, make_model, parse_step, set_up_paths
 from lottery_jax import models, plots, trees, verdicts
 from lottery_jax.connectivity import alignment, linear
@@ -112,7 +111,7 @@ def of_model(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset
     difference = np.array(
         [_largest_difference(members[i], members[j]) for i, j in pairs]
     )
-    return make_results(
+    return dataset(
         cfg,
         {
             "error": (axes, path.error.reshape(*shape, *path.error.shape[1:])),

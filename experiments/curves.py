@@ -23,8 +23,7 @@ import numpy as np
 
 from experiments import adapters, display, metrics, presets
 from experiments.display import Judged, Rows, mean_range
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.recipes import PathRecipe, Setup, parse_step, set_up_paths
 from lottery_jax import keys, plots, trees, verdicts
 from lottery_jax.connectivity import linear
@@ -56,11 +55,7 @@ class Config(PathRecipe):
 
 
 def prepare(cfg: Config) -> Setup:
-    """Task and optimizer of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """Task and optimizer; errors name the field."""
     if cfg.plane == 1 or cfg.plane < 0:
         raise ValueError(f"plane={cfg.plane}; it must be 0, for none, or 2 or more")
     setup = set_up_paths(cfg, cfg.batch_norm)
@@ -125,7 +120,12 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
                 test = measure._replace(splits=measure.splits[1:])
                 planes.append(
                     adapters.plane(
-                        task, *pairs[0], middle, test, size=cfg.plane, where=place
+                        task,
+                        *pairs[0],
+                        middle,
+                        measure=test,
+                        size=cfg.plane,
+                        where=place,
                     )
                 )
     out: dict[str, Any] = {
@@ -148,7 +148,7 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         "split": list(cfg.path_sizes),
         **({"kind": list(KINDS)} if planes else {}),
     }
-    return make_results(cfg, out, coordinates)
+    return dataset(cfg, out, coordinates)
 
 
 # --- what came out --------------------------------------------------------------------

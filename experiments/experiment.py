@@ -236,7 +236,7 @@ class Experiment(Generic[C]):
             self.report(results, cfg, command.preset, folder)
 
 
-def results(
+def dataset(
     cfg: Any,
     found: Mapping[str, tuple[tuple[str, ...], Any]],
     coordinates: Mapping[str, Any],

@@ -33,8 +33,7 @@ from experiments import (
     recipes,
 )
 from experiments.display import Judged, Rows
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
 from experiments.recipes import (
     Recipe,
@@ -94,11 +93,7 @@ class Config(Where, Recipe):
 
 
 def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
-    """The protocol of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """The protocol; errors name the field."""
     several = len(cfg.schedules) * len(cfg.retrains) > 1
     chains = tuple(
         imp.Chain(
@@ -148,11 +143,7 @@ def levels(cfg: Config) -> int:
 
 
 def prepare(cfg: Config) -> Setup:
-    """Task, optimizer and plan of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """Task, optimizer and plan; errors name the field."""
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
@@ -208,7 +199,7 @@ def _dataset(
     cfg: Config, study: imp.Study, protocol: imp.Plan, ids: list[int], **more: Any
 ) -> "xr.Dataset":
     number = next(iter(study.records.values()))[1].shape[3]
-    return make_results(
+    return dataset(
         cfg,
         study.records,
         {

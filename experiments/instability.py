@@ -24,8 +24,7 @@ import numpy as np
 
 from experiments import adapters, display, metrics, presets
 from experiments.display import Judged, Rows, mean_deviation
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE
 from experiments.recipes import (
     PathRecipe,
@@ -58,11 +57,7 @@ class Config(PathRecipe):
 
 
 def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
-    """The protocol of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """The protocol; errors name the field."""
     return connectivity.check(
         connectivity.Plan(
             steps=parse_step(cfg, "steps", steps_per_epoch),
@@ -83,11 +78,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
 
 
 def prepare(cfg: Config) -> Setup:
-    """Task, optimizer and plan of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """Task, optimizer and plan; errors name the field."""
     setup = set_up_paths(cfg, *cfg.batch_norm)
     return setup._replace(plan=plan(cfg, setup.task.steps_per_epoch))
 
@@ -99,7 +90,7 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         found = adapters.run_instability(task, tx, protocol, replicas=ids, where=place)
     splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
-    return make_results(
+    return dataset(
         cfg,
         {
             name.replace("_part", ""): value

@@ -33,6 +33,8 @@ def make(kind: type[C], table: Table) -> Mapping[str, Preset[C]]:
     }
 
 
+# fmt: off  # tables, several fields to a line
+
 # --- networks and recipes -------------------------------------------------------------
 
 _LENET: Fields = dict(

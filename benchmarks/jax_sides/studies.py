@@ -85,6 +85,7 @@ def command(
       test: in the test set.
     """
     from experiments import imp as command_
+    from experiments.experiment import Experiment
     from lottery_jax import resume
 
     dataset = _prototypes(shape, examples, held_out, test)
@@ -95,16 +96,16 @@ def command(
         watch.also(command_.imp, "run", "study")
         watch.also(resume, "save", "checkpoints")
         watch.also(resume, "store_tickets", "tickets")
-        watch.also(command_, "report", "figures, table and verdicts")
+        watch.also(Experiment, "report", "figures, table and verdicts")
         with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
             folder = pathlib.Path(name)
             fake = mock.patch.object(data, "load", lambda *_, **__: dataset)
             stack.enter_context(fake)
             stack.enter_context(watch)
             begin = watch.now()
-            results = command_.run(config, folder)
+            results = command_.EXPERIMENT.run(config, folder)
             assert results is not None  # one process has them all
-            command_.report(results, config, preset, folder)
+            command_.EXPERIMENT.report(results, config, preset, folder)
             end = watch.now()
         return _account(watch, compiling, begin, end) | _levels(
             watch.programs, compiling, int(results.sizes["level"]), _rows(config)

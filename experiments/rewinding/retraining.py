@@ -12,8 +12,7 @@ import numpy as np
 
 from experiments import adapters, metrics
 from experiments.display import Judged, Rows, mean_deviation
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.imp import tested
 from experiments.recipes import (
     Setup,
@@ -83,11 +82,7 @@ def plans(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
 
 
 def prepare(cfg: Config) -> Setup:
-    """Task, optimizer and both plans of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """Task, optimizer and both plans; errors name the field."""
     task = make_task(cfg)
     if not cfg.levels or min(cfg.levels) < 0:
         raise ValueError(f"levels={cfg.levels}; there must be some, 0 or more")
@@ -134,7 +129,7 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         "level": range(out["density"][1].shape[-1]),
     }
     execution = found["rewound"].execution._asdict()
-    results = make_results(cfg, out, coordinates, execution=execution, steps=steps)
+    results = dataset(cfg, out, coordinates, execution=execution, steps=steps)
     return results.sel(level=sorted(set(cfg.levels)))
 
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from experiments import adapters, metrics
 from experiments.display import Judged, Rows
-from experiments.experiment import Experiment, Outcome
-from experiments.experiment import results as make_results
+from experiments.experiment import Experiment, Outcome, dataset
 from experiments.instability import samples
 from experiments.recipes import Setup, parse_step, parse_steps, set_up_paths
 from experiments.rewinding import subnetworks
@@ -58,11 +57,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
 
 
 def prepare(cfg: Config) -> Setup:
-    """Task, optimizer and plan of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """Task, optimizer and plan; errors name the field."""
     setup = set_up_paths(cfg, cfg.batch_norm)
     errors.at_least("branches", cfg.branches, 2)
     if 0 not in cfg.levels or min(cfg.levels) < 0 or len(cfg.levels) < 2:
@@ -113,7 +108,7 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
     if cfg.successive:
         out |= _levels(setup, ids, cells, trained)
         coordinates |= {"projection": list(PROJECTIONS), "earlier": list(range(last))}
-    return make_results(
+    return dataset(
         cfg,
         out,
         coordinates,
