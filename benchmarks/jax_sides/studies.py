@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import statistics
 import tempfile
+import types
 from typing import Any
 from unittest import mock
 
@@ -85,10 +86,11 @@ def command(
       test: in the test set.
     """
     from experiments import imp as command_
-    from experiments.experiment import Experiment
     from lottery_jax import resume
 
     dataset = _prototypes(shape, examples, held_out, test)
+    own = command_.EXPERIMENT
+    command = types.SimpleNamespace(run=own.run, report=own.report)
     config = dataclasses.replace(command_.PRESETS[preset].config, **fields)
 
     def study() -> dict[str, Any]:
@@ -96,16 +98,16 @@ def command(
         watch.also(command_.imp, "run", "study")
         watch.also(resume, "save", "checkpoints")
         watch.also(resume, "store_tickets", "tickets")
-        watch.also(Experiment, "report", "figures, table and verdicts")
+        watch.also(command, "report", "figures, table and verdicts")
         with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
             folder = pathlib.Path(name)
             fake = mock.patch.object(data, "load", lambda *_, **__: dataset)
             stack.enter_context(fake)
             stack.enter_context(watch)
             begin = watch.now()
-            results = command_.EXPERIMENT.run(config, folder)
+            results = command.run(config, folder)
             assert results is not None  # one process has them all
-            command_.EXPERIMENT.report(results, config, preset, folder)
+            command.report(results, config, preset, folder)
             end = watch.now()
         return _account(watch, compiling, begin, end) | _levels(
             watch.programs, compiling, int(results.sizes["level"]), _rows(config)
