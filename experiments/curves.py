@@ -198,21 +198,19 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """Error along line and curves, and the planes."""
     results, shown = outcome.results, metrics.level(outcome.metric)
     error = shown.of(results["error"])
-    yield (
-        "curves",
-        plots.along_path(
-            results["alpha"].values,
-            {
-                f"{path}, {split}": error.sel(path=path, split=split).values
-                for split in results["split"].values
-                for path in PATHS
-            },
-            ylabel=shown.label,
-            title=f"{outcome.networks}: two initialisations\nmean and deviation of "
-            f"{results.sizes['replica']} pairs",
-            ends=("a network", "another"),
-        ),
+    figure = plots.along_path(
+        results["alpha"].values,
+        {
+            f"{path}, {split}": error.sel(path=path, split=split).values
+            for split in results["split"].values
+            for path in PATHS
+        },
+        ylabel=shown.label,
+        title=f"{outcome.networks}: two initialisations\nmean and deviation of "
+        f"{results.sizes['replica']} pairs",
+        ends=("a network", "another"),
     )
+    yield "curves", figure
     for kind in results["kind"].values if "kind" in results.sizes else ():
         at = results.sel(kind=kind)
         figure = plots.loss_plane(

@@ -452,26 +452,22 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     title = f"{outcome.preset}: {outcome.networks}"
     caption = f"{title}\nmean of {results.sizes['replica']} replicas, bars: min to max"
     dense = float(values.sel(arm="ticket").isel(chain=0, level=0).mean())
-    yield (
-        shown.name,
-        plots.against_density(
-            np.array(density),
-            lines,
-            ylabel=f"test {shown.name} at the end of training ({shown.unit})",
-            title=caption,
-            baseline=dense if results["level"].values[0] == 0 else None,
-        ),
+    figure = plots.against_density(
+        np.array(density),
+        lines,
+        ylabel=f"test {shown.name} at the end of training ({shown.unit})",
+        title=caption,
+        baseline=dense if results["level"].values[0] == 0 else None,
     )
+    yield shown.name, figure
     if np.isfinite(list(stops.values())).any():
-        yield (
-            "early_stop",
-            plots.against_density(
-                np.array(density),
-                stops,
-                ylabel="step of minimum validation loss",
-                title=caption,
-            ),
+        figure = plots.against_density(
+            np.array(density),
+            stops,
+            ylabel="step of minimum validation loss",
+            title=caption,
         )
+        yield "early_stop", figure
     ticket = results.sel(arm="ticket").isel(chain=0).mean("replica", keep_attrs=False)
     layers = {
         str(name): ticket["layer_density"].sel(layer=name).values

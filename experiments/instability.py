@@ -228,19 +228,17 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             label += ", restarted"
         at = dict(schedule=schedule, batch_norm=policy, split=split)
         lines[label] = points.of(samples(results["lii"].sel(at), "rewind_step"))
-    yield (
-        "instability",
-        plots.against_step(
-            results["rewind_step"].values,
-            lines,
-            ylabel=f"linear interpolation instability\n({points.unit} of {points.name})",
-            title=f"{name}\n{count}\n{shown}",
-            total=total,
-            threshold=points.of(cfg.threshold),
-            threshold_label="stable below this",
-            variants=variants,
-        ),
+    figure = plots.against_step(
+        results["rewind_step"].values,
+        lines,
+        ylabel=f"linear interpolation instability\n({points.unit} of {points.name})",
+        title=f"{name}\n{count}\n{shown}",
+        total=total,
+        threshold=points.of(cfg.threshold),
+        threshold_label="stable below this",
+        variants=variants,
     )
+    yield "instability", figure
     first = int(results["rewind_step"].values[0])
     along = main[metric.name].sel(rewind_step=first)
     lines = {
@@ -249,16 +247,14 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         )
         for policy, split in itertools.product(policies, splits)
     }
-    yield (
-        "error_along_path",
-        plots.along_path(
-            results["alpha"].values,
-            lines,
-            ylabel=level.label,
-            title=f"{name}: branches of step k = {first}\n{count}\n{shown}",
-            ends=("one branch", "another"),
-        ),
+    figure = plots.along_path(
+        results["alpha"].values,
+        lines,
+        ylabel=level.label,
+        title=f"{name}: branches of step k = {first}\n{count}\n{shown}",
+        ends=("one branch", "another"),
     )
+    yield "error_along_path", figure
     rulers = {"angle distance": main["angle"]}
     rulers |= {
         f"disagreement, {split}": main[f"disagreement_{split}"]
@@ -268,16 +264,14 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     if "travel_from_init" in main:
         apart = main["l2"] / main["travel_from_init"].mean("branch")
         rulers["L2 distance / distance from the init"] = apart
-    yield (
-        "other_rulers",
-        plots.against_step(
-            results["rewind_step"].values,
-            {label: samples(value, "rewind_step") for label, value in rulers.items()},
-            ylabel="between two branches (fraction)",
-            title=f"{name}: the other rulers\n{count}",
-            total=total,
-        ),
+    figure = plots.against_step(
+        results["rewind_step"].values,
+        {label: samples(value, "rewind_step") for label, value in rulers.items()},
+        ylabel="between two branches (fraction)",
+        title=f"{name}: the other rulers\n{count}",
+        total=total,
     )
+    yield "other_rulers", figure
 
 
 PRESETS = presets.make(Config, presets.INSTABILITY)

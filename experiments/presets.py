@@ -33,24 +33,18 @@ def make(kind: type[C], table: Table) -> Mapping[str, Preset[C]]:
     }
 
 
-# fmt: off  # tables, several fields to a line
+# Tables, several fields to a line.
+# fmt: off
 
 # --- networks and recipes -------------------------------------------------------------
 
 _LENET: Fields = dict(
-    data="fashion_mnist",
-    model="lenet-300-100",
-    batch_size=60,
-    learning_rate=1.2e-3,
+    data="fashion_mnist", model="lenet-300-100", batch_size=60, learning_rate=1.2e-3,
     steps="3000it",
 )
 _CIFAR: Fields = dict(
-    data="cifar10",
-    augment=("flip", "crop"),
-    optimizer="sgd",
-    learning_rate=0.1,
-    weight_decay=1e-4,
-    schedule="step",
+    data="cifar10", augment=("flip", "crop"), optimizer="sgd", learning_rate=0.1,
+    weight_decay=1e-4, schedule="step",
 )
 # On paths nothing is chosen by validation, so nothing is held out.
 _MLP_PATHS: Fields = dict(
@@ -58,57 +52,26 @@ _MLP_PATHS: Fields = dict(
 )
 _MLP_ENDS: Fields = dict(validation=0, learning_rate=1e-3, steps="3000it")
 _RESNET8_PATHS: Fields = dict(
-    **_CIFAR,
-    validation=0,
-    model="resnet-8-8",
-    batch_size=64,
-    drops=("800it", "1200it"),
-    steps="1600it",
-    alphas=11,
-    path_train=2000,
-    path_test=3000,
-    every=100,
+    **_CIFAR, validation=0, model="resnet-8-8", batch_size=64, drops=("800it", "1200it"),
+    steps="1600it", alphas=11, path_train=2000, path_test=3000, every=100,
 )
 _PAPER_PATHS: Fields = dict(
-    **_CIFAR,
-    validation=0,
-    model="resnet-20",
-    batch_size=128,
-    drops=("32000it", "48000it"),
-    steps="63000it",
-    path_train=10_000,
+    **_CIFAR, validation=0, model="resnet-20", batch_size=128,
+    drops=("32000it", "48000it"), steps="63000it", path_train=10_000,
 )
 _OPEN_LTH: Fields = dict(
-    validation=0,
-    initializer="kaiming_normal",
-    bias="torch",
-    norm_scale="uniform",
-    unbiased_variance=True,
-    batch_size=128,
-    optimizer="sgd",
-    learning_rate=0.1,
-    rule="open_lth",
-    arms=("ticket", "reinit_raw", "random_mask"),
-    levels=20,
-    replicas=3,
+    validation=0, initializer="kaiming_normal", bias="torch", norm_scale="uniform",
+    unbiased_variance=True, batch_size=128, optimizer="sgd", learning_rate=0.1,
+    rule="open_lth", arms=("ticket", "reinit_raw", "random_mask"), levels=20, replicas=3,
     validate_every=391,
 )
 _OPEN_LTH_CIFAR: Fields = {
-    **_OPEN_LTH,
-    **_CIFAR,
-    "normalization": "imagenet",
-    "drops": ("80ep", "120ep"),
+    **_OPEN_LTH, **_CIFAR, "normalization": "imagenet", "drops": ("80ep", "120ep"),
     "steps": "160ep",
 }
 _RESNET20: Fields = dict(
-    **_CIFAR,
-    model="resnet-20",
-    batch_size=128,
-    drops=("10000it", "12500it"),
-    steps="15000it",
-    levels=12,
-    replicas=3,
-    validate_every=500,
+    **_CIFAR, model="resnet-20", batch_size=128, drops=("10000it", "12500it"),
+    steps="15000it", levels=12, replicas=3, validate_every=500,
 )
 
 # --- experiments ----------------------------------------------------------------------
@@ -122,11 +85,7 @@ IMP: Table = {
     "digits": (
         "MLP 64-100-100-10 on 1,797 real 8x8 scans, no download. Under a minute.",
         dict(
-            data="digits",
-            batch_size=32,
-            learning_rate=2e-3,
-            steps="600it",
-            levels=12,
+            data="digits", batch_size=32, learning_rate=2e-3, steps="600it", levels=12,
             validate_every=50,
         ),
     ),
@@ -138,26 +97,16 @@ IMP: Table = {
         "Frankle and Carbin's numbers: LeNet-300-100 on MNIST, 50,000 steps, layerwise 20% "
         "and 10% for the output layer, 5 replicas. Hours on a CPU.",
         {
-            **_LENET,
-            "data": "mnist",
-            "initializer": "glorot_normal",
-            "steps": "50000it",
-            "scope": "layerwise",
-            "rates": (("head", 0.1), ("dense", 0.2)),
-            "levels": 19,
+            **_LENET, "data": "mnist", "initializer": "glorot_normal", "steps": "50000it",
+            "scope": "layerwise", "rates": (("head", 0.1), ("dense", 0.2)), "levels": 19,
         },
     ),
     "open-lth-lenet": (
         "open_lth's mnist_lenet_300_100: SGD 0.1, 40 epochs, its counts, initialisation "
         "and untrained reinit; no validation split.",
         {
-            **_OPEN_LTH,
-            "data": "mnist",
-            "model": "lenet-300-100",
-            "momentum": 0.0,
-            "exclude": ("head",),
-            "steps": "40ep",
-            "validate_every": 469,
+            **_OPEN_LTH, "data": "mnist", "model": "lenet-300-100", "momentum": 0.0,
+            "exclude": ("head",), "steps": "40ep", "validate_every": 469,
         },
     ),
     "open-lth-resnet20": (
@@ -188,10 +137,7 @@ IMP: Table = {
     "resnet20-cifar10-batch1024": (
         "Works because large batches (1,024) make SGD less noisy (Maene et al.). GPU.",
         {
-            **_RESNET20,
-            "batch_size": 1024,
-            "steps": "120ep",
-            "drops": ("80ep", "100ep"),
+            **_RESNET20, "batch_size": 1024, "steps": "120ep", "drops": ("80ep", "100ep"),
             "validate_every": 220,
         },
     ),
@@ -199,43 +145,26 @@ IMP: Table = {
         "A narrow ResNet-8 at low learning rate, 60% per level, 1,000 steps: a residual "
         "network in about half an hour on 2 cores.",
         {
-            **_RESNET20,
-            "model": "resnet-8-8",
-            "batch_size": 64,
-            "learning_rate": 0.01,
-            "schedule": "constant",
-            "drops": (),
-            "steps": "1000it",
-            "fraction": 0.6,
-            "levels": 3,
-            "validate_every": 250,
-            "arms": ("ticket", "reinit"),
+            **_RESNET20, "model": "resnet-8-8", "batch_size": 64, "learning_rate": 0.01,
+            "schedule": "constant", "drops": (), "steps": "1000it", "fraction": 0.6,
+            "levels": 3, "validate_every": 250, "arms": ("ticket", "reinit"),
         },
     ),
     "oneshot-vs-iterative": (
         "One-shot, geometric and linear schedules to the same densities, in one figure.",
         dict(
-            **_LENET,
-            levels=12,
-            replicas=3,
+            **_LENET, levels=12, replicas=3,
             schedules=("geometric", "linear", "one_shot"),
             # Twelve equal steps to the density of geometric's level 12.
-            linear_fraction=0.0776067,
-            arms=("ticket",),
+            linear_fraction=0.0776067, arms=("ticket",),
         ),
     ),
     "conv2-cifar10": (
         "Frankle and Carbin's Conv-2 on CIFAR-10 with their layerwise rates. GPU, or days.",
         dict(
-            data="cifar10",
-            model="conv-2",
-            initializer="glorot_normal",
-            batch_size=60,
-            learning_rate=2e-4,
-            steps="20000it",
-            scope="layerwise",
-            rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)),
-            levels=14,
+            data="cifar10", model="conv-2", initializer="glorot_normal", batch_size=60,
+            learning_rate=2e-4, steps="20000it", scope="layerwise",
+            rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)), levels=14,
             validate_every=500,
         ),
     ),
@@ -243,14 +172,7 @@ IMP: Table = {
 
 _BOTH = ("recompute", "interpolate")
 _K_OF_THE_PAPER = (
-    "0it",
-    "100it",
-    "250it",
-    "500it",
-    "1000it",
-    "2000it",
-    "4000it",
-    "8000it",
+    "0it", "100it", "250it", "500it", "1000it", "2000it", "4000it", "8000it"
 )
 _INSTABILITY_PAPER: Fields = dict(
     **_PAPER_PATHS, rewind_steps=_K_OF_THE_PAPER, batch_norm=_BOTH
@@ -266,11 +188,8 @@ INSTABILITY: Table = {
         "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps: stable from the start. "
         "Some minutes on 2 cores.",
         dict(
-            **_LENET,
-            validation=0,
-            rewind_steps=("0it", "100it", "300it", "1000it"),
-            path_train=10_000,
-            every=100,
+            **_LENET, validation=0, rewind_steps=("0it", "100it", "300it", "1000it"),
+            path_train=10_000, every=100,
         ),
     ),
     "resnet8-cifar10": (
@@ -285,12 +204,8 @@ INSTABILITY: Table = {
     "lenet-mnist-paper": (
         "Frankle et al.'s LeNet: MNIST, Adam 1.2e-3, batch 60, 24,000 steps.",
         {
-            **_LENET,
-            "data": "mnist",
-            "validation": 0,
-            "initializer": "glorot_normal",
-            "steps": "24000it",
-            "rewind_steps": ("0it", "240it", "1200it", "4800it"),
+            **_LENET, "data": "mnist", "validation": 0, "initializer": "glorot_normal",
+            "steps": "24000it", "rewind_steps": ("0it", "240it", "1200it", "4800it"),
             "every": 1000,
         },
     ),
@@ -307,21 +222,13 @@ INSTABILITY: Table = {
 
 _REWINDING_MLP: Fields = dict(**_MLP_PATHS, replicas=5)
 _REWINDING_LENET: Fields = dict(
-    **_LENET,
-    validation=0,
-    levels=(0, 8),
-    successive=False,
-    alphas=15,
-    path_train=5000,
+    **_LENET, validation=0, levels=(0, 8), successive=False, alphas=15, path_train=5000,
 )
 _REWINDING_PAPER: Fields = dict(
     **_PAPER_PATHS,
     rewind_steps=("0it", "100it", "250it", "500it", "1000it", "2000it", "8000it"),
     # 16.8%, the density of the paper.
-    levels=(0, 8),
-    successive=False,
-    batch_norm="recompute",
-    every=100,
+    levels=(0, 8), successive=False, batch_norm="recompute", every=100,
 )
 
 REWINDING: Table = {
@@ -335,9 +242,7 @@ REWINDING: Table = {
         "The same network with a stepped learning rate: four ways to retrain, five "
         "retraining times. Some minutes.",
         dict(
-            **_REWINDING_MLP,
-            study="retraining",
-            schedule="step",
+            **_REWINDING_MLP, study="retraining", schedule="step",
             drops=("1500it", "2250it"),
             retrain_times=("300it", "1000it", "2000it", "2700it", "3000it"),
             levels=(0, 2, 4, 6, 8, 10),
@@ -347,12 +252,8 @@ REWINDING: Table = {
         "The same network at k = 0 with batches of 25 to 1,000 at equal epochs. Some "
         "minutes.",
         {
-            **_REWINDING_MLP,
-            "study": "batch_size",
-            "batch_sizes": (25, 100, 400, 1000),
-            "steps": "75ep",
-            "levels": (0, 4, 7),
-            "every": 10_000,
+            **_REWINDING_MLP, "study": "batch_size", "batch_sizes": (25, 100, 400, 1000),
+            "steps": "75ep", "levels": (0, 4, 7), "every": 10_000,
         },
     ),
     "lenet-fashion": (
@@ -364,23 +265,15 @@ REWINDING: Table = {
         "The same at 4.4%, 36% per level. Ten minutes on 2 cores.",
         # Where the paper studies LeNet, at 3.5%, in larger steps.
         {
-            **_REWINDING_LENET,
-            "fraction": 0.36,
-            "levels": (0, 7),
-            "alphas": 11,
-            "path_train": 2000,
-            "path_test": 5000,
+            **_REWINDING_LENET, "fraction": 0.36, "levels": (0, 7), "alphas": 11,
+            "path_train": 2000, "path_test": 5000,
         },
     ),
     "resnet8-cifar10": (
         "A narrow ResNet-8 on CIFAR-10 at 25%, three k. Hours on 2 cores.",
         dict(
-            **_RESNET8_PATHS,
-            rewind_steps=("0it", "160it", "480it"),
-            levels=(0, 2),
-            fraction=0.5,
-            successive=False,
-            batch_norm="recompute",
+            **_RESNET8_PATHS, rewind_steps=("0it", "160it", "480it"), levels=(0, 2),
+            fraction=0.5, successive=False, batch_norm="recompute",
         ),
     ),
     "resnet20-cifar10-paper": (
@@ -416,8 +309,7 @@ ALIGNMENT: Table = {
         "A narrow ResNet-8 with BatchNorm on CIFAR-10, 3 replicas. Some minutes.",
         {
             **{k: v for k, v in _RESNET8_PATHS.items() if k != "model"},
-            "models": ("resnet-8-8",),
-            "batch_norm": "recompute",
+            "models": ("resnet-8-8",), "batch_norm": "recompute",
         },
     ),
 }

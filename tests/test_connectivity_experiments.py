@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import alignment, curves, display, instability, recipes, rewinding
+from experiments import (
+    alignment,
+    curves,
+    display,
+    instability,
+    metrics,
+    recipes,
+    rewinding,
+)
 from experiments.all import EXPERIMENTS
 from experiments.rewinding import batch_size, config, stability
 
@@ -325,6 +333,9 @@ def test_the_cross_table_counts_every_subnetwork_once(finished):
     assert sum(int(cell) for row in means.rows for cell in row[1:]) == total
 
 
+POINTS = metrics.difference(metrics.ERROR)
+
+
 def subnetwork(step, arm, *answers):
     verdicts = [lj.verdicts.Verdict("", a, 0.0, 0, 0, 0.02, 3) for a in answers]
     return stability.Subnetwork(step, 1, 0.8, arm, *verdicts)
@@ -338,9 +349,9 @@ def test_the_claim_is_read_at_the_first_step_where_the_ticket_is_both():
         subnetwork(30, "reinit", "undecided", "no"),
         subnetwork(100, "ticket", "yes", "yes"),
     ]
-    (line,) = stability.claim_at_first(found)
+    (line,) = stability.claim_at_first(found, POINTS)
     assert "k = 30" in line and "reinit: stable undecided" in line
-    (line,) = stability.claim_at_first(found[:2])
+    (line,) = stability.claim_at_first(found[:2], POINTS)
     assert "no k at which the ticket is both" in line
 
 

@@ -213,31 +213,27 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         chosen = values.sel(at).transpose("retraining", "replica", along)
         return {name: chosen.sel(retraining=way).values for way, name in NAMES.items()}
 
-    yield (
-        shown.name,
-        plots.against_density(
-            density.mean("replica").values,
-            lines("level", retrain_time=middle),
-            ylabel=f"test {shown.label}",
-            title=f"{outcome.networks}, retrained for t = {middle} of {total} steps\n"
-            f"mean of {number} replicas, bars: min to max",
-        ),
+    figure = plots.against_density(
+        density.mean("replica").values,
+        lines("level", retrain_time=middle),
+        ylabel=f"test {shown.label}",
+        title=f"{outcome.networks}, retrained for t = {middle} of {total} steps\n"
+        f"mean of {number} replicas, bars: min to max",
     )
+    yield shown.name, figure
     level = int(results["level"].values[-1])
     share = 100 * float(density.sel(level=level).mean())
-    yield (
-        "retraining_time",
-        plots.against_step(
-            times,
-            lines("retrain_time", level=level),
-            ylabel=f"test {shown.label}",
-            xlabel="retraining time t",
-            title=f"{outcome.networks}, {share:.1f}% of the weights\nmean and deviation of "
-            f"{number} replicas",
-            total=total,
-            logarithmic=False,
-        ),
+    figure = plots.against_step(
+        times,
+        lines("retrain_time", level=level),
+        ylabel=f"test {shown.label}",
+        xlabel="retraining time t",
+        title=f"{outcome.networks}, {share:.1f}% of the weights\nmean and deviation of "
+        f"{number} replicas",
+        total=total,
+        logarithmic=False,
     )
+    yield "retraining_time", figure
 
 
 EXPERIMENT = Experiment(

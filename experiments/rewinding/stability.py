@@ -345,10 +345,11 @@ def smallest_steps(found: list[Subnetwork]) -> dict[str, np.ndarray]:
 
 def conclusions(outcome: Outcome) -> list[str]:
     """At the smallest k where the ticket is stable and matching, are the controls?"""
-    return claim_at_first(subnetworks_of(outcome.judged))
+    points = metrics.difference(outcome.metric)
+    return claim_at_first(subnetworks_of(outcome.judged), points)
 
 
-def claim_at_first(found: list[Subnetwork]) -> list[str]:
+def claim_at_first(found: list[Subnetwork], points: metrics.Shown) -> list[str]:
     """A line for each density; see `conclusions`."""
     lines = []
     for level in sorted({s.level for s in found if s.level > 0}):
@@ -370,8 +371,8 @@ def claim_at_first(found: list[Subnetwork]) -> list[str]:
             continue
         text = "; ".join(
             f"{s.arm.replace('_', ' ')}: stable {s.stable.answer} "
-            f"({100 * s.stable.estimate:.1f} points), matching "
-            f"{s.matching.answer} ({100 * s.matching.estimate:+.1f})"
+            f"({points.of(s.stable.estimate):.1f} {points.unit}), matching "
+            f"{s.matching.answer} ({points.of(s.matching.estimate):+.1f})"
             for s in mine
             if s.rewind_step == first
         )
@@ -404,10 +405,8 @@ def tables(outcome: Outcome) -> list[Rows]:
             found, key=lambda s: (s.level, s.rewind_step, s.arm != "ticket")
         )
     ]
-    title = (
-        f"{outcome.preset}: {points.unit} of test {points.name}, mean ± 95% half-width "
-    )
-    title += f"over {outcome.results.sizes['replica']} replicas"
+    title = f"{outcome.preset}: {points.unit} of test {points.name}, mean ± 95% "
+    title += f"half-width over {outcome.results.sizes['replica']} replicas"
     means = contingency_of_means(found, outcome.cfg)
     return [Rows(title, header, rows), contingency(found), means]
 
