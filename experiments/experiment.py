@@ -105,7 +105,7 @@ class Experiment(Generic[C]):
     figures: Callable[[Outcome], Iterable[tuple[str, Any]]]
     conclusions: Callable[[Outcome], list[str]] = describe
     default: str = "mnist1d"
-    complete: Callable[["xr.Dataset", C], bool] = lambda results, cfg: True
+    complete: Callable[["xr.Dataset", C], bool] | None = None
     again: Callable[[C, pathlib.Path, int, pathlib.Path], "xr.Dataset"] | None = None
     select: Callable[[C], "Experiment"] | None = None
 
@@ -161,9 +161,8 @@ class Experiment(Generic[C]):
         if this.together:
             records.claim_folder(folder, config, free)
             return groups.once(folder / "results.nc", all_together)
-        return groups.run(
-            folder, config, free, replicas, one, lambda found: this.complete(found, cfg)
-        )
+        grows = this.complete is not None
+        return groups.run(folder, config, free, replicas, one, grows=grows)
 
     def stored(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
         """The results in a folder, if they hold all that is asked for.
@@ -175,7 +174,9 @@ class Experiment(Generic[C]):
         if not records.intact(path):
             return None
         found, replicas = records.load(path), cfg.replicas  # type: ignore[attr-defined]
-        if not 0 < replicas <= found.sizes["replica"] or not self.complete(found, cfg):
+        if not 0 < replicas <= found.sizes["replica"]:
+            return None
+        if self.complete and not self.complete(found, cfg):
             return None
         # What it says of its size stays, when less is asked for.
         own, free = records.read_config(folder) or {}, identity.free(self.config)

@@ -78,7 +78,8 @@ def run(
     ignore: Sequence[str],
     replicas: int,
     one: Callable[[pathlib.Path, list[int]], "xr.Dataset"],
-    holds: Callable[["xr.Dataset"], bool] = lambda _: True,
+    *,
+    grows: bool = False,
 ) -> "xr.Dataset | None":
     """Runs what is missing of a run folder, in this process or in several.
 
@@ -88,7 +89,8 @@ def run(
       ignore: fields that change no number of a replica.
       replicas: how many.
       one: runs a group of replicas in its folder; goes on where it was interrupted.
-      holds: whether results of a group are all that is asked for.
+      grows: results of a group may be asked for again with more in them; `one` knows
+        what is there.
 
     Returns:
       The results of all groups, which are stored in the folder, too; None in all
@@ -113,7 +115,7 @@ def run(
                 "processes need one each, so start fewer or ask for more replicas"
             )
         for path, ids in all_groups[mine :: meeting.count]:
-            once(path / "results.nc", partial(one, path, ids), holds)
+            once(path / "results.nc", partial(one, path, ids), lambda _: not grows)
         _wait_for_all(meeting, all_groups)
         if mine > 0:
             return None
