@@ -13,7 +13,7 @@ from experiments import adapters, metrics
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome
 from experiments.instability import samples
-from experiments.recipes import Setup
+from experiments.recipes import Setup, metric
 from experiments.rewinding import stability
 from experiments.rewinding.config import PRESETS, Arm, Config
 from lottery_jax import plots, verdicts
@@ -91,8 +91,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             stable = verdicts.stable(
                 samples(lii.sel(at)), cfg.threshold, clusters=clusters
             )
-            better = verdicts.better(
-                ticket, reinit, claim="better than reinit", names=names
+            better = metrics.better(
+                metric(cfg), ticket, reinit, "better than reinit", names=names
             )
             judged += [Judged(at, "stable", stable), Judged(at, better.claim, better)]
         for value, side, claim in (

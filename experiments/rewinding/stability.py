@@ -14,7 +14,7 @@ from experiments import adapters, metrics
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.instability import samples
-from experiments.recipes import Setup, parse_step, parse_steps, set_up_paths
+from experiments.recipes import Setup, metric, parse_step, parse_steps, set_up_paths
 from experiments.rewinding import subnetworks
 from experiments.rewinding.config import PRESETS, Config
 from lottery_jax import errors, imp, plots, verdicts
@@ -257,7 +257,9 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             samples(lii.sel(at)), cfg.threshold, clusters=clusters, names=pair_names
         )
         own, reference = error.sel(at).values, dense.sel(rewind_step=step).values
-        matching = verdicts.matching(own, reference, cfg.tolerance, names=names)
+        matching = metrics.matching(
+            metric(cfg), own, reference, cfg.tolerance, names=names
+        )
         judged += [Judged(where, "stable", stable), Judged(where, "matching", matching)]
     return judged
 
