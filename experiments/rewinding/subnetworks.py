@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import display
+from experiments import adapters as display
 from lottery_jax import arms, imp, masks, tickets, training
 from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.points import BatchNorm
