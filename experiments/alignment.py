@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from experiments import adapters, display, groups, metrics, presets
+from experiments import display, groups, metrics, presets
 from experiments.curves import trained
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.recipes import PathRecipe, Setup, make_model, parse_step, set_up_paths
 from lottery_jax import models, plots, trees, verdicts
 from lottery_jax.connectivity import alignment, linear
+from lottery_jax.execution import Where
 from lottery_jax.types import Network
 
 if TYPE_CHECKING:
@@ -71,16 +72,14 @@ def prepare(cfg: Config) -> dict[str, Setup]:
     return setups
 
 
-def one(
-    setups: dict[str, Setup], ids: list[int], where: adapters.Where
-) -> "xr.Dataset":
+def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     """Trains and compares the networks of each model; finished ones are kept."""
     import xarray as xr
 
-    assert where.folder is not None
+    assert where.store is not None
     parts = [
         groups.once(
-            where.folder / f"{name}.nc",
+            where.store / f"{name}.nc",
             lambda: of_model(setup, ids, where.below(name)),  # noqa: B023
         )
         for name, setup in setups.items()
@@ -89,7 +88,7 @@ def one(
     return results.assign_coords(model=list(setups))
 
 
-def of_model(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
+def of_model(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """Trains and compares the networks of one model."""
     cfg, task, *_ = setup
     with display.watched(where, f"{cfg.model}: ") as place:
@@ -99,7 +98,7 @@ def of_model(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset
             for end in ends(cfg, networks, i):
                 pairs.append((i, len(members)))
                 members.append(end)
-        path = adapters.paths(
+        path = linear.paths(
             task,
             trees.stack(members),
             pairs,

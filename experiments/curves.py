@@ -4,7 +4,7 @@
     python -m experiments.curves lenet-fashion
 
 Trains networks from different initialisations, and then the bend of a quadratic Bezier
-curve and of a polygonal chain between each and the next. The first figure shows the error
+curve and of a polygon between each and the next. The first figure shows the error
 along the line and along both curves; the others show the plane through two networks and
 the bend between them.
 
@@ -18,22 +18,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import adapters, display, metrics, presets
+from experiments import display, metrics, presets
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.recipes import PathRecipe, Setup, parse_step, set_up_paths
-from lottery_jax import keys, plots, trees, verdicts
+from lottery_jax import (
+    connectivity,
+    keys,
+    masks,
+    plots,
+    tasks,
+    training,
+    trees,
+    verdicts,
+)
 from lottery_jax.connectivity import linear
-from lottery_jax.connectivity.curves import Kind
-from lottery_jax.types import Network
+from lottery_jax.execution import Where
+from lottery_jax.tasks.curve import Kind
+from lottery_jax.types import Network, Params
 
 if TYPE_CHECKING:
     import xarray as xr
 
-KINDS: tuple[Kind, ...] = ("bezier", "chain")
+KINDS: tuple[Kind, ...] = ("bezier", "polygon")
 PATHS = ("line", *KINDS)
 
 
@@ -63,30 +72,55 @@ def prepare(cfg: Config) -> Setup:
     return setup
 
 
-def trained(setup: Setup, ids: list[int], where: adapters.Where) -> list[Network]:
+def trained(setup: Setup, ids: list[int], where: Where) -> list[Network]:
     """A network from each initialisation, at the end of training."""
     cfg, task, tx, _ = setup
     steps = parse_step(cfg, "steps", task.steps_per_epoch)
     own = keys.of_replicas(cfg.seed, ids)
-    trunk = adapters.train_trunk(
-        task,
-        tx,
-        own.init,
-        own.noise,
-        (steps,),
-        every=cfg.every,
-        where=where.below("networks"),
+    runs = training.fresh(task, tx, own.init, own.noise, where=where)
+    place = where.below("networks")
+    done = training.train(
+        task, tx, runs, steps, every=cfg.every, stage="networks", where=place
     )
-    state = jax.tree.map(jnp.asarray, trunk.at(steps))
-    stack = Network(state.params, state.model_state)
+    stack = done.networks
     return [trees.rows(stack, i) for i in range(len(ids))]
 
 
-def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
-    """Trains networks and curves, and measures both."""
+def bend(
+    setup: Setup,
+    pairs: list[tuple[Network, Network]],
+    noise: Any,
+    kind: Kind,
+    where: Where,
+) -> list[Params]:
+    """One bend between the networks of each pair, all trained together."""
     cfg, task, tx, _ = setup
-    measure = cfg.measure(cfg.batch_norm)
     steps = parse_step(cfg, "curve_steps", task.steps_per_epoch)
+    curve = tasks.curve(task, kind=kind)
+    start = trees.stack([tasks.between(*pair) for pair in pairs])
+    # BatchNorm trains in batch statistics; those of the bend are recomputed.
+    state = jax.jit(
+        jax.vmap(lambda n: training.start(tx, n, (), masks.ones_like(n.params)))
+    )
+    zeros = np.zeros(len(pairs), np.int32)
+    runs = training.Runs(state(start), noise, zeros, zeros)
+    done = training.train(
+        curve,
+        tx,
+        runs,
+        steps,
+        every=cfg.every,
+        stage=f"bends ({kind})",
+        where=where.below(f"bends-{kind}"),
+    )
+    (found,) = done.networks.params
+    return [trees.rows(found, i) for i in range(len(pairs))]
+
+
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """Trains networks and curves, and measures both."""
+    cfg, task = setup.cfg, setup.task
+    measure = cfg.measure(cfg.batch_norm)
     # Other noise than the networks'.
     noise = jax.vmap(lambda key: keys.branch_keys(key, 1)[0])(
         keys.of_replicas(cfg.seed, ids).noise
@@ -95,37 +129,30 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         networks = trained(setup, ids, place)
         next_ = [(i + 1) % len(ids) for i in ids]
         pairs = [(a, networks[j]) for a, j in zip(networks, next_)]
-        lines = adapters.paths(
+        lines = connectivity.paths(
             task,
             trees.stack(networks),
             list(zip(ids, next_)),
             measure,
             where=place.below("lines"),
         )
-        error = [lines.error]
+        error, quiet = [lines.error], Where(place.execution)
         planes = []
         for kind in KINDS:
-            bends = adapters.train_bends(
-                task, tx, pairs, noise, steps, kind=kind, where=place
-            )
+            bends = bend(setup, pairs, noise, kind, place)
             curves = [
-                adapters.along_curve(
-                    task, *pair, (bend,), measure, kind=kind, where=place
+                connectivity.error_along_curve(
+                    task, *pair, (one_bend,), measure, kind=kind, where=quiet
                 )
-                for pair, bend in zip(pairs, bends)
+                for pair, one_bend in zip(pairs, bends)
             ]
             error.append(np.stack([curve.error[0] for curve in curves]))
             if cfg.plane:
                 middle = Network(bends[0], pairs[0][0].model_state)
                 test = measure._replace(splits=measure.splits[1:])
                 planes.append(
-                    adapters.plane(
-                        task,
-                        *pairs[0],
-                        middle,
-                        measure=test,
-                        size=cfg.plane,
-                        where=place,
+                    connectivity.plane(
+                        task, *pairs[0], middle, test, size=cfg.plane, where=quiet
                     )
                 )
     out: dict[str, Any] = {

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import metrics
-from experiments.adapters import Progress, Where
-from experiments.metrics import ERROR, Metric
-from lottery_jax import processes, records, verdicts
+from lottery_jax import imp, records, verdicts
+from lottery_jax.execution import Progress, Where, processes
+from lottery_jax.verdicts import ERROR, Metric
 
 
 class Rows(NamedTuple):
@@ -93,6 +93,17 @@ def answers(judged: Sequence[Judged], form: str, of: Callable[[Judged], str]) ->
 # --- while it runs --------------------------------------------------------------------
 
 
+def names(plan: imp.Plan, ids: Sequence[int]) -> list[str]:
+    """What the networks of a pruning study are called, in the order of its runs."""
+    several = len(plan.chains) > 1
+    return [
+        f"{f'{chain.name}: ' if several else ''}{arm} of replica {i}"
+        for chain in plan.chains
+        for i in ids
+        for arm in plan.arms
+    ]
+
+
 @contextlib.contextmanager
 def watched(
     where: Where,
@@ -111,7 +122,7 @@ def watched(
       last: the last level.
       metric: what is validated.
     """
-    with progress(where.folder, what, names=names, last=last, metric=metric) as watch:
+    with progress(where.store, what, names=names, last=last, metric=metric) as watch:
         yield dataclasses.replace(where, watch=watch)
 
 
@@ -213,7 +224,8 @@ class _Speed:
         if time_ and now > time_:
             new = at.done - (done if where == label else at.start)
             speed = new * at.rows / (now - time_)
-            self.rate = 0.9 * self.rate + 0.1 * speed if self.rate else speed
+            if speed:  # a stage that has just begun says nothing
+                self.rate = 0.9 * self.rate + 0.1 * speed if self.rate else speed
         return f"{self.rate:,.0f} replica-steps/s" if self.rate else ""
 
 
@@ -237,7 +249,8 @@ class _Stream:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             records.resume_stream(self.path, -1, 0)
         self.open = True
-        if at.resumed or at.done not in at.curves.steps:
+        validated = at.done > at.start and at.done in at.curves.steps
+        if at.resumed or not validated:
             return self.best
         column = list(at.curves.steps).index(at.done)
         name, better = f"validation_{self.metric.name}", self.metric.better

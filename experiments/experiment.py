@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from experiments import display, groups, identity, launch, recipes
-from experiments.adapters import Where
 from experiments.display import Judged, Rows
 from experiments.launch import Command
-from experiments.metrics import Metric
 from experiments.presets import Preset
-from lottery_jax import errors, plots, processes, records
-from lottery_jax.replicas import check_execution, default_execution
+from lottery_jax import errors, plots, records
+from lottery_jax.execution import Where, default_execution, processes
+from lottery_jax.verdicts import Metric
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -131,7 +130,7 @@ class Experiment(Generic[C]):
                 least = 2
             if hasattr(cfg, field):
                 errors.at_least(field, getattr(cfg, field), least)
-        check_execution(launch.execution(cfg) or default_execution())
+        (launch.execution(cfg) or default_execution()).check()
 
     def run(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
         """Runs what is missing in a run folder, and returns all results.
@@ -150,8 +149,12 @@ class Experiment(Generic[C]):
         config, free = identity.as_config(cfg), identity.free(this.config)
         replicas: int = cfg.replicas  # type: ignore[attr-defined]
 
-        def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-            return this.one(setup, ids, launch.where(cfg, group))
+        def one(
+            group: pathlib.Path,
+            ids: list[int],
+            meeting: processes.Meeting | None = None,
+        ) -> "xr.Dataset":
+            return this.one(setup, ids, launch.where(cfg, group, meeting))
 
         def all_together() -> "xr.Dataset":
             results = one(folder, list(range(replicas)))

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lottery_jax import processes, records
+from lottery_jax import records
+from lottery_jax.execution import processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +78,7 @@ def run(
     config: records.Config,
     ignore: Sequence[str],
     replicas: int,
-    one: Callable[[pathlib.Path, list[int]], "xr.Dataset"],
+    one: Callable[[pathlib.Path, list[int], processes.Meeting | None], "xr.Dataset"],
     *,
     grows: bool = False,
 ) -> "xr.Dataset | None":
@@ -88,7 +89,8 @@ def run(
       config: what the folder belongs to.
       ignore: fields that change no number of a replica.
       replicas: how many.
-      one: runs a group of replicas in its folder; goes on where it was interrupted.
+      one: runs a group of replicas in its folder; goes on where it was interrupted. The
+        meeting is that of all processes, if there are several.
       grows: results of a group may be asked for again with more in them; `one` knows
         what is there.
 
@@ -115,7 +117,9 @@ def run(
                 "processes need one each, so start fewer or ask for more replicas"
             )
         for path, ids in all_groups[mine :: meeting.count]:
-            once(path / "results.nc", partial(one, path, ids), lambda _: not grows)
+            others = meeting if meeting.count > 1 else None
+            make = partial(one, path, ids, others)
+            once(path / "results.nc", make, lambda _: not grows)
         _wait_for_all(meeting, all_groups)
         if mine > 0:
             return None

@@ -19,11 +19,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import numpy as np
 
 from experiments import (
-    adapters,
     display,
     groups,
     identity,
@@ -33,7 +31,7 @@ from experiments import (
     recipes,
 )
 from experiments.display import Judged, Rows
-from experiments.experiment import Experiment, Outcome, dataset
+from experiments.experiment import Experiment, Outcome
 from experiments.identity import FREE, Where
 from experiments.recipes import (
     Recipe,
@@ -42,7 +40,18 @@ from experiments.recipes import (
     make_task,
     parse_step,
 )
-from lottery_jax import errors, imp, masks, plots, records, schedules, tickets, verdicts
+from lottery_jax import (
+    errors,
+    imp,
+    masks,
+    plots,
+    records,
+    schedules,
+    tickets,
+    trees,
+    verdicts,
+)
+from lottery_jax.execution import Where as Place
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -100,10 +109,11 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
             name="-".join([schedule, retrain][: 1 + (len(cfg.retrains) > 1)])
             if several
             else "imp",
-            schedule=schedule,
-            fraction=cfg.linear_fraction if schedule == "linear" else cfg.fraction,
+            densities=imp.Linear(cfg.linear_fraction, cfg.rates)
+            if schedule == "linear"
+            else imp.Geometric(cfg.fraction, cfg.rates),
+            one_shot=schedule == "one_shot",
             scope=cfg.scope,
-            rates=cfg.rates,
             rule=cfg.rule,
             score=cfg.score,
             retrain=retrain,
@@ -118,7 +128,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
             chains=chains,
             arms=cfg.arms,
             validate_every=cfg.validate_every,
-            optimizer=cfg.level_optimizer,
+            level_optimizer=cfg.level_optimizer,
             random_scope=cfg.random_scope,
             seed=cfg.seed,
         )
@@ -147,20 +157,18 @@ def prepare(cfg: Config) -> Setup:
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    params = task.shapes[0]
     for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
         try:
-            masks.matching(params, tuple(patterns))
+            trees.matching(params, tuple(patterns))
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
-    prunable = task.prunable(params) if task.prunable else masks.prunable(params)
-    masks.cuttable(params, prunable, task.exclude)
     for chain in protocol.chains:
-        imp.keep_counts(chain, params, levels(cfg), prunable)
+        imp.keep_counts(chain, params, levels(cfg), masks.of_task(task))
     return Setup(cfg, task, tx, protocol)
 
 
-def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
+def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """A pruning study of some replicas, or what is missing of it."""
     cfg, task, tx, protocol = setup
     # A ticket says what determined it, and not how far the study went.
@@ -170,7 +178,7 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         if name not in identity.free(Config)
     }
     with watched(setup, ids, where, levels(cfg)) as place:
-        study = adapters.run_levels(
+        study = imp.run(
             task,
             tx,
             protocol,
@@ -179,43 +187,18 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
             metadata={"model": cfg.model, "task": cfg.data, "config": own},
             where=place,
         )
-    return _dataset(cfg, study, protocol, ids)
+    return study.dataset(**_note(cfg))
 
 
-def watched(setup: Setup, ids: list[int], where: adapters.Where, last: int) -> Any:
+def watched(setup: Setup, ids: list[int], where: Place, last: int) -> Any:
     """The place of a study with a display that knows what its networks are called."""
-    several = len(setup.plan.chains) > 1
-    names = [
-        f"{f'{chain.name}: ' if several else ''}{arm} of replica {i}"
-        for chain in setup.plan.chains
-        for i in ids
-        for arm in setup.plan.arms
-    ]
-    metric = recipes.metric(setup.cfg)
+    names, metric = display.names(setup.plan, ids), recipes.metric(setup.cfg)
     return display.watched(where, names=names, last=last, metric=metric)
 
 
-def _dataset(
-    cfg: Config, study: imp.Study, protocol: imp.Plan, ids: list[int], **more: Any
-) -> "xr.Dataset":
-    number = next(iter(study.records.values()))[1].shape[3]
-    return dataset(
-        cfg,
-        study.records,
-        {
-            "chain": [chain.name for chain in protocol.chains],
-            "arm": list(protocol.arms),
-            "replica": ids,
-            "level": range(number),
-        },
-        execution=study.execution._asdict(),
-        execution_changes=[
-            (c.level, c.step, c.execution._asdict()) for c in study.changes
-        ],
-        rewind_step=protocol.rewind_step,
-        steps=protocol.steps,
-        **more,
-    )
+def _note(cfg: Config) -> dict[str, str]:
+    """What must be said of the data wherever results are shown."""
+    return {"note": note} if (note := recipes.note(cfg)) else {}
 
 
 def complete(results: "xr.Dataset", cfg: Config) -> bool:
@@ -251,7 +234,7 @@ def retrain(
     # A random mask keeps weights that the level's tickets have lost.
     lost = level > 0 and "random_mask" in protocol.arms
     dense = _tickets(of, protocol, ids, 0) if lost else None
-    params = jax.eval_shape(setup.task.init, jax.random.key(0))[0]
+    params = setup.task.shapes[0]
     try:
         masks.check(found[0][0].mask, params)
     except ValueError as error:
@@ -269,7 +252,7 @@ def retrain(
 
     def train() -> "xr.Dataset":
         with watched(setup, ids, launch.where(cfg, folder), level) as place:
-            study = adapters.retrain(
+            study = imp.retrain(
                 setup.task,
                 setup.tx,
                 protocol,
@@ -279,9 +262,9 @@ def retrain(
                 dense=dense,
                 where=place,
             )
-        results = _dataset(cfg, study, protocol, ids, **origin)
+        results = study.dataset(**origin, **_note(cfg))
         results.attrs["config"] = json.dumps(config)
-        return results.assign_coords(level=[level])
+        return results
 
     return groups.once(
         folder / "results.nc", train, lambda r: r["replica"].values.tolist() == ids
@@ -313,14 +296,14 @@ def _tickets(
 # --- what came out --------------------------------------------------------------------
 
 
-def tested(results: "xr.Dataset", metric: metrics.Metric) -> "xr.DataArray":
+def tested(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
     """What networks are compared by, at the end; replicas that diverged are nan."""
     return results[f"test_{metric.name}"].where(results["diverged"] == 0)
 
 
 def accuracy(results: "xr.Dataset") -> "xr.DataArray":
     """Accuracy in percent; replicas that diverged are nan, by name."""
-    return metrics.quality(metrics.ERROR).of(tested(results, metrics.ERROR))
+    return metrics.quality(verdicts.ERROR).of(tested(results, verdicts.ERROR))
 
 
 def _early_stop(results: "xr.Dataset") -> "xr.DataArray":
@@ -337,6 +320,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     validated = bool(np.isfinite(stops).any())
     has_dense = 0 in results["level"]  # a retrained level has not
     names = [f"replica {i}" for i in results["replica"].values]
+    replicas = verdicts.Replicas(names)
     judged = []
     for chain in results["chain"].values:
         for level in results["level"].values[results["level"].values > 0]:
@@ -345,11 +329,11 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             claims = {}
             if has_dense:
                 dense = values.sel(chain=chain, arm="ticket", level=0).values
-                claims["matching"] = metrics.matching(
-                    metric, ticket, dense, cfg.tolerance, names=names
+                claims["matching"] = verdicts.matching(
+                    ticket, dense, cfg.tolerance, metric=metric, replicas=replicas
                 )
             from_init = int(results.attrs["rewind_step"]) == 0
-            if has_dense and from_init and metric == metrics.ERROR:
+            if has_dense and from_init:
                 stop, dense_stop = (
                     stops.sel(chain=chain, level=n).values if validated else None
                     for n in (level, 0)
@@ -361,12 +345,17 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
                     tolerance=cfg.tolerance,
                     early_stop_step=stop,
                     dense_early_stop_step=dense_stop,
-                    names=names,
+                    metric=metric,
+                    replicas=replicas,
                 )
             for arm in results["arm"].values[results["arm"].values != "ticket"]:
                 claim = f"better than {arm.replace('_', ' ')}"
-                claims[claim] = metrics.better(
-                    metric, ticket, at.sel(arm=arm).values, claim, names=names
+                claims[claim] = verdicts.better(
+                    ticket,
+                    at.sel(arm=arm).values,
+                    claim=claim,
+                    metric=metric,
+                    replicas=replicas,
                 )
             density = results["density"].sel(chain=chain, arm="ticket", level=level)
             where = {

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import adapters, display, metrics, presets
+from experiments import display, metrics, presets
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE
@@ -30,11 +30,13 @@ from experiments.recipes import (
     PathRecipe,
     Setup,
     make_task,
+    metric,
     parse_step,
     parse_steps,
     set_up_paths,
 )
 from lottery_jax import connectivity, plots, trees, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,11 +85,11 @@ def prepare(cfg: Config) -> Setup:
     return setup._replace(plan=plan(cfg, setup.task.steps_per_epoch))
 
 
-def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """An analysis of some initialisations, or what is missing of it."""
     cfg, task, tx, protocol = setup
     with display.watched(where) as place:
-        found = adapters.run_instability(task, tx, protocol, replicas=ids, where=place)
+        found = connectivity.run(task, tx, protocol, replicas=ids, where=place)
     splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
     return dataset(
@@ -123,8 +125,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
         verdict = verdicts.stable(
             samples(results["lii"].sel(where)),
             cfg.threshold,
-            clusters=clusters,
-            names=names,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names, clusters),
         )
         judged.append(Judged(where, "stable", verdict))
     return judged

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import tyro
 
 from experiments import identity
-from experiments.adapters import Where
 from experiments.presets import Preset
-from lottery_jax import processes, records
+from lottery_jax import records
 from lottery_jax.data.cache import cache_dir
-from lottery_jax.replicas import Execution, default_execution
+from lottery_jax.execution import Execution, Where, default_execution, processes
 
 C = TypeVar("C")
 
@@ -194,9 +193,12 @@ def execution(config: Any) -> Execution | None:
     return default_execution()._replace(**fields) if fields else None
 
 
-def where(config: Any, folder: pathlib.Path) -> Where:
+def where(
+    config: Any, folder: pathlib.Path, meeting: processes.Meeting | None = None
+) -> Where:
     """How a run is executed, and where it lies."""
-    return Where(execution(config), folder, config.checkpoint_seconds)
+    seconds = config.checkpoint_seconds
+    return Where(execution(config), folder, seconds, meeting=meeting)
 
 
 def guarded(main: Callable[[], None], several: Processes | None = None) -> int:

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.adapters import Measure
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from experiments.metrics import ERROR, Metric
 from lottery_jax import data, errors, models, tasks, training, trees
-from lottery_jax.connectivity import points
-from lottery_jax.connectivity.points import BatchNorm
-from lottery_jax.replicas import Precision
+from lottery_jax.connectivity import Measure, points
+from lottery_jax.connectivity.measure import BatchNorm
+from lottery_jax.execution import Precision
 from lottery_jax.types import Array, Task
+from lottery_jax.verdicts import ERROR, Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +112,8 @@ class PathRecipe(Where, Recipe):
 
     def measure(self, batch_norm: BatchNorm | None) -> Measure:
         """How its paths are measured, under a policy for BatchNorm."""
-        return Measure(
-            self.alphas, self.path_splits, batch_norm, self.statistics_batches
-        )
+        batches = self.statistics_batches
+        return Measure(self.alphas, batch_norm, self.path_splits, batches)
 
 
 class Setup(NamedTuple):
@@ -291,7 +289,7 @@ def set_up_paths(recipe: PathRecipe, *policies: BatchNorm | None) -> Setup:
     """
     errors.at_least("alphas", recipe.alphas, 2)
     task = make_path_task(recipe)
-    model_state = jax.eval_shape(task.init, jax.random.key(0))[1]
+    model_state = task.shapes[1]
     for policy in policies or (None,):
         points.check_policy(task, model_state, policy)
         if policy == "recompute" and points.has_statistics(model_state):

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments import adapters, metrics
+from experiments import metrics
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome
 from experiments.instability import samples
@@ -17,6 +17,7 @@ from experiments.recipes import Setup, metric
 from experiments.rewinding import stability
 from experiments.rewinding.config import PRESETS, Arm, Config
 from lottery_jax import plots, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,9 +49,7 @@ def prepare(cfg: Config) -> dict[int, Setup]:
     }
 
 
-def one(
-    setups: dict[int, Setup], ids: list[int], where: adapters.Where
-) -> "xr.Dataset":
+def one(setups: dict[int, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     """The study of some replicas at every batch size."""
     import xarray as xr
 
@@ -89,10 +88,17 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             at = {"level": level, "batch_size": size}
             ticket, reinit = (error.sel(**at, arm=arm).values for arm in ARMS)
             stable = verdicts.stable(
-                samples(lii.sel(at)), cfg.threshold, clusters=clusters
+                samples(lii.sel(at)),
+                cfg.threshold,
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(clusters=clusters),
             )
-            better = metrics.better(
-                metric(cfg), ticket, reinit, "better than reinit", names=names
+            better = verdicts.better(
+                ticket,
+                reinit,
+                claim="better than reinit",
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(names),
             )
             judged += [Judged(at, "stable", stable), Judged(at, better.claim, better)]
         for value, side, claim in (
@@ -109,7 +115,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
                 side=side,  # type: ignore[arg-type]
                 tolerance=0.0,
                 claim=claim,
-                names=names,
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(names),
             )
             judged.append(Judged({"level": level}, claim, moves))
     return judged

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import adapters, metrics
+from experiments import metrics
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.imp import tested
@@ -24,7 +24,8 @@ from experiments.recipes import (
 )
 from experiments.rewinding import subnetworks
 from experiments.rewinding.config import PRESETS, Config
-from lottery_jax import imp, plots
+from lottery_jax import imp, plots, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +58,7 @@ def plans(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
                 name=f"{retrain}-t{t}",
                 retrain=retrain,  # type: ignore[arg-type]
                 rewind_step=steps - t,
-                fraction=cfg.fraction,
+                densities=imp.Geometric(cfg.fraction),
                 scope=cfg.scope,
             )
             for retrain in retrains
@@ -90,21 +91,11 @@ def prepare(cfg: Config) -> Setup:
     return Setup(cfg, task, make_optimizer(cfg, steps), plans(cfg, steps))
 
 
-def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """Both plans for some replicas; axes retraining, retrain_time, replica, level."""
-    cfg, task, tx, both = setup
-    assert where.folder is not None
+    cfg, both = setup.cfg, setup.plan
     found = {
-        name: subnetworks.find(  # Swap: `imp.run` with `where.below(name)`.
-            task,
-            tx,
-            plan,
-            ids,
-            max(cfg.levels),
-            where.folder / name,
-            where.execution,
-            where.checkpoint_seconds,
-        )
+        name: subnetworks.find(setup, plan, ids, where.below(name))
         for name, plan in both.items()
     }
     steps = both["rewound"].steps
@@ -146,7 +137,13 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
 
     def compare(claim: str, where: dict[str, Any], one: dict, other: dict) -> None:
         a, b = (values.sel(level=where["level"], **at).values for at in (one, other))
-        verdict = metrics.better(metric(cfg), a, b, claim, names=names)
+        verdict = verdicts.better(
+            a,
+            b,
+            claim=claim,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names),
+        )
         judged.append(Judged(where, claim, verdict))
 
     for a, b in itertools.combinations(WAYS, 2):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments import adapters, metrics
+from experiments import metrics
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.instability import samples
@@ -19,6 +19,7 @@ from experiments.rewinding import subnetworks
 from experiments.rewinding.config import PRESETS, Config
 from lottery_jax import errors, imp, plots, verdicts
 from lottery_jax.connectivity.linear import Projection
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,7 +45,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
                 imp.Chain(
                     name=subnetworks.chain_name(step),
                     rewind_step=step,
-                    fraction=cfg.fraction,
+                    densities=imp.Geometric(cfg.fraction),
                     scope=cfg.scope,
                 )
                 for step in chosen
@@ -73,9 +74,9 @@ def prepare(cfg: Config) -> Setup:
 # --- running --------------------------------------------------------------------------
 
 
-def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """Some replicas: prune, branch, measure."""
-    cfg, task, tx, protocol = setup
+    cfg, protocol = setup.cfg, setup.plan
     steps, last = list(protocol.rewind_steps), max(cfg.levels)
     levels = sorted(set(cfg.levels))
     grid = [
@@ -92,11 +93,12 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         if cfg.successive and level not in cfg.levels
     ]
     numbers = [cfg.branches] * (len(grid) * len(ids)) + [1] * (len(between) * len(ids))
-    cells, trained = _subnetworks(setup, ids, [*grid, *between], numbers, where)
-    assert where.folder is not None
-    measured = subnetworks.measure(
-        task, trained, cfg.branches, folder=where.folder, **_paths(cfg)
-    )
+    found = where.below("imp")
+    subnetworks.find(setup, protocol, ids, found)
+    cells = subnetworks.cells(setup, ids, [*grid, *between], found)
+    trained = subnetworks.train(setup, cells, numbers, ids, where)
+    how = cfg.measure(cfg.batch_norm)
+    measured = subnetworks.measure(setup, trained, how)
     out = _arrange(setup, ids, cells, trained, measured)
     coordinates = {
         "rewind_step": steps,
@@ -115,43 +117,6 @@ def one(setup: Setup, ids: list[int], where: adapters.Where) -> "xr.Dataset":
         execution=trained.execution._asdict(),
         steps=protocol.steps,
     )
-
-
-# Swap: `imp.run`, `imp.arms.starts` and `training.train` take `where` as it is.
-def _subnetworks(
-    setup: Setup,
-    ids: list[int],
-    wanted: list[tuple[int, int, str]],
-    numbers: list[int],
-    where: adapters.Where,
-) -> tuple[subnetworks.Cells, subnetworks.Trained]:
-    """Finds the wanted (rewind step, level, arm) and trains so many branches of each."""
-    cfg, task, tx, protocol = setup
-    execution, folder, seconds = where.execution, where.folder, where.checkpoint_seconds
-    assert folder is not None
-    found = folder / "imp"
-    subnetworks.find(
-        task, tx, protocol, ids, max(cfg.levels), found, execution, seconds
-    )
-    cells = subnetworks.cells(task, tx, protocol, ids, wanted, found, execution)
-    trained = subnetworks.train(
-        task,
-        tx,
-        cells,
-        numbers,
-        cfg.seed,
-        ids,
-        protocol.steps,
-        every=cfg.every,
-        execution=execution,
-        folder=folder,
-        checkpoint_seconds=seconds,
-    )
-    return cells, trained
-
-
-def _paths(cfg: Config) -> dict[str, Any]:
-    return cfg.measure(cfg.batch_norm)._asdict()
 
 
 def _arrange(
@@ -208,9 +173,8 @@ def _levels(
     barrier = np.full(shape, np.nan, np.float32)
     density = np.full((last,), np.nan, np.float32)
     for p, projection in enumerate(PROJECTIONS):
-        found = subnetworks.level_barriers(
-            setup.task, cells, trained, projection=projection, **_paths(cfg)
-        )
+        how = cfg.measure(cfg.batch_norm)
+        found = subnetworks.level_barriers(setup, cells, trained, how, projection)
         for a, b, height in found:
             at = (steps.index(cells.step[a]), cells.level[a], cells.replica[a])
             barrier[(p, *at)] = height
@@ -254,11 +218,18 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             "arm": arm,
         }
         stable = verdicts.stable(
-            samples(lii.sel(at)), cfg.threshold, clusters=clusters, names=pair_names
+            samples(lii.sel(at)),
+            cfg.threshold,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(pair_names, clusters),
         )
         own, reference = error.sel(at).values, dense.sel(rewind_step=step).values
-        matching = metrics.matching(
-            metric(cfg), own, reference, cfg.tolerance, names=names
+        matching = verdicts.matching(
+            own,
+            reference,
+            cfg.tolerance,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names),
         )
         judged += [Judged(where, "stable", stable), Judged(where, "matching", matching)]
     return judged
