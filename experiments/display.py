@@ -254,7 +254,11 @@ class _Stream:
             return self.best
         column = list(at.curves.steps).index(at.done)
         name, better = f"validation_{self.metric.name}", self.metric.better
-        line = {n: at.curves.values[n][:, column] for n in ("train_loss", name)}
+        recorded, nothing = at.curves.values, np.full(at.rows, np.nan)
+        line = {  # without a validation split there is nothing
+            n: recorded[n][:, column] if n in recorded else nothing
+            for n in ("train_loss", name)
+        }
         seconds = round(time.monotonic() - self.begin, 3)
         records.append_stream(
             self.path, {"level": at.level, "step": at.done, **line, "seconds": seconds}

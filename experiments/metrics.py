@@ -31,7 +31,7 @@ class Shown(NamedTuple):
 def level(metric: Metric) -> Shown:
     """The metric itself: an error in percent."""
     unit = "%" if metric.unit == "points" else metric.unit
-    return Shown(metric.name, unit, metric.shown)
+    return Shown(metric.name, unit, lambda x: metric.scale * x)
 
 
 def quality(metric: Metric) -> Shown:
@@ -43,4 +43,4 @@ def quality(metric: Metric) -> Shown:
 
 def difference(metric: Metric) -> Shown:
     """A difference of two values: an error's in points."""
-    return Shown(metric.name, metric.unit, metric.shown)
+    return level(metric)._replace(unit=metric.unit)
