@@ -522,7 +522,15 @@ def stable(
 def missing(
     reason: str, *, side: Side, tolerance: float, claim: str, metric: Metric = ERROR
 ) -> Verdict:
-    """The verdict on a claim whose control was not run: undecided, with the reason."""
+    """The verdict on a claim whose control was not run: undecided, with the reason.
+
+    Args:
+      reason: why it was not run.
+      side: of the tolerance that was claimed.
+      tolerance: the bound of the claim.
+      claim: in words.
+      metric: what it is about.
+    """
     return Verdict(
         claim=claim,
         answer="undecided",

@@ -240,6 +240,14 @@ def update_mask(
     """Lets a rule change the mask between segments, from the gradient at `step`.
 
     Weights that the new mask removes are set to 0 at once, and their moments with them.
+
+    Args:
+      task: the task.
+      rule: gives the new mask.
+      state: the network in training.
+      key: the replica's noise key.
+      order: its data order, from `orders`; must cover the step.
+      step: the next step of training, int32 `[]`, may be traced.
     """
     step = jnp.asarray(step, jnp.int32)
     gradients, _, _ = step_gradient(task, state, key, order, step)
