@@ -643,6 +643,27 @@ def test_a_start_that_all_replicas_share_is_held_once():
         assert whole.shape == (6, *one.shape) and whole.strides[0] == 0
 
 
+def test_tickets_of_a_shared_start_may_hold_digests_of_its_weights(tmp_path):
+    study = toys.one_chain()
+    start = Network(study.start("imp", 0, "ticket", 0).params, {})
+    run = functools.partial(again, study, levels=1, start=start, folder=tmp_path)
+    run(weights="digest")
+    path = imp.ticket_path(tmp_path, "imp", 1, 1)
+    with pytest.raises(ValueError, match="start="):
+        tickets.load(path)
+    ticket = tickets.load(path, start=start.params)
+    kept = jax.tree.map(lambda m, p: np.where(m, p, 0), ticket.mask, start.params)
+    toys.assert_equal(ticket.params, kept)
+    assert 0 < lj.masks.density(ticket.mask) < 1
+    for changes in ({"start": None}, {"plan": 1}):
+        other = study
+        if changes.pop("plan", None):
+            plan = dataclasses.replace(study.plan, rewind_step=2)
+            other = study._replace(plan=plan)
+        with pytest.raises(ValueError, match="weights='digest' needs a start"):
+            again(other, **({"start": start} | changes), weights="digest")
+
+
 def test_levels_that_would_remove_everything():
     with pytest.raises(ValueError, match="levels=5 .* at most 4"):
         again(toys.many_chains(), levels=5)
