@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
         ("--rewind-steps soon", "rewind_steps: 'soon' is no step"),
         ("--replicas 0", "replicas=0; it must be 1 or more"),
         ("--path-test 1001", "path_test=1001; it must be between 1 and 1000"),
-        ("--schedules continued continued", "each once"),
+        ("--schedules continued continued", "all different"),
         ("--devices 99", "devices=99"),
     ],
 )
@@ -424,10 +424,10 @@ def test_curves_are_trained_and_drawn(finished):
     folder, _, out = finished("curves")
     results = load(folder)
     ends = results["error"].isel(alpha=[0, -1])
-    for path in ("bezier", "chain"):  # a curve ends where the line does
+    for path in ("bezier", "polygon"):  # a curve ends where the line does
         np.testing.assert_array_equal(ends.sel(path="line"), ends.sel(path=path))
     assert results["plane_error"].shape == (2, 2, 2)
-    for name in ("curves", "plane_bezier", "plane_chain"):
+    for name in ("curves", "plane_bezier", "plane_polygon"):
         assert (folder / "figures" / f"{name}.png").exists()
     assert "barrier lower than the line's" in out
 

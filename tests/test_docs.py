@@ -35,8 +35,8 @@ def test_code_runs_as_printed(block, tmp_path):
     assert done.stdout.strip()
 
 
-def test_readme_has_its_three_examples():
-    assert len(BLOCKS) == 3
+def test_readme_has_its_four_examples():
+    assert len(BLOCKS) == 4
 
 
 @pytest.mark.parametrize(

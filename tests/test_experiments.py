@@ -19,7 +19,8 @@ import toys
 import lottery_jax as lj
 from experiments import display, identity, imp, recipes
 from experiments.experiment import Outcome
-from lottery_jax import arms, checkpoints, masks, records, tickets
+from lottery_jax import checkpoints, keys, masks, records, tickets
+from lottery_jax.imp import ARMS
 
 xr = pytest.importorskip("xarray")
 
@@ -365,7 +366,7 @@ def test_nothing_of_the_table_is_cut(study, monkeypatch, width, number):
     monkeypatch.setenv("COLUMNS", str(width))
     results = records.load(study[0] / "results.nc")
     results = results.isel(arm=[i % 3 for i in range(number)])
-    results["arm"] = list(arms.ARMS[:number])
+    results["arm"] = [arm.name for arm in ARMS[:number]]
     cfg = imp.PRESETS["mnist1d"].config
     (table,) = imp.tables(Outcome(results, cfg, "mnist1d", []))
     out = io.StringIO()
@@ -633,7 +634,7 @@ def test_a_retraining_takes_no_preset(study):
 
 def poison(task, replica):
     """A task whose init draws nan for one replica's own key."""
-    bad = jax.random.key_data(arms.replica_keys(0, replica).init)
+    bad = jax.random.key_data(keys.replica_keys(0, replica).init)
 
     def init(key):
         params, model_state, stream = task.init(key)

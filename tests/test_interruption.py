@@ -226,12 +226,12 @@ damages = pytest.mark.parametrize("damage", [truncate, flip])
 
 @pytest.fixture
 def no_training(monkeypatch):
-    from lottery_jax import engine
+    from lottery_jax import training
 
     def train(*_, **__):
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(engine, "run_level", train)
+    monkeypatch.setattr(training, "train", train)
 
 
 @pytest.mark.parametrize(

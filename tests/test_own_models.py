@@ -148,7 +148,12 @@ def test_a_whole_study(name, tmp_path):
     task = TASKS[name]()
     plan = imp.Plan(steps=30, rewind_step=3, arms=("ticket",))
     study = imp.run(
-        task, optax.adam(0.03), plan, levels=2, replicas=(0, 1), folder=tmp_path
+        task,
+        optax.adam(0.03),
+        plan,
+        levels=2,
+        replicas=(0, 1),
+        where=lj.Where(folder=tmp_path),
     )
     record = {name: values for name, (_, values) in study.records.items()}
     alive = [192, 154, 123]  # 8 x 16 + 16 x 4, less 20% each time
@@ -333,9 +338,9 @@ def test_a_path_between_networks_with_flax_s_batch_norm_and_dropout():
         jax.tree.map(lambda x: jnp.stack([x, -x]), network),
         np.array([[0, 1]] * 2),
         np.array([[1.0, 0.0], [0.5, 0.5]]),
-        batch_norm="recompute",
-        splits=("test",),
-        statistics_batches=3,
+        lj.connectivity.Measure(
+            batch_norm="recompute", splits=("test",), statistics_batches=3
+        ),
     )
     own = recomputed(*network)
     predicted = task.predict(network.params, own, task.data, jax.random.key(0), "test")
