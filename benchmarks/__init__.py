@@ -1,19 +1,19 @@
 """Speed and memory, measured against named peers and rulers in one run.
 
-    python -m benchmarks                       # every row, to docs/performance.md
-    python -m benchmarks --rows lenet masking  # some rows; the others stay as they are
+    python -m benchmarks                       # every row for a CPU, to docs/performance.md
+    python -m benchmarks lenet masking         # some rows; the others stay as they are
+    python -m benchmarks --device gpu          # the rows for an accelerator
+    python -m benchmarks lenet --against DIR   # this library against another checkout's
     python -m benchmarks --quick               # does every row run? nothing is kept
     python -m benchmarks --render              # page and figure from the stored numbers
-    python -m benchmarks.gpu                   # one accelerator, one table
 
-Absolute numbers of one machine move by tens of percent within minutes, so everything
-that is compared runs in turn (A B A B ...), and what is reported is the median of the
-ratios of each turn, with the smallest and the largest. Sides with different numbers of
-devices or threads are processes of their own that wait while it is not their turn.
+Absolute numbers of one machine move by tens of percent within minutes, so everything that
+is compared runs in turn (A B A B ...), and what is reported is the median of the ratios of
+each turn, with the smallest and the largest. Sides with different numbers of devices or
+threads are processes of their own that wait while it is not their turn.
 
-`rows` says what is measured; `jax_sides` and `torch_sides` are what is timed; `worker`
-is the process that times it; `timing` takes turns; `report` writes JSON and the page,
-`curves` its figure. `profile`, `stopwatch`, `monitor` and `flops` account for time, compiling,
-memory and operations; `startup` is a command that ends at its first step.
-The peers need PyTorch: `pip install 'lottery-jax[bench]'`.
+`rows` says what is measured, as data; `sides_jax`, `sides_torch` and `sides_command` are
+what is timed; `run` is the one runner; `report` writes JSON, page and figure; `profile`
+says where the time of a program goes. The peers need PyTorch:
+`pip install 'lottery-jax[bench]'`.
 """

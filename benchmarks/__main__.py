@@ -2,16 +2,14 @@
 
 import argparse
 import importlib.util
-import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
 
-from benchmarks import curves, report, rows
-from benchmarks.timing import ROOT
+from benchmarks import report
+from benchmarks.rows import ROWS
+from benchmarks.run import ROOT, WorkerError, measure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,17 +19,27 @@ def main(arguments: list[str] | None = None) -> int:
         description="Speed and memory against named peers and rulers, in one run.",
     )
     parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=list(rows.ROWS),
-        default=list(rows.ROWS),
+        "rows",
+        nargs="*",
         metavar="ROW",
-        help=f"rows to run, of {', '.join(rows.ROWS)}; stored ones stay as they are",
+        help=f"of {', '.join(ROWS)}; without any, all of the device; stored ones stay",
     )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
         "--quick",
         action="store_true",
         help="tiny sizes that show no more than that the rows run; kept only with --out",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="DIR",
+        help="another checkout: its library and this one take turns; kept only with --out",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="for rows of single sides: what no time is left for is not run",
     )
     parser.add_argument(
         "--out",
@@ -45,62 +53,45 @@ def main(arguments: list[str] | None = None) -> int:
         help="run nothing: write page and figure again, from the stored numbers",
     )
     chosen = parser.parse_args(arguments)
-    folder = chosen.out or (None if chosen.quick else ROOT / "docs")
+    kept = not (chosen.quick or chosen.against)
+    folder = chosen.out or (ROOT / "docs" if kept else None)
     if chosen.render:
-        leave(folder or ROOT / "docs", {})
+        report.leave(folder or ROOT / "docs", {}, list(ROWS))
         return 0
+    if unknown := [name for name in chosen.rows if name not in ROWS]:
+        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
     if chosen.quick:
         # Compiling is most of what is left to wait for.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    against = chosen.against and str(pathlib.Path(chosen.against).resolve())
+    of_device = [name for name, row in ROWS.items() if row.device == chosen.device]
     failed = False
-    for name in dict.fromkeys(chosen.rows):
-        row = rows.ROWS[name]
-        missing = [m for m in row.needs if importlib.util.find_spec(m) is None]
-        if missing:
+    for name in dict.fromkeys(chosen.rows or of_device):
+        row = ROWS[name]
+        # Against another checkout the peers do not run.
+        needs = [m for m in row.needs if not (against and m in ("torch", "PIL"))]
+        if missing := [m for m in needs if importlib.util.find_spec(m) is None]:
             print(
                 f"{name}: skipped, it needs {', '.join(missing)}: "
-                f"pip install 'lottery-jax[{row.extra}]'",
+                "pip install 'lottery-jax[experiments,bench]'",
                 file=sys.stderr,
             )
             continue
         load, begin = os.getloadavg()[0], time.perf_counter()
-        if load > 0.5 and not chosen.quick and name == chosen.rows[0]:
-            print(
-                f"load {load:.1f}: other processes are running, and sides with several "
-                "threads suffer from that most",
-                file=sys.stderr,
-            )
+        if load > 0.5 and not chosen.quick:
+            print(f"load {load:.1f}: other processes are running", file=sys.stderr)
         try:
-            found = row.run(chosen.quick)
-        except RuntimeError as error:
+            found = measure(row, chosen.quick, against, chosen.minutes)
+        except WorkerError as error:
             print(f"{name}: failed: {error}", file=sys.stderr)
             failed = True
             continue
         seconds = time.perf_counter() - begin
-        entry = {name: report.as_json(found, seconds, load, chosen.quick)}
+        entry = {name: report.as_json(row, found, seconds, load, chosen.quick)}
         print(report.markdown(entry), flush=True)
         if folder is not None:
-            leave(folder, entry)  # after every row: an interruption loses one
+            report.leave(folder, entry, list(ROWS))  # an interruption loses one row
     return int(failed)
-
-
-def leave(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """Writes JSON, figure and page, with new rows in the places of stored ones.
-
-    Args:
-      folder: that of the page; the others lie in its folder `results`.
-      found: new rows by name, from `report.as_json`.
-    """
-    results = folder / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "benchmarks.json"
-    stored = report.merge(path, found, list(rows.ROWS))
-    path.write_text(json.dumps(stored, indent=1) + "\n")
-    figure = results / "scaling.png"
-    if importlib.util.find_spec("matplotlib"):
-        curves.draw(stored, figure)
-    name = "results/scaling.png" if figure.is_file() else None
-    (folder / "performance.md").write_text(report.page(stored, name))
 
 
 if __name__ == "__main__":

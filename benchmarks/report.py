@@ -1,161 +1,98 @@
-"""What a row leaves behind: JSON for machines, a page in Markdown for readers."""
+"""What a row leaves behind: JSON for machines, a page in Markdown, the figure of costs."""
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
-import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
-from benchmarks.timing import Spread
+from benchmarks.rows import Row, cores
+from benchmarks.run import Found, Spread, compare, spread
 
 INTRODUCTION = pathlib.Path(__file__).parent / "introduction.md"
 """What the page says before its tables; written by hand."""
 
 PACKAGES = ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+PANELS: Mapping[str, tuple[str, int | None]] = {
+    "replicas": ("replicas", 2),
+    "devices": ("host devices", 2),
+    "levels": ("level (number of prunings)", None),
+    "parameters": ("prunable weights", 10),
+}
+"""Label of each panel of the figure and base of its logarithm, by the names in rows."""
 
 
-class Target(NamedTuple):
-    """A bound that the median must keep.
+def as_json(
+    row: Row, found: Found, seconds: float, load: float, quick: bool
+) -> dict[str, Any]:
+    """What a row has found, with the seconds it took, and where and when it ran.
 
-    Attributes:
-      sense: how the median must compare with the bound.
-      bound: in the unit of the comparison.
-    """
-
-    sense: Literal[">=", ">", "<="]
-    bound: float
-
-    def reached(self, value: float) -> bool:
-        """Whether a value keeps the bound."""
-        match self.sense:
-            case ">=":
-                return value >= self.bound
-            case ">":
-                return value > self.bound
-            case "<=":
-                return value <= self.bound
-
-
-class Comparison(NamedTuple):
-    """One number that a row is about.
-
-    Attributes:
-      of: what was measured.
-      to: the peer or ruler that it is divided by, in the same run; "" for a plain number.
-      value: median, smallest and largest of the turns.
-      target: None where there is none.
-      unit: "" for ratios.
-    """
-
-    of: str
-    to: str
-    value: Spread
-    target: Target | None = None
-    unit: str = ""
-
-
-class Table(NamedTuple):
-    """A fact that is a table.
-
-    Attributes:
-      header: names of the columns.
-      rows: cells, already text.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class Point(NamedTuple):
-    """One point of a curve of costs.
-
-    Attributes:
-      x: number of replicas, devices, weights ..., or a level.
-      cost: milliseconds of a replica-step.
-    """
-
-    x: float
-    cost: Spread
-
-
-Curve: TypeAlias = Sequence[Point]
-
-
-class Row(NamedTuple):
-    """One benchmark.
-
-    Attributes:
-      name: of the row.
-      setting: what ran, in a sentence or two.
-      rates: units of work per second of each side.
-      unit: of the rates.
-      comparisons: the ratios, with their targets.
-      facts: other numbers and tables, by name.
-      curves: lines of the figure of costs, by panel (an axis' name) and label.
-    """
-
-    name: str
-    setting: str
-    rates: Mapping[str, Spread] = {}
-    unit: str = ""
-    comparisons: Sequence[Comparison] = ()
-    facts: Mapping[str, Any] = {}
-    curves: Mapping[str, Mapping[str, Curve]] = {}
-
-
-def as_json(row: Row, seconds: float, load: float, quick: bool) -> dict[str, Any]:
-    """A row with where and when it was measured.
-
-    Args:
-      row: the row.
-      seconds: that it took in all.
-      load: the machine's load average in the minute before it.
-      quick: whether it ran with the tiny sizes that show no more than that it runs.
+    `load` is the machine's load average in the minute before it.
     """
     comparisons = []
-    for comparison in row.comparisons:
-        entry = {**comparison._asdict(), "value": comparison.value._asdict()}
-        if comparison.target is not None:
-            entry["target"] = comparison.target._asdict()
-            entry["reached"] = comparison.target.reached(comparison.value.median)
+    for one in compare(row, found):
+        entry = {**one._asdict(), "value": one.value._asdict()}
+        if one.target is not None:
+            entry["target"] = one.target._asdict()
+            entry["reached"] = one.target.reached(one.value.median)
         comparisons.append(entry)
+    listed = {number.fact for number in row.numbers}
+    facts = {
+        name: _median(values)
+        for name, values in found.facts.items()
+        if name not in listed and not _is_curve(row, name)
+    }
+    costs: dict[str, dict[str, float]] = {}
+    for process, own in found.costs.items():
+        for what, cost in own.items():
+            costs.setdefault(f"{what}, of each process", {})[process] = cost
+    if found.failed:
+        facts["not measured"] = found.failed
+    rates = {name: spread(values)._asdict() for name, values in found.rates.items()}
+    machine = {"cores": cores(), "processor": _processor()}
     return {
-        "setting": row.setting,
+        "setting": row.question,
         "unit": row.unit,
-        "rates": {name: rate._asdict() for name, rate in row.rates.items()},
+        "rates": rates,
         "comparisons": comparisons,
-        "facts": {
-            name: fact._asdict() if isinstance(fact, Table) else fact
-            for name, fact in row.facts.items()
-        },
-        "curves": {
-            panel: {
-                label: [[point.x, *point.cost] for point in curve]
-                for label, curve in lines.items()
-            }
-            for panel, lines in row.curves.items()
-        },
+        "facts": facts | costs,
+        "curves": _curves(row, found),
         "quick": quick,
         "seconds": round(seconds, 1),
-        "machine": machine() | {"load_before": round(load, 2)},
+        "machine": machine | {"load_before": round(load, 2)},
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def machine() -> dict[str, Any]:
-    """Cores that this process may use, and the model of the processor."""
-    return {"cores": cores(), "processor": _processor()}
+def _median(values: Sequence[Any]) -> Any:
+    numbers = all(isinstance(value, int | float) for value in values)
+    return spread(values).median if numbers else values[-1]
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _is_curve(row: Row, fact: str) -> bool:
+    return any(fact in lines.values() for lines in row.curves.values())
+
+
+def _curves(row: Row, found: Found) -> dict[str, Any]:
+    """By panel and label, (x, median, smallest, largest) of milliseconds."""
+
+    def points(line: Any) -> list[list[float]]:
+        if isinstance(line, str):
+            return found.facts[line][-1] if line in found.facts else []
+        return [
+            [x, *spread([1e3 / rate for rate in found.rates[side]])]
+            for x, side in line.items()
+            if side in found.rates
+        ]
+
+    return {
+        panel: {label: points(line) for label, line in lines.items()}
+        for panel, lines in row.curves.items()
+    }
 
 
 def _processor() -> str:
@@ -182,17 +119,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def merge(path: pathlib.Path, rows: Mapping[str, Any], order: Sequence[str]) -> dict:
-    """The stored rows with new ones put in their places; writes nothing.
+def leave(folder: pathlib.Path, found: Mapping[str, Any], order: Sequence[str]) -> None:
+    """Writes JSON, figure and page, with new rows in the places of stored ones.
 
     Args:
-      path: of a JSON file that may be missing.
-      rows: new rows by name, from `as_json`.
+      folder: that of the page; the others lie in its folder `results`.
+      found: new rows by name, from `as_json`.
       order: the names of all rows; stored ones that are not among them are dropped.
     """
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    path, figure = results / "benchmarks.json", results / "scaling.png"
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    both = stored | dict(rows)
-    return {name: both[name] for name in order if name in both}
+    both = stored | dict(found)
+    both = {name: both[name] for name in order if name in both}
+    path.write_text(json.dumps(both, indent=1) + "\n")
+    if importlib.util.find_spec("matplotlib"):
+        draw(both, figure)
+    name = "results/scaling.png" if figure.is_file() else None
+    (folder / "performance.md").write_text(page(both, name))
+
+
+# --- the page -------------------------------------------------------------------------
 
 
 def page(rows: Mapping[str, Any], figure: str | None = None) -> str:
@@ -214,51 +162,46 @@ def page(rows: Mapping[str, Any], figure: str | None = None) -> str:
 
 def markdown(rows: Mapping[str, Any]) -> str:
     """The tables of all rows, from `as_json`."""
-    lines = ["## Every comparison", ""]
-    cells = []
-    for name, row in rows.items():
-        for entry in row["comparisons"]:
-            number, target = Spread(**entry["value"]), entry.get("target")
-            cells.append(
-                [
-                    f"`{name}`",
-                    entry["of"],
-                    entry["to"] or "-",
-                    f"{_spread(number)} {entry['unit']}".strip(),
-                    f"{target['sense']} {target['bound']:g}" if target else "-",
-                    {True: "yes", False: "**no**", None: "-"}[entry.get("reached")],
-                ]
-            )
-    lines += table(
-        ["row", "measured", "against", "value", "target", "reached"],
-        cells,
-    )
+    cells = [
+        [
+            f"`{name}`",
+            entry["of"],
+            entry["to"] or "-",
+            f"{_spread(entry['value'])} {entry['unit']}".strip(),
+            "{sense} {bound:g}".format(**entry["target"]) if entry["target"] else "-",
+            {True: "yes", False: "**no**", None: "-"}[entry.get("reached")],
+        ]
+        for name, row in rows.items()
+        for entry in row["comparisons"]
+    ]
+    header = ["row", "measured", "against", "value", "target", "reached"]
+    lines = ["## Every comparison", "", *table(header, cells)]
     for name, row in rows.items():
         lines += ["", f"## {name}", ""]
         if row["quick"]:
             lines += ["**Quick mode: these numbers mean nothing.**", ""]
         lines += [row["setting"], ""]
         if row["rates"]:
-            rates = [[k, _spread(Spread(**rate))] for k, rate in row["rates"].items()]
+            rates = [[side, _spread(rate)] for side, rate in row["rates"].items()]
             lines += [*table(["side", row["unit"]], rates), ""]
         tables = {k: fact for k, fact in row["facts"].items() if _is_table(fact)}
         plain = {k: fact for k, fact in row["facts"].items() if k not in tables}
         lines += [f"- {k}: {_plain(fact)}" for k, fact in plain.items()]
-        if plain:
-            lines.append("")
+        lines += [""] * bool(plain)
         for title, fact in tables.items():
             lines += [f"{title[0].upper()}{title[1:]}:", ""]
             lines += [*table(fact["header"], fact["rows"]), ""]
-        where, numbers = row["machine"], row["versions"]
-        packages = ", ".join(f"{k} {v}" for k, v in numbers.items())
+        where = row["machine"]
+        packages = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
         lines.append(
-            f"{row['date']}; {where['cores']} cores, {where['processor']}, load before "
-            f"{where['load_before']}; {packages}; took {row['seconds']:.0f} s."
+            f"{row['date']}; {where['cores']} cores, {where['processor']}, "
+            f"load before {where['load_before']}; "
+            f"{packages}; took {row['seconds']:.0f} s."
         )
     return "\n".join(lines) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """The lines of a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
@@ -268,14 +211,15 @@ def _is_table(fact: Any) -> bool:
     return isinstance(fact, Mapping) and set(fact) == {"header", "rows"}
 
 
-def _spread(value: Spread) -> str:
-    if value.low == value.high:
-        return _number(value.median)
-    return f"{_number(value.median)} ({_number(value.low)} to {_number(value.high)})"
+def _spread(value: Mapping[str, float]) -> str:
+    median, low, high = Spread(**value)
+    if low == high:
+        return _number(median)
+    return f"{_number(median)} ({_number(low)} to {_number(high)})"
 
 
 def _number(value: float) -> str:
-    if value == int(value) or abs(value) >= 1000:
+    if 1000 <= abs(value) < 1e9 or value == int(value) and abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -288,3 +232,65 @@ def _plain(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _number(value)
     return str(value)
+
+
+# --- the figure -----------------------------------------------------------------------
+
+
+def draw(stored: Mapping[str, Any], path: pathlib.Path) -> bool:
+    """Draws what a replica-step costs, from the curves of the stored rows.
+
+    Args:
+      stored: rows by name, from `as_json`.
+      path: of the PNG.
+
+    Returns:
+      Whether there was anything to draw; otherwise there is no file.
+    """
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for row in stored.values():
+        for panel, lines in row.get("curves", {}).items():
+            drawn = {label: sorted(points) for label, points in lines.items() if points}
+            found.setdefault(panel, {}).update(drawn)
+    if not any(found.values()):
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from lottery_jax import plots
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(9.0, 6.4), layout="constrained")
+    for axes, (name, (text, base)) in zip(grid.flat, PANELS.items()):
+        lines = found.get(name, {})
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set(xlabel=text, ylabel="time of a replica-step (ms)")
+        for (label, points), (color, marker) in zip(
+            lines.items(), plots.STYLES.values()
+        ):
+            x, median, low, high = zip(*points)
+            bars = [
+                [m - a for m, a in zip(median, low)],
+                [b - m for m, b in zip(median, high)],
+            ]
+            style = {"color": color, "marker": marker, "markersize": 4, "capsize": 2}
+            axes.errorbar(x, median, bars, label=label, linewidth=1.5, **style)
+        if not lines:
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+            continue
+        if base:
+            axes.set_xscale("log", base=base)
+        else:
+            axes.locator_params(axis="x", integer=True)
+        if base == 2:
+            every = sorted({x for points in lines.values() for x, *_ in points})
+            axes.set_xticks(every, [f"{x:g}" for x in every], minor=False)
+        if base == 10:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=9)
+    plots.save(figure, path, ("png",))
+    return True

@@ -1,1 +1,1 @@
-"""One file per claim: a frozen Config, a run, a figure. Start with `experiments.imp`."""
+"""One value per claim, on one page: `experiments.experiment` says what they share."""

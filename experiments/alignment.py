@@ -13,30 +13,21 @@ Symmetries, 2023.
 """
 
 import dataclasses
-import json
-import pathlib
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import display, launch
-from experiments.launch import Preset
-from experiments.recipes import (
-    PathRecipe,
-    check_paths,
-    load_data,
-    make_model,
-    make_optimizer,
-    make_path_task,
-    parse_steps,
-)
-from lottery_jax import arms, models, plots, records, verdicts
-from lottery_jax.connectivity import alignment, branches, linear
+from experiments import display, groups, metrics, presets
+from experiments.curves import trained
+from experiments.display import Judged, Rows, mean_range
+from experiments.experiment import Experiment, Outcome, dataset
+from experiments.recipes import PathRecipe, Setup, make_model, parse_step, set_up_paths
+from lottery_jax import models, plots, trees, verdicts
+from lottery_jax.connectivity import alignment, linear
+from lottery_jax.execution import Where
 from lottery_jax.types import Network
 
 if TYPE_CHECKING:
@@ -58,168 +49,101 @@ class Config(PathRecipe):
     """Networks that are compared, instead of `model`."""
     batch_norm: Literal["recompute", "interpolate"] | None = None
     """How BatchNorm statistics are treated on a path; needed where there are any."""
-
-
-NOT_IDENTITY = ("out", "devices", "chunk", "checkpoint_seconds")
-"""Fields that change no number."""
-
-PRESETS: Mapping[str, Preset] = {
-    "mnist1d": Preset(
-        Config(validation=0, learning_rate=1e-3, steps="3000it"),
-        "MLPs of three widths on MNIST-1D, Adam 1e-3, 3 replicas; no download. Some "
-        "minutes on 2 cores.",
-    ),
-    "resnet8-cifar10": Preset(
-        Config(
-            data="cifar10",
-            validation=0,
-            augment=("flip", "crop"),
-            models=("resnet-8-8",),
-            batch_size=64,
-            optimizer="sgd",
-            learning_rate=0.1,
-            weight_decay=1e-4,
-            schedule="step",
-            drops=("800it", "1200it"),
-            steps="1600it",
-            batch_norm="recompute",
-            alphas=11,
-            path_train=2000,
-            path_test=3000,
-            every=100,
-        ),
-        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 3 replicas. Some minutes.",
-    ),
-}
+    replicas: int = 3
+    """Networks; each is compared with the next, so they belong together."""
 
 
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    """Trains and compares what is missing in a run folder, and returns all results.
+def prepare(cfg: Config) -> dict[str, Setup]:
+    """Task and optimizer for each model.
 
     Raises:
       ValueError: a field that makes no sense; names it.
     """
-    import xarray as xr
-
-    config = records.as_config(cfg)
     if not cfg.models:
         raise ValueError("models=(); there must be one at least")
+    setups = {}
     for name in cfg.models:
         own = dataclasses.replace(cfg, model=name)
-        check_paths(own, make_path_task(own), cfg.batch_norm, replicas=2)
-    records.claim_folder(folder, config, NOT_IDENTITY)
-    path = folder / "results.nc"
-    if records.intact(path):
-        return records.load(path)
-    begin = time.monotonic()
-    parts = []
-    for name in cfg.models:
-        done = folder / f"{name}.nc"
-        if not records.intact(done):
-            own = dataclasses.replace(cfg, model=name)
-            records.save(done, _run_model(own, folder / name))
-        parts.append(records.load(done))
+        setups[name] = set_up_paths(own, cfg.batch_norm)
+        parse_step(own, "steps", setups[name].task.steps_per_epoch)  # or it raises
+    return setups
+
+
+def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
+    """Trains and compares the networks of each model; finished ones are kept."""
+    import xarray as xr
+
+    assert where.store is not None
+    parts = [
+        groups.once(
+            where.store / f"{name}.nc",
+            lambda: of_model(setup, ids, where.below(name)),  # noqa: B023
+        )
+        for name, setup in setups.items()
+    ]
     results = xr.concat(parts, "model", combine_attrs="override")
-    results = results.assign_coords(model=list(cfg.models))
-    results.attrs |= {
-        "config": json.dumps(config),
-        "seconds_last_call": time.monotonic() - begin,
-    }
-    records.save(path, results)
-    return results
+    return results.assign_coords(model=list(setups))
 
 
-def _run_model(cfg: Config, folder: pathlib.Path) -> "xr.Dataset":
-    task = make_path_task(cfg)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
-    (steps,) = parse_steps(cfg, "steps", task.steps_per_epoch)
-    keys = jax.vmap(lambda i: arms.replica_keys(cfg.seed, i))(jnp.arange(cfg.replicas))
-    execution = launch.execution(cfg)
-    with display.stages(f"{cfg.model}: ") as watch:
-
-        def trained(step: int, stop: int, rows: int, resumed: bool) -> None:
-            watch(display.StageProgress("networks", step, stop, rows, resumed))
-
-        trunk = branches.train_trunk(
-            task,
-            tx,
-            keys.init,
-            keys.noise,
-            (steps,),
-            execution=execution,
-            every=cfg.every,
-            folder=folder / "networks",
-            watch=trained,
-        )
-        state = trunk.at(steps)
-        stack = Network(state.params, state.model_state)
-        networks = [
-            jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), stack)
-            for i in range(cfg.replicas)
-        ]
-        model = make_model(cfg)
-        axes = models.units(model, networks[0].params)
-        state_axes = models.state_units(
-            model, networks[0].params, networks[0].model_state
-        )
+def of_model(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """Trains and compares the networks of one model."""
+    cfg, task, *_ = setup
+    with display.watched(where, f"{cfg.model}: ") as place:
+        networks = trained(setup, ids, place)
         members, pairs = list(networks), []
-        for i, network in enumerate(networks):
-            order = alignment.random(
-                axes, network.params, jax.random.key(cfg.seed + 1 + i)
-            )
-            copy = Network(
-                alignment.permute(axes, network.params, order),
-                alignment.permute(state_axes, network.model_state, order),
-            )
-            other = networks[(i + 1) % cfg.replicas]
-            for end in (copy, other):
-                aligned = alignment.align(axes, network, end, state_axes=state_axes)
-                for member in (end, aligned.network):
-                    pairs.append((i, len(members)))
-                    members.append(member)
+        for i in range(len(networks)):
+            for end in ends(cfg, networks, i):
+                pairs.append((i, len(members)))
+                members.append(end)
         path = linear.paths(
             task,
-            jax.tree.map(lambda *x: jnp.stack(x), *members),
+            trees.stack(members),
             pairs,
-            cfg.alphas,
-            batch_norm=cfg.batch_norm,
-            splits=cfg.path_splits,
-            statistics_batches=cfg.statistics_batches,
-            execution=execution,
-            folder=folder / "paths",
-            watch=display.points_watcher(watch, len(pairs)),
+            cfg.measure(cfg.batch_norm),
+            where=place.below("paths"),
         )
-    shape = (cfg.replicas, len(COMPARISONS))
-    axes_ = ("replica", "comparison", "split", "alpha")
+    shape = (len(ids), len(COMPARISONS))
+    axes = ("replica", "comparison", "split", "alpha")
     difference = np.array(
-        [
-            max(
-                float(jnp.max(jnp.abs(x - y)))
-                for x, y in zip(
-                    jax.tree.leaves(members[i].params),
-                    jax.tree.leaves(members[j].params),
-                )
-            )
-            for i, j in pairs
-        ]
+        [_largest_difference(members[i], members[j]) for i, j in pairs]
     )
-    out = {
-        "error": (axes_, path.error.reshape(*shape, *path.error.shape[1:])),
-        "loss": (axes_, path.loss.reshape(*shape, *path.loss.shape[1:])),
-        "largest_difference": (axes_[:2], difference.reshape(shape)),
-        "alpha": (("alpha",), path.alphas),
-    }
-    coordinates = {
-        "replica": range(cfg.replicas),
-        "comparison": list(COMPARISONS),
-        "split": list(cfg.path_sizes),
-    }
-    note = load_data(cfg).note
-    attributes = records.environment() | ({"note": note} if note else {})
-    return records.dataset(out, coordinates, attributes)
+    return dataset(
+        cfg,
+        {
+            "error": (axes, path.error.reshape(*shape, *path.error.shape[1:])),
+            "loss": (axes, path.loss.reshape(*shape, *path.loss.shape[1:])),
+            "largest_difference": (axes[:2], difference.reshape(shape)),
+            "alpha": (("alpha",), path.alphas),
+        },
+        {
+            "replica": ids,
+            "comparison": list(COMPARISONS),
+            "split": list(cfg.path_sizes),
+        },
+    )
+
+
+def ends(cfg: Config, networks: list[Network], i: int) -> Iterator[Network]:
+    """What a network is compared with, in the order of `COMPARISONS`."""
+    network, model = networks[i], make_model(cfg)
+    axes = models.units(model, network.params)
+    state_axes = models.state_units(model, network.params, network.model_state)
+    order = alignment.random(axes, network.params, jax.random.key(cfg.seed + 1 + i))
+    copy = Network(
+        alignment.permute(axes, network.params, order),
+        alignment.permute(state_axes, network.model_state, order),
+    )
+    for end in (copy, networks[(i + 1) % len(networks)]):
+        yield end
+        yield alignment.align(axes, network, end, state_axes=state_axes).network
+
+
+def _largest_difference(a: Network, b: Network) -> float:
+    leaves = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
+    return max(float(abs(x - y).max()) for x, y in leaves)
 
 
 # --- what came out --------------------------------------------------------------------
@@ -231,105 +155,89 @@ def instabilities(results: "xr.Dataset") -> "xr.DataArray":
     return values.isel(alpha=0, drop=True).copy(data=linear.instability(values.values))
 
 
-def judge(results: "xr.Dataset") -> list[dict[str, Any]]:
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """Does aligning lower the instability between different networks?"""
     lii = instabilities(results)
-    rows = []
-    for model in results["model"].values:
-        for split in results["split"].values:
+    judged = []
+    for model in results["model"].values.tolist():
+        for split in results["split"].values.tolist():
             at = lii.sel(model=model, split=split)
+            aligned = at.sel(comparison="another init, aligned")
             claim = "LII lower after aligning"
-            rows.append(
-                {
-                    "model": str(model),
-                    "split": str(split),
-                    "verdict": verdicts.paired(
-                        (
-                            at.sel(comparison="another init, aligned")
-                            - at.sel(comparison="another init")
-                        ).values,
-                        side="<",
-                        tolerance=0.0,
-                        claim=claim,
-                    ),
-                }
+            verdict = verdicts.paired(
+                (aligned - at.sel(comparison="another init")).values,
+                side="<",
+                tolerance=0.0,
+                claim=claim,
             )
-    return rows
+            judged.append(Judged({"model": model, "split": split}, claim, verdict))
+    return judged
 
 
-def table(results: "xr.Dataset") -> display.Rows:
-    """LII in points of each comparison, mean and range over replicas."""
-    lii = 100 * instabilities(results)
+def conclusions(outcome: Outcome) -> list[str]:
+    """The verdicts, a line each."""
+    return [
+        f"{one.where['model']}, {one.where['split']}: {one.verdict.describe()}"
+        for one in outcome.judged
+    ]
+
+
+def tables(outcome: Outcome) -> list[Rows]:
+    """LII of each comparison, mean and range over replicas."""
+    results, points = outcome.results, metrics.difference(outcome.metric)
+    lii = points.of(instabilities(results))
+    splits = results["split"].values.tolist()
     rows = []
-    for model in results["model"].values:
-        for comparison in results["comparison"].values:
-            at = lii.sel(model=model, comparison=comparison)
-            row = [str(model), str(comparison)]
-            for split in results["split"].values:
-                values = at.sel(split=split).values
-                row.append(
-                    f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]"
-                )
-            apart = results["largest_difference"].sel(
-                model=model, comparison=comparison
-            )
-            row.append(f"{float(apart.max()):.2g}")
-            rows.append(row)
-    header = ["model", "line to", *(f"LII {s}" for s in results["split"].values)]
-    return display.Rows([*header, "largest difference of a weight"], rows)
+    for model in results["model"].values.tolist():
+        for comparison in results["comparison"].values.tolist():
+            at = dict(model=model, comparison=comparison)
+            cells = [mean_range(lii.sel(**at, split=s).values) for s in splits]
+            apart = float(results["largest_difference"].sel(at).max())
+            rows.append([model, comparison, *cells, f"{apart:.2g}"])
+    header = ["model", "line to", *(f"LII {s}" for s in splits)]
+    title = f"{outcome.preset}: {points.unit} of {points.name}, mean [min, max] of "
+    title += f"{results.sizes['replica']} lines"
+    return [Rows(title, [*header, "largest difference of a weight"], rows)]
 
 
-def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Path:
-    """Test error along the four lines, a figure for each model; the last one's path."""
-    path = folder
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """Test error along the four lines, a figure for each model."""
+    results, cfg = outcome.results, outcome.cfg
+    shown = metrics.level(outcome.metric)
+    policy = f"\nBatchNorm statistics: {cfg.batch_norm}" if cfg.batch_norm else ""
     for model in results["model"].values:
-        lines = {
-            str(c): 100
-            * results["error"]
-            .sel(model=model, comparison=c, split="test")
-            .transpose("replica", "alpha")
-            .values
-            for c in results["comparison"].values
-        }
-        policy = f"\nBatchNorm statistics: {cfg.batch_norm}" if cfg.batch_norm else ""
+        error = results["error"].sel(model=model, split="test")
+        error = shown.of(error.transpose("comparison", "replica", "alpha"))
         figure = plots.along_path(
             results["alpha"].values,
-            lines,
-            ylabel="test error (%)",
+            {
+                str(c): error.sel(comparison=c).values
+                for c in results["comparison"].values
+            },
+            ylabel=f"test {shown.label}",
             title=f"{model} on {cfg.data}\nmean and deviation of "
             f"{results.sizes['replica']} lines each{policy}",
             ends=("a network", "the other end"),
         )
-        path = folder / "figures" / f"alignment_{model}"
-        plots.save(figure, path)
-    return path.with_suffix(".png")
+        yield f"alignment_{model}", figure
 
 
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, table and verdicts, on the disk and on the screen."""
-    figure = draw(results, cfg, folder)
-    judged = judge(results)
-    rows = table(results)
-    lines = [f"{r['model']}, {r['split']}: {r['verdict'].describe()}" for r in judged]
-    display.leave(folder, judged, [rows], lines)
-    title = f"{preset}: points of error, mean [min, max] of "
-    title += f"{results.sizes['replica']} lines"
-    display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])
+PRESETS = presets.make(Config, presets.ALIGNMENT)
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-
-    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
-        report(run(cfg, folder), cfg, preset, folder)
-
-    about = __doc__ or ""
-    return launch.main(
-        "alignment", PRESETS, "mnist1d", about, NOT_IDENTITY, work, arguments
-    )
-
+EXPERIMENT = Experiment(
+    name="alignment",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    tiny="--models mlp-6 mlp-9 --subset 200 --steps 2it --alphas 3 --replicas 2",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     sys.exit(main())

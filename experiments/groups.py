@@ -13,11 +13,13 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lottery_jax import processes, records
+from lottery_jax import records
+from lottery_jax.execution import processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,12 +52,33 @@ def groups(folder: pathlib.Path, replicas: int, parts: int = 1) -> list[Group]:
     return found
 
 
+def once(
+    path: pathlib.Path,
+    make: Callable[[], "xr.Dataset"],
+    holds: Callable[["xr.Dataset"], bool] = lambda _: True,
+) -> "xr.Dataset":
+    """Stored results, or those that are made now and stored.
+
+    Args:
+      path: of the results.
+      make: makes them, or what is missing of them.
+      holds: whether stored ones are all that is asked for.
+    """
+    if records.intact(path) and holds(found := records.load(path)):
+        return found
+    begin = time.monotonic()
+    found = make()
+    found.attrs["seconds_last_call"] = time.monotonic() - begin
+    records.save(path, found)
+    return found
+
+
 def run(
     folder: pathlib.Path,
     config: records.Config,
     ignore: Sequence[str],
     replicas: int,
-    one: Callable[[pathlib.Path, list[int]], "xr.Dataset"],
+    one: Callable[[pathlib.Path, list[int], processes.Meeting | None], "xr.Dataset"],
     *,
     grows: bool = False,
 ) -> "xr.Dataset | None":
@@ -66,8 +89,10 @@ def run(
       config: what the folder belongs to.
       ignore: fields that change no number of a replica.
       replicas: how many.
-      one: runs a group of replicas in its folder; goes on where it was interrupted.
-      grows: results of a group may be asked for again with more in them.
+      one: runs a group of replicas in its folder; goes on where it was interrupted. The
+        meeting is that of all processes, if there are several.
+      grows: results of a group may be asked for again with more in them; `one` knows
+        what is there.
 
     Returns:
       The results of all groups, which are stored in the folder, too; None in all
@@ -92,12 +117,9 @@ def run(
                 "processes need one each, so start fewer or ask for more replicas"
             )
         for path, ids in all_groups[mine :: meeting.count]:
-            stored = path / "results.nc"
-            if grows or not records.intact(stored):
-                begin = time.monotonic()
-                found = one(path, ids)
-                found.attrs["seconds_last_call"] = time.monotonic() - begin
-                records.save(stored, found)
+            others = meeting if meeting.count > 1 else None
+            make = partial(one, path, ids, others)
+            once(path / "results.nc", make, lambda _: not grows)
         _wait_for_all(meeting, all_groups)
         if mine > 0:
             return None

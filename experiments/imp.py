@@ -16,35 +16,42 @@ import dataclasses
 import json
 import pathlib
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import numpy as np
 
-from experiments import display, groups, launch
-from experiments.launch import Command, Preset
+from experiments import (
+    display,
+    groups,
+    identity,
+    launch,
+    metrics,
+    presets,
+    recipes,
+)
+from experiments.display import Judged, Rows
+from experiments.experiment import Experiment, Outcome
+from experiments.identity import FREE, Where
 from experiments.recipes import (
     Recipe,
-    load_data,
+    Setup,
     make_optimizer,
     make_task,
     parse_step,
 )
 from lottery_jax import (
+    errors,
     imp,
     masks,
     plots,
-    processes,
     records,
     schedules,
     tickets,
+    trees,
     verdicts,
 )
-from lottery_jax.convolution import Method
-from lottery_jax.replicas import Precision, check_execution, default_execution
-from lottery_jax.types import Task
+from lottery_jax.execution import Where as Place
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,12 +62,12 @@ Arm = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Recipe):
+class Config(Where, Recipe):
     """Everything that a study is determined by, and where and how it runs."""
 
-    levels: int = 16
+    levels: int = dataclasses.field(default=16, metadata=FREE)
     """Prunings after level 0, the dense network."""
-    target_density: float | None = None
+    target_density: float | None = dataclasses.field(default=None, metadata=FREE)
     """Instead of `levels`: prune until the density is no higher than this."""
     rewind_step: str = "0it"
     """The step that levels start from: 0it, 500it, 2ep ..."""
@@ -88,241 +95,25 @@ class Config(Recipe):
     """Optimizer state at the start of a level."""
     validate_every: int = 100
     """Steps between validations."""
-    tolerance: float = 0.002
+    tolerance: float = dataclasses.field(default=0.002, metadata=FREE)
     """How far above the dense error a matching ticket may be."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 5
+    replicas: int = dataclasses.field(default=5, metadata=FREE)
     """Independent runs, each with its own initialisation and noise."""
-    out: str | None = None
-    """Run folder; by default results/imp/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for as many as fit."""
-    convolution: Method | None = None
-    """How convolutions with a kernel per replica run; None for the platform's default."""
-    precision: Precision | None = None
-    """What operands of products are rounded to; None for the platform's default. Changes
-    results, unlike devices, chunk and convolution, and so belongs to the run."""
-    data_parallel: int = 1
-    """Devices that share the batch of each network."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
-
-
-NOT_IDENTITY = (
-    "levels",
-    "target_density",
-    "tolerance",
-    "replicas",
-    "out",
-    "devices",
-    "chunk",
-    "convolution",
-    "data_parallel",
-    "checkpoint_seconds",
-)
-"""Fields that change no number of a level: a run can be extended in them."""
-
-_LENET_FASHION = Config(
-    data="fashion_mnist",
-    model="lenet-300-100",
-    batch_size=60,
-    learning_rate=1.2e-3,
-    steps="3000it",
-    levels=12,
-    replicas=3,
-)
-_LENET_MNIST = Config(
-    data="mnist",
-    model="lenet-300-100",
-    initializer="glorot_normal",
-    batch_size=60,
-    learning_rate=1.2e-3,
-    steps="50000it",
-    scope="layerwise",
-    rates=(("head", 0.1), ("dense", 0.2)),
-    levels=19,
-    replicas=5,
-)
-_OPEN_LTH = Config(
-    validation=0,
-    initializer="kaiming_normal",
-    bias="torch",
-    norm_scale="uniform",
-    unbiased_variance=True,
-    batch_size=128,
-    optimizer="sgd",
-    learning_rate=0.1,
-    rule="open_lth",
-    arms=("ticket", "reinit_raw", "random_mask"),
-    levels=20,
-    replicas=3,
-    validate_every=391,
-)
-_OPEN_LTH_CIFAR = dataclasses.replace(
-    _OPEN_LTH,
-    data="cifar10",
-    normalization="imagenet",
-    augment=("flip", "crop"),
-    weight_decay=1e-4,
-    schedule="step",
-    drops=("80ep", "120ep"),
-    steps="160ep",
-)
-_RESNET20 = Config(
-    data="cifar10",
-    augment=("flip", "crop"),
-    model="resnet-20",
-    batch_size=128,
-    optimizer="sgd",
-    learning_rate=0.1,
-    weight_decay=1e-4,
-    schedule="step",
-    drops=("10000it", "12500it"),
-    steps="15000it",
-    levels=12,
-    replicas=3,
-    validate_every=500,
-)
-
-PRESETS: Mapping[str, Preset] = {
-    "mnist1d": Preset(
-        Config(),
-        "The demo: MLP 40-100-100-10 on MNIST-1D, 5 replicas, 16 levels, no download. "
-        "Under a minute on 2 cores.",
-    ),
-    "digits": Preset(
-        Config(
-            data="digits",
-            batch_size=32,
-            learning_rate=2e-3,
-            steps="600it",
-            levels=12,
-            validate_every=50,
-        ),
-        "MLP 64-100-100-10 on 1,797 real 8x8 scans, no download. Under a minute.",
-    ),
-    "lenet-fashion": Preset(
-        _LENET_FASHION,
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, 3 replicas, 12 levels.",
-    ),
-    "lenet-mnist-paper": Preset(
-        _LENET_MNIST,
-        "Frankle and Carbin's numbers: LeNet-300-100 on MNIST, 50,000 steps, layerwise 20% "
-        "and 10% for the output layer, 5 replicas. Hours on a CPU.",
-    ),
-    "open-lth-lenet": Preset(
-        dataclasses.replace(
-            _OPEN_LTH,
-            data="mnist",
-            model="lenet-300-100",
-            momentum=0.0,
-            exclude=("head",),
-            steps="40ep",
-            validate_every=469,
-        ),
-        "open_lth's mnist_lenet_300_100: SGD 0.1, 40 epochs, its counts, initialisation "
-        "and untrained reinit; no validation split.",
-    ),
-    "open-lth-resnet20": Preset(
-        dataclasses.replace(_OPEN_LTH_CIFAR, model="resnet-20"),
-        "open_lth's cifar_resnet_20: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
-    ),
-    "open-lth-vgg16": Preset(
-        dataclasses.replace(_OPEN_LTH_CIFAR, model="vgg-16", exclude=("head",)),
-        "open_lth's cifar_vgg_16: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
-    ),
-    "resnet20-cifar10-standard": Preset(
-        _RESNET20,
-        "lr 0.1, batch 128, k = 0: the failure that Liu et al. and Gale et al. report; "
-        "expect no gap between ticket and reinit. GPU.",
-    ),
-    "resnet20-cifar10-low": Preset(
-        dataclasses.replace(_RESNET20, learning_rate=0.01),
-        "Works because the learning rate is low (0.01), at the price of dense accuracy. GPU.",
-    ),
-    "resnet20-cifar10-warmup": Preset(
-        dataclasses.replace(_RESNET20, learning_rate=0.03, warmup="10000it"),
-        "Works because of 10,000 steps of warm-up to lr 0.03. GPU.",
-    ),
-    "resnet20-cifar10-rewind": Preset(
-        dataclasses.replace(_RESNET20, rewind_step="500it"),
-        "Works because weights are rewound to step 500 instead of 0. GPU.",
-    ),
-    "resnet20-cifar10-batch1024": Preset(
-        dataclasses.replace(
-            _RESNET20,
-            batch_size=1024,
-            steps="120ep",
-            drops=("80ep", "100ep"),
-            validate_every=220,
-        ),
-        "Works because large batches (1,024) make SGD less noisy (Maene et al.). GPU.",
-    ),
-    "resnet8-cifar10": Preset(
-        dataclasses.replace(
-            _RESNET20,
-            model="resnet-8-8",
-            batch_size=64,
-            learning_rate=0.01,
-            schedule="constant",
-            drops=(),
-            steps="1000it",
-            fraction=0.6,
-            levels=3,
-            validate_every=250,
-            arms=("ticket", "reinit"),
-        ),
-        "A narrow ResNet-8 at low learning rate, 60% per level, 1,000 steps: a residual "
-        "network in about half an hour on 2 cores.",
-    ),
-    "oneshot-vs-iterative": Preset(
-        dataclasses.replace(
-            _LENET_FASHION,
-            schedules=("geometric", "linear", "one_shot"),
-            # Twelve equal steps to the density of geometric's level 12.
-            linear_fraction=0.0776067,
-            arms=("ticket",),
-        ),
-        "One-shot, geometric and linear schedules to the same densities, in one figure.",
-    ),
-    "conv2-cifar10": Preset(
-        Config(
-            data="cifar10",
-            model="conv-2",
-            initializer="glorot_normal",
-            batch_size=60,
-            learning_rate=2e-4,
-            steps="20000it",
-            scope="layerwise",
-            rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)),
-            levels=14,
-            replicas=5,
-            validate_every=500,
-        ),
-        "Frankle and Carbin's Conv-2 on CIFAR-10 with their layerwise rates. GPU, or days.",
-    ),
-}
 
 
 def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
-    """The protocol of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
+    """The protocol; errors name the field."""
     several = len(cfg.schedules) * len(cfg.retrains) > 1
     chains = tuple(
         imp.Chain(
             name="-".join([schedule, retrain][: 1 + (len(cfg.retrains) > 1)])
             if several
             else "imp",
-            schedule=schedule,
-            fraction=cfg.linear_fraction if schedule == "linear" else cfg.fraction,
+            densities=imp.Linear(cfg.linear_fraction, cfg.rates)
+            if schedule == "linear"
+            else imp.Geometric(cfg.fraction, cfg.rates),
+            one_shot=schedule == "one_shot",
             scope=cfg.scope,
-            rates=cfg.rates,
             rule=cfg.rule,
             score=cfg.score,
             retrain=retrain,
@@ -337,7 +128,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
             chains=chains,
             arms=cfg.arms,
             validate_every=cfg.validate_every,
-            optimizer=cfg.level_optimizer,
+            level_optimizer=cfg.level_optimizer,
             random_scope=cfg.random_scope,
             seed=cfg.seed,
         )
@@ -351,154 +142,99 @@ def levels(cfg: Config) -> int:
       ValueError: there is no such number; names the field.
     """
     if cfg.target_density is None:
-        if cfg.levels < 0:
-            raise ValueError(f"levels={cfg.levels}; it must be 0 or more")
+        errors.at_least("levels", cfg.levels, 0)
         return cfg.levels
     if not 0 < cfg.target_density <= 1:
         raise ValueError(f"target_density={cfg.target_density}; it must be in (0, 1]")
     return schedules.levels_to(cfg.target_density, cfg.fraction)
 
 
-def check(cfg: Config, task: Task, protocol: imp.Plan) -> None:
-    """Finds what makes no sense before a run folder is made.
-
-    Raises:
-      ValueError: names the field.
-    """
-    if cfg.replicas < 1:
-        raise ValueError(f"replicas={cfg.replicas}; it must be 1 or more")
-    for field in ("tolerance", "checkpoint_seconds"):
-        if not getattr(cfg, field) >= 0:
-            raise ValueError(f"{field}={getattr(cfg, field)}; it must be 0 or more")
-    check_execution(launch.execution(cfg) or default_execution())
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
-    for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
-        try:
-            masks.matching(params, tuple(patterns))
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
-    prunable = task.prunable(params) if task.prunable else masks.prunable(params)
-    masks.cuttable(params, prunable, task.exclude)
-    for chain in protocol.chains:
-        imp.keep_counts(chain, params, levels(cfg), prunable)
-
-
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """Runs what is missing of a study in its folder, and returns all results.
-
-    With several processes the first one returns them, the others None.
-    """
-    config = records.as_config(cfg)
+def prepare(cfg: Config) -> Setup:
+    """Task, optimizer and plan; errors name the field."""
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
     tx = make_optimizer(cfg, task.steps_per_epoch)
-    check(cfg, task, protocol)
-    number = levels(cfg)
-    more = {"note": note} if (note := load_data(cfg).note) else {}
+    params = task.shapes[0]
+    for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
+        try:
+            trees.matching(params, tuple(patterns))
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+    for chain in protocol.chains:
+        imp.keep_counts(chain, params, levels(cfg), masks.of_task(task))
+    return Setup(cfg, task, tx, protocol)
+
+
+def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
+    """A pruning study of some replicas, or what is missing of it."""
+    cfg, task, tx, protocol = setup
     # A ticket says what determined it, and not how far the study went.
-    own = {name: x for name, x in config.items() if name not in NOT_IDENTITY}
-
-    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-        names = _names(protocol, ids)
-        with display.progress(protocol, names, 0, number, group) as watch:
-            study = imp.run(
-                task,
-                tx,
-                protocol,
-                levels=number,
-                replicas=ids,
-                execution=launch.execution(cfg),
-                folder=group,
-                checkpoint_seconds=cfg.checkpoint_seconds,
-                metadata={"model": cfg.model, "task": cfg.data, "config": own},
-                watch=watch,
-            )
-        return _dataset(study, protocol, ids, more)
-
-    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one, grows=True)
+    own = {
+        name: value
+        for name, value in identity.as_config(cfg).items()
+        if name not in identity.free(Config)
+    }
+    with watched(setup, ids, where, levels(cfg)) as place:
+        study = imp.run(
+            task,
+            tx,
+            protocol,
+            levels=levels(cfg),
+            replicas=ids,
+            metadata={"model": cfg.model, "task": cfg.data, "config": own},
+            where=place,
+        )
+    return study.dataset(**_note(cfg))
 
 
-def _names(protocol: imp.Plan, ids: list[int]) -> list[str]:
-    """What the networks of a study are called on the screen, in the order of its rows."""
-    several = len(protocol.chains) > 1
-    return [
-        f"{f'{chain.name}: ' if several else ''}{arm} of replica {i}"
-        for chain in protocol.chains
-        for i in ids
-        for arm in protocol.arms
-    ]
+def watched(setup: Setup, ids: list[int], where: Place, last: int) -> Any:
+    """The place of a study with a display that knows what its networks are called."""
+    names, metric = display.names(setup.plan, ids), recipes.metric(setup.cfg)
+    return display.watched(where, names=names, last=last, metric=metric)
 
 
-def _dataset(
-    study: imp.Study,
-    protocol: imp.Plan,
-    ids: list[int],
-    more: Mapping[str, Any],
+def _note(cfg: Config) -> dict[str, str]:
+    """What must be said of the data wherever results are shown."""
+    return {"note": note} if (note := recipes.note(cfg)) else {}
+
+
+def complete(results: "xr.Dataset", cfg: Config) -> bool:
+    """Whether there are as many levels as are asked for."""
+    return results.sizes["level"] > levels(cfg)
+
+
+# --- one stored level again -----------------------------------------------------------
+
+
+def retrain(
+    cfg: Config, source: pathlib.Path, level: int, folder: pathlib.Path
 ) -> "xr.Dataset":
-    number = study.records["test_error"][1].shape[3]
-    coordinates = {
-        "chain": [chain.name for chain in protocol.chains],
-        "arm": list(protocol.arms),
-        "replica": ids,
-        "level": range(number),
-    }
-    attributes = {
-        **records.environment(),
-        "execution": study.execution._asdict(),
-        "execution_changes": [
-            (c.level, c.step, c.execution._asdict()) for c in study.changes
-        ],
-        "rewind_step": protocol.rewind_step,
-        "steps": protocol.steps,
-        **more,
-    }
-    return records.dataset(study.records, coordinates, attributes)
-
-
-def stored(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """The results in a folder, if they hold all that is asked for.
-
-    Raises:
-      ValueError: the folder holds a run with another configuration.
-    """
-    path = folder / "results.nc"
-    if cfg.replicas < 1 or not records.intact(path):
-        return None
-    found = records.load(path)
-    if found.sizes["level"] <= levels(cfg) or found.sizes["replica"] < cfg.replicas:
-        return None
-    # What it says of its size stays, when less is asked for.
-    own = records.read_config(folder) or {}
-    size = {name: own[name] for name in NOT_IDENTITY if name in own}
-    records.claim_folder(folder, records.as_config(cfg) | size, NOT_IDENTITY)
-    return found
-
-
-def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
     """Trains one stored level again with changed fields.
+
+    Args:
+      cfg: the stored configuration, or a changed one.
+      source: the stored run.
+      level: of it.
+      folder: of the new run.
 
     Raises:
       ValueError: a field that makes no sense, or tickets that do not fit it.
       FileNotFoundError: there are no tickets of that level; says of which there are.
     """
-    cfg, source, level = command.config, command.source, command.level
-    assert source is not None and level is not None
-    task = make_task(cfg)
-    protocol = plan(cfg, task.steps_per_epoch)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
-    check(cfg, task, protocol)
-    where = {i: group for group, ids in groups.groups(source, 0) for i in ids}
-    ids = sorted(where)[: cfg.replicas]
+    setup = prepare(cfg)
+    protocol, free = setup.plan, identity.free(Config)
+    of = {i: group for group, ids in groups.groups(source, 0) for i in ids}
+    ids = sorted(of)[: cfg.replicas]
     if len(ids) < cfg.replicas:
         raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
-    found = _tickets(where, protocol, ids, level)
+    found = _tickets(of, protocol, ids, level)
     # A random mask keeps weights that the level's tickets have lost.
     lost = level > 0 and "random_mask" in protocol.arms
-    dense = _tickets(where, protocol, ids, 0) if lost else None
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    dense = _tickets(of, protocol, ids, 0) if lost else None
+    params = setup.task.shapes[0]
     try:
         masks.check(found[0][0].mask, params)
     except ValueError as error:
@@ -506,40 +242,33 @@ def retrain(command: Command, folder: pathlib.Path) -> "xr.Dataset":
             f"--level {level} of {source} does not fit model={cfg.model!r} on "
             f"data={cfg.data!r}: {error}"
         ) from None
+    stored = records.read_config(source) or {}
     origin = {
-        "retrained_from": records.identity(
-            records.read_config(source) or {}, NOT_IDENTITY
-        ),
+        "retrained_from": records.identity(stored, free),
         "retrained_level": level,
     }
-    config = records.as_config(cfg)
-    records.claim_folder(folder, config | origin, NOT_IDENTITY)
-    path = folder / "results.nc"
-    if records.intact(path):
-        results = records.load(path)
-        if results["replica"].values.tolist() == ids:
-            return results
-    begin = time.monotonic()
-    names = _names(protocol, ids)
-    with display.progress(protocol, names, level, level, folder) as watch:
-        study = imp.retrain(
-            task,
-            tx,
-            protocol,
-            found,
-            level=level,
-            replicas=ids,
-            dense=dense,
-            execution=launch.execution(cfg),
-            watch=watch,
-        )
-    more = {"note": note} if (note := load_data(cfg).note) else {}
-    results = _dataset(study, protocol, ids, origin | more)
-    results = results.assign_coords(level=[level])
-    seconds = time.monotonic() - begin
-    results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
-    records.save(path, results)
-    return results
+    config = identity.as_config(cfg)
+    records.claim_folder(folder, config | origin, free)
+
+    def train() -> "xr.Dataset":
+        with watched(setup, ids, launch.where(cfg, folder), level) as place:
+            study = imp.retrain(
+                setup.task,
+                setup.tx,
+                protocol,
+                found,
+                level=level,
+                replicas=ids,
+                dense=dense,
+                where=place,
+            )
+        results = study.dataset(**origin, **_note(cfg))
+        results.attrs["config"] = json.dumps(config)
+        return results
+
+    return groups.once(
+        folder / "results.nc", train, lambda r: r["replica"].values.tolist() == ids
+    )
 
 
 def _tickets(
@@ -567,9 +296,14 @@ def _tickets(
 # --- what came out --------------------------------------------------------------------
 
 
-def accuracy(results: "xr.Dataset", name: str = "test_error") -> "xr.DataArray":
+def tested(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
+    """What networks are compared by, at the end; replicas that diverged are nan."""
+    return results[f"test_{metric.name}"].where(results["diverged"] == 0)
+
+
+def accuracy(results: "xr.Dataset") -> "xr.DataArray":
     """Accuracy in percent; replicas that diverged are nan, by name."""
-    return (100 * (1 - results[name])).where(results["diverged"] == 0)
+    return metrics.quality(verdicts.ERROR).of(tested(results, verdicts.ERROR))
 
 
 def _early_stop(results: "xr.Dataset") -> "xr.DataArray":
@@ -578,87 +312,143 @@ def _early_stop(results: "xr.Dataset") -> "xr.DataArray":
     return steps.where((steps >= 0) & (results["diverged"] == 0)).astype(float)
 
 
-def judge(results: "xr.Dataset", tolerance: float) -> list[dict[str, Any]]:
-    """The verdicts at each level of each chain: matching or winning, and better than what.
-
-    Returns:
-      One dict per chain, level and claim, with the density and a `verdicts.Verdict`.
-    """
-    rewind_step = int(results.attrs["rewind_step"])
-    rows = []
-    sound = results["diverged"] == 0
-    error = results["test_error"].where(sound)
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
+    """At each level of each chain: matching or winning, and better than what?"""
+    metric = recipes.metric(cfg)
+    values = tested(results, metric)
     stops = _early_stop(results).sel(arm="ticket")
+    validated = bool(np.isfinite(stops).any())
+    has_dense = 0 in results["level"]  # a retrained level has not
     names = [f"replica {i}" for i in results["replica"].values]
+    replicas = verdicts.Replicas(names)
+    judged = []
     for chain in results["chain"].values:
         for level in results["level"].values[results["level"].values > 0]:
-            at = error.sel(chain=chain, level=level)
+            at = values.sel(chain=chain, level=level)
             ticket = at.sel(arm="ticket").values
             claims = {}
-            has_dense = 0 in results["level"]  # a retrained level has not
             if has_dense:
-                dense = error.sel(chain=chain, arm="ticket", level=0).values
+                dense = values.sel(chain=chain, arm="ticket", level=0).values
                 claims["matching"] = verdicts.matching(
-                    ticket, dense, tolerance, names=names
+                    ticket, dense, cfg.tolerance, metric=metric, replicas=replicas
                 )
-            if has_dense and rewind_step == 0:
-                stop = stops.sel(chain=chain, level=level).values
-                dense_stop = stops.sel(chain=chain, level=0).values
-                validated = bool(np.isfinite(stops).any())
+            from_init = int(results.attrs["rewind_step"]) == 0
+            if has_dense and from_init:
+                stop, dense_stop = (
+                    stops.sel(chain=chain, level=n).values if validated else None
+                    for n in (level, 0)
+                )
                 claims["winning"] = verdicts.winning(
                     ticket,
                     dense,
                     rewind_step=0,
-                    tolerance=tolerance,
-                    early_stop_step=stop if validated else None,
-                    dense_early_stop_step=dense_stop if validated else None,
-                    names=names,
+                    tolerance=cfg.tolerance,
+                    early_stop_step=stop,
+                    dense_early_stop_step=dense_stop,
+                    metric=metric,
+                    replicas=replicas,
                 )
-            for arm in results["arm"].values:
-                if arm != "ticket":
-                    control = at.sel(arm=arm).values
-                    claim = f"better than {arm.replace('_', ' ')}"
-                    claims[claim] = verdicts.better(
-                        ticket, control, claim=claim, names=names
-                    )
+            for arm in results["arm"].values[results["arm"].values != "ticket"]:
+                claim = f"better than {arm.replace('_', ' ')}"
+                claims[claim] = verdicts.better(
+                    ticket,
+                    at.sel(arm=arm).values,
+                    claim=claim,
+                    metric=metric,
+                    replicas=replicas,
+                )
             density = results["density"].sel(chain=chain, arm="ticket", level=level)
-            rows += [
-                {
-                    "chain": str(chain),
-                    "level": int(level),
-                    "density": float(density.mean()),
-                    "claim": claim,
-                    "verdict": verdict,
-                }
-                for claim, verdict in claims.items()
-            ]
-    return rows
+            where = {
+                "chain": str(chain),
+                "level": int(level),
+                "density": float(density.mean()),
+            }
+            judged += [Judged(where, claim, v) for claim, v in claims.items()]
+    return judged
 
 
-def draw(results: "xr.Dataset", folder: pathlib.Path, title: str) -> pathlib.Path:
-    """Draws the three figures of a study; returns the path of the first."""
+def tables(outcome: Outcome) -> list[Rows]:
+    """Density, and the accuracy of each arm as mean [min, max] over replicas."""
+    results, metric = outcome.results, outcome.metric
     several = results.sizes["chain"] > 1
+    arms = [str(arm) for arm in results["arm"].values]
+    shown = metrics.quality(metric)
+    values = shown.of(tested(results, metric))
+    header = (["chain"] if several else []) + ["level", "density %"]
+    rows = []
+    for chain in results["chain"].values:
+        for level in results["level"].values:
+            at = {"chain": chain, "level": level}
+            density = results["density"].sel(arm="ticket", **at).mean()
+            row = [str(chain)] if several else []
+            row += [str(int(level)), f"{100 * float(density):.1f}"]
+            row += [
+                display.mean_range(values.sel(arm=arm, **at).values, 1) for arm in arms
+            ]
+            rows.append(row)
+    title = f"Test {shown.name} in {shown.unit}: mean [min, max] of "
+    title += f"{results.sizes['replica']} replicas"
+    return [Rows(title, header + [arm.replace("_", " ") for arm in arms], rows)]
+
+
+def conclusions(outcome: Outcome) -> list[str]:
+    """At which densities each claim holds, and who diverged."""
+    lines, judged = [], outcome.judged
+    chains = list(dict.fromkeys(one.where["chain"] for one in judged))
+    for chain, claim in dict.fromkeys((j.where["chain"], j.claim) for j in judged):
+        mine = [j for j in judged if (j.where["chain"], j.claim) == (chain, claim)]
+        prefix = f"{chain}: " if len(chains) > 1 else ""
+        text = display.answers(mine, "{}%", lambda j: f"{100 * j.where['density']:.1f}")
+        lines.append(f"{prefix}ticket {claim}: {text}")
+    if judged:
+        lines.append(
+            "Verdicts are paired 95% intervals over replicas, n = "
+            f"{judged[-1].verdict.n}; all numbers are in verdicts.json."
+        )
+    return [*lines, *_diverged(outcome.results)]
+
+
+def _diverged(results: "xr.Dataset") -> list[str]:
+    """Each network that diverged, or whose mask was made from one that did."""
+    lines = []
+    axes = ("chain", "arm", "replica")
+    flags = results["diverged"].transpose(*axes, "level").values
+    for at in np.argwhere(flags.any(axis=-1)):
+        chain, arm, replica = (results[a].values[i] for a, i in zip(axes, at))
+        levels = results["level"].values[flags[tuple(at)] != 0]
+        prefix = f"{chain}: " if results.sizes["chain"] > 1 else ""
+        lines.append(
+            f"Diverged, and left out of every average: {prefix}{arm} of replica "
+            f"{replica} at level {', '.join(map(str, levels))}"
+        )
+    return lines
+
+
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """Accuracy and the step of early stopping against density, and that of each layer."""
+    results = outcome.results
+    several = results.sizes["chain"] > 1
+    shown = metrics.quality(outcome.metric)
+    values, stop = shown.of(tested(results, outcome.metric)), _early_stop(results)
     lines, stops, density = {}, {}, []
-    acc = accuracy(results)
-    stop = _early_stop(results)
     for chain in results["chain"].values:
         for arm in results["arm"].values:
+            at = {"chain": chain, "arm": arm}
             label = f"{chain}: {arm}" if several else str(arm)
-            lines[label] = acc.sel(chain=chain, arm=arm).values
-            stops[label] = stop.sel(chain=chain, arm=arm).values
-            x = results["density"].sel(chain=chain, arm=arm).mean("replica").values
-            density.append(x)
+            lines[label] = values.sel(at).values
+            stops[label] = stop.sel(at).values
+            density.append(results["density"].sel(at).mean("replica").values)
+    title = f"{outcome.preset}: {outcome.networks}"
     caption = f"{title}\nmean of {results.sizes['replica']} replicas, bars: min to max"
-    first = folder / "figures" / "accuracy"
-    dense = float(acc.sel(arm="ticket").isel(chain=0, level=0).mean())
+    dense = float(values.sel(arm="ticket").isel(chain=0, level=0).mean())
     figure = plots.against_density(
         np.array(density),
         lines,
-        ylabel="test accuracy at the end of training (%)",
+        ylabel=f"test {shown.name} at the end of training ({shown.unit})",
         title=caption,
         baseline=dense if results["level"].values[0] == 0 else None,
     )
-    plots.save(figure, first)
+    yield shown.name, figure
     if np.isfinite(list(stops.values())).any():
         figure = plots.against_density(
             np.array(density),
@@ -666,51 +456,35 @@ def draw(results: "xr.Dataset", folder: pathlib.Path, title: str) -> pathlib.Pat
             ylabel="step of minimum validation loss",
             title=caption,
         )
-        plots.save(figure, folder / "figures" / "early_stop")
+        yield "early_stop", figure
     ticket = results.sel(arm="ticket").isel(chain=0).mean("replica", keep_attrs=False)
     layers = {
         str(name): ticket["layer_density"].sel(layer=name).values
         for name in results["layer"].values
     }
-    figure = plots.layer_densities(ticket["density"].values, layers, title)
-    plots.save(figure, folder / "figures" / "layer_density")
-    return first.with_suffix(".png")
+    density_ = ticket["density"].values
+    yield "layer_density", plots.layer_densities(density_, layers, title)
 
 
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, table and verdicts, on the disk and on the screen."""
-    figure = draw(results, folder, f"{preset}: {cfg.model} on {cfg.data}")
-    judged = judge(results, cfg.tolerance)
-    table = display.density_table(results, accuracy(results))
-    display.leave(folder, judged, [table], ())
-    display.show(table, judged, results, figure)
+PRESETS = presets.make(Config, presets.IMP)
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    command = launch.parse(PRESETS, "mnist1d", __doc__ or "", arguments)
-    cfg = command.config
-
-    def work() -> None:
-        digits = records.identity(records.as_config(cfg), NOT_IDENTITY)
-        if command.source is not None:
-            if processes.count() > 1:
-                raise ValueError("--from: a level is trained again by one process")
-            name = f"level{command.level:02d}-{digits}"
-            folder = pathlib.Path(cfg.out or command.source / "retrained" / name)
-            results: xr.Dataset | None = retrain(command, folder)
-        else:
-            name = f"{command.preset}-{digits}"
-            folder = pathlib.Path(cfg.out or pathlib.Path("results", "imp", name))
-            found = stored(cfg, folder)
-            results = run(cfg, folder) if found is None else found
-        if results is not None and processes.index() == 0:
-            report(results, cfg, command.preset, folder)
-
-    return launch.guarded(work, command.processes)
-
+EXPERIMENT = Experiment(
+    name="imp",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    tiny="--model mlp-4 --subset 200 --steps 2it --validate-every 2 --levels 1 "
+    "--replicas 2",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+    complete=complete,
+    again=retrain,
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     sys.exit(main())

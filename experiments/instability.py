@@ -14,26 +14,29 @@ Hypothesis, 2020.
 """
 
 import dataclasses
+import itertools
 import json
-import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import display, groups, launch, recipes
-from experiments.launch import Preset
+from experiments import display, metrics, presets
+from experiments.display import Judged, Rows, mean_deviation
+from experiments.experiment import Experiment, Outcome, dataset
+from experiments.identity import FREE
 from experiments.recipes import (
     PathRecipe,
-    check_paths,
-    load_data,
-    make_optimizer,
-    make_path_task,
+    Setup,
     make_task,
+    metric,
+    parse_step,
     parse_steps,
+    set_up_paths,
 )
-from lottery_jax import connectivity, plots, records, verdicts
+from lottery_jax import connectivity, plots, trees, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,127 +54,15 @@ class Config(PathRecipe):
     """How BatchNorm statistics are treated on a path; both are compared if given both."""
     schedules: tuple[Literal["continued", "restarted"], ...] = ("continued",)
     """Branches that train from k to T, and the control: T steps from k, schedule anew."""
-    threshold: float = 0.02
+    threshold: float = dataclasses.field(default=0.02, metadata=FREE)
     """Below this LII a state is called stable."""
 
 
-NOT_IDENTITY = ("threshold", *recipes.NOT_IDENTITY)
-"""Fields that change no number of a replica."""
-
-_MNIST1D = Config(
-    validation=0,
-    optimizer="sgd",
-    learning_rate=0.1,
-    steps="3000it",
-    every=500,
-    schedules=("continued", "restarted"),
-)
-_LENET = Config(
-    data="fashion_mnist",
-    validation=0,
-    model="lenet-300-100",
-    batch_size=60,
-    learning_rate=1.2e-3,
-    steps="3000it",
-    path_train=10_000,
-    every=100,
-)
-_RESNET8 = Config(
-    data="cifar10",
-    validation=0,
-    augment=("flip", "crop"),
-    model="resnet-8-8",
-    batch_size=64,
-    optimizer="sgd",
-    learning_rate=0.1,
-    weight_decay=1e-4,
-    schedule="step",
-    drops=("800it", "1200it"),
-    steps="1600it",
-    rewind_steps=("0it", "16it", "50it", "160it", "480it", "1000it"),
-    batch_norm=("recompute", "interpolate"),
-    alphas=11,
-    path_train=2000,
-    path_test=3000,
-    every=100,
-)
-_PAPER = Config(
-    data="cifar10",
-    validation=0,
-    augment=("flip", "crop"),
-    model="resnet-20",
-    batch_size=128,
-    optimizer="sgd",
-    learning_rate=0.1,
-    weight_decay=1e-4,
-    schedule="step",
-    drops=("32000it", "48000it"),
-    steps="63000it",
-    rewind_steps=(
-        "0it",
-        "100it",
-        "250it",
-        "500it",
-        "1000it",
-        "2000it",
-        "4000it",
-        "8000it",
-    ),
-    batch_norm=("recompute", "interpolate"),
-    path_train=10_000,
-    every=500,
-)
-
-PRESETS: Mapping[str, Preset] = {
-    "mnist1d": Preset(
-        _MNIST1D,
-        "The demo: MLP 40-100-100-10 on MNIST-1D, SGD 0.1, 3 inits x 3 branches, five k, "
-        "with the control of restarted schedules; no download. Under a minute on 2 cores.",
-    ),
-    "lenet-fashion": Preset(
-        dataclasses.replace(_LENET, rewind_steps=("0it", "100it", "300it", "1000it")),
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps: stable from the start. "
-        "Some minutes on 2 cores.",
-    ),
-    "resnet8-cifar10": Preset(
-        _RESNET8,
-        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 1,600 steps: unstable at k = 0. "
-        "Both BatchNorm policies. About an hour on 2 cores.",
-    ),
-    "lenet-mnist-paper": Preset(
-        dataclasses.replace(
-            _LENET,
-            data="mnist",
-            initializer="glorot_normal",
-            steps="24000it",
-            path_train=None,
-            rewind_steps=("0it", "240it", "1200it", "4800it"),
-            every=1000,
-        ),
-        "Frankle et al.'s LeNet: MNIST, Adam 1.2e-3, batch 60, 24,000 steps.",
-    ),
-    "resnet20-cifar10-paper": Preset(
-        _PAPER,
-        "Frankle et al.'s ResNet-20: lr 0.1 with drops at 32,000 and 48,000 of 63,000 "
-        "steps, eight k. GPU; interrupt and repeat at will.",
-    ),
-    "vgg16-cifar10-paper": Preset(
-        dataclasses.replace(_PAPER, model="vgg-16"),
-        "Frankle et al.'s VGG-16, with the same schedule. GPU; interrupt and repeat.",
-    ),
-}
-
-
 def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
-    """The protocol of a configuration.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
-    steps, *_ = parse_steps(cfg, "steps", steps_per_epoch)
+    """The protocol; errors name the field."""
     return connectivity.check(
         connectivity.Plan(
-            steps=steps,
+            steps=parse_step(cfg, "steps", steps_per_epoch),
             rewind_steps=parse_steps(cfg, "rewind_steps", steps_per_epoch),
             branches=cfg.branches,
             batch_norm=cfg.batch_norm,
@@ -188,59 +79,30 @@ def plan(cfg: Config, steps_per_epoch: int) -> connectivity.Plan:
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """Runs what is missing of an analysis in its folder, and returns all results.
-
-    With several processes the first one returns them, the others None.
-
-    Raises:
-      ValueError: a field that makes no sense; names it.
-    """
-    config = records.as_config(cfg)
-    task = make_path_task(cfg)
-    protocol = plan(cfg, task.steps_per_epoch)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
-    for policy in cfg.batch_norm or (None,):
-        check_paths(cfg, task, policy)
-
-    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-        with display.stages() as watch:
-            found = connectivity.run(
-                task,
-                tx,
-                protocol,
-                replicas=ids,
-                execution=launch.execution(cfg),
-                folder=group,
-                checkpoint_seconds=cfg.checkpoint_seconds,
-                watch=watch,
-            )
-        return _dataset(cfg, found, ids, task.data)
-
-    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
+def prepare(cfg: Config) -> Setup:
+    """Task, optimizer and plan; errors name the field."""
+    setup = set_up_paths(cfg, *cfg.batch_norm)
+    return setup._replace(plan=plan(cfg, setup.task.steps_per_epoch))
 
 
-def _dataset(
-    cfg: Config,
-    found: connectivity.Analysis,
-    ids: list[int],
-    data: Any,
-) -> "xr.Dataset":
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """An analysis of some initialisations, or what is missing of it."""
+    cfg, task, tx, protocol = setup
+    with display.watched(where) as place:
+        found = connectivity.run(task, tx, protocol, replicas=ids, where=place)
     splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
-    attributes = {
-        **records.environment(),
-        "execution": found.execution._asdict(),
-        "path_examples": {s: len(data[n]["label"]) for s, n in zip(splits, names)},
-        **({"note": note} if (note := load_data(cfg).note) else {}),
-    }
-    own = {
-        name.replace("_part", ""): value
-        for name, value in found.records.items()
-        if name != "split"
-    }
-    coordinates = {"replica": ids, "split": splits}
-    return records.dataset(own, coordinates, attributes)
+    return dataset(
+        cfg,
+        {
+            name.replace("_part", ""): value
+            for name, value in found.records.items()
+            if name != "split"
+        },
+        {"replica": ids, "split": splits},
+        execution=found.execution._asdict(),
+        path_examples={s: trees.count(task.data[n]) for s, n in zip(splits, names)},
+    )
 
 
 # --- what came out --------------------------------------------------------------------
@@ -251,41 +113,82 @@ def samples(values: "xr.DataArray", *keep: str) -> np.ndarray:
     return values.stack(sample=("replica", "pair")).transpose("sample", *keep).values
 
 
-def judge(results: "xr.Dataset", threshold: float) -> list[dict[str, Any]]:
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """At each k: is the mean LII below the threshold? Pairs of one init are one unit."""
-    rows = []
-    lii = results["lii"]
-    number = lii.sizes["pair"]
+    number = results.sizes["pair"]
     clusters = np.repeat(results["replica"].values, number)
-    for schedule in results["schedule"].values:
-        for policy in results["batch_norm"].values:
-            for split in results["split"].values:
-                for step in results["rewind_step"].values:
-                    at = lii.sel(
-                        schedule=schedule,
-                        batch_norm=policy,
-                        split=split,
-                        rewind_step=step,
-                    )
-                    verdict = verdicts.stable(
-                        samples(at),
-                        threshold,
-                        clusters=clusters,
-                        names=[
-                            f"init {c}, pair {i % number}"
-                            for i, c in enumerate(clusters)
-                        ],
-                    )
-                    rows.append(
-                        {
-                            "schedule": str(schedule),
-                            "batch_norm": str(policy),
-                            "split": str(split),
-                            "rewind_step": int(step),
-                            "verdict": verdict,
-                        }
-                    )
-    return rows
+    names = [f"init {c}, pair {i % number}" for i, c in enumerate(clusters)]
+    judged = []
+    axes = ("schedule", "batch_norm", "split", "rewind_step")
+    for at in itertools.product(*(results[axis].values.tolist() for axis in axes)):
+        where = dict(zip(axes, at))
+        verdict = verdicts.stable(
+            samples(results["lii"].sel(where)),
+            cfg.threshold,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names, clusters),
+        )
+        judged.append(Judged(where, "stable", verdict))
+    return judged
+
+
+def conclusions(outcome: Outcome) -> list[str]:
+    """One line per kind of measurement: at which k training is stable."""
+    lines, judged = [], outcome.judged
+
+    def kind(one: Judged) -> tuple[str, ...]:
+        return tuple(one.where[k] for k in ("split", "batch_norm", "schedule"))
+
+    for kinds in dict.fromkeys(map(kind, judged)):
+        mine = [one for one in judged if kind(one) == kinds]
+        text = display.answers(mine, "k = {}", lambda j: str(j.where["rewind_step"]))
+        name = ", ".join(x for x in kinds if x != "none")
+        lines.append(f"stable ({name}): {text}")
+    if judged:
+        verdict = judged[-1].verdict
+        points = metrics.difference(outcome.metric)
+        lines.append(
+            f"Stable: the 95% interval of the mean LII, over inits (n = {verdict.n}), lies "
+            f"below {points.of(verdict.tolerance):g} {points.unit}; all numbers are in "
+            "verdicts.json."
+        )
+    first_nan = outcome.results["first_nan"]
+    for at in np.argwhere(np.isfinite(first_nan.values)):
+        where = ", ".join(
+            f"{a} {first_nan[a].values[i] if a in first_nan.coords else i}"
+            for a, i in zip(first_nan.dims, at)
+        )
+        lines.append(f"Diverged, and left out of every verdict: {where}")
+    return lines
+
+
+def tables(outcome: Outcome) -> list[Rows]:
+    """LII and the other rulers at each k, as mean and standard deviation."""
+    results, metric = outcome.results, outcome.metric
+    splits = [str(s) for s in results["split"].values]
+    others = ["l2", "angle", *(f"disagreement_{s}" for s in splits)]
+    others = [name for name in others if name in results]
+    level, points = metrics.level(metric), metrics.difference(metric)
+    header = ["schedule", "BatchNorm", "k", *(f"LII {s}" for s in splits)]
+    header += [f"end {level.name} {s} {level.unit}" for s in splits]
+    header += [name.replace("_", " ") for name in others]
+    axes = ("schedule", "batch_norm", "rewind_step")
+    rows = []
+    for schedule, policy, step in itertools.product(*(results[a].values for a in axes)):
+        at = results.sel(schedule=schedule, rewind_step=step)
+        own = at.sel(batch_norm=policy)
+        ends = own[metric.name].isel(alpha=[0, -1]).mean("alpha")
+        row = [str(schedule), str(policy), str(int(step))]
+        for shown, values in ((points, own["lii"]), (level, ends)):
+            row += [
+                mean_deviation(shown.of(samples(values.sel(split=s)))) for s in splits
+            ]
+        row += [mean_deviation(samples(at[name]), 3) for name in others]
+        rows.append(row)
+    number, pairs = results.sizes["replica"], results.sizes["pair"]
+    title = f"{outcome.preset}: LII in {points.unit}, mean ± standard deviation of "
+    title += f"{number} inits x {pairs} pairs"
+    return [Rows(title, header, rows)]
 
 
 def policy_text(results: "xr.Dataset", policy: str) -> str:
@@ -298,68 +201,66 @@ def policy_text(results: "xr.Dataset", policy: str) -> str:
     return f"BatchNorm statistics recomputed on {batches} training batches"
 
 
-def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Path:
-    """Draws Figures 2 and 3 and the other rulers; returns the path of Figure 3."""
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """LII over k (Figure 3), the error on the way (Figure 2), and the other rulers."""
+    results, cfg, metric = outcome.results, outcome.cfg, outcome.metric
+    level, points = metrics.level(metric), metrics.difference(metric)
     inits, pairs = results.sizes["replica"], results.sizes["pair"]
-    name = f"{cfg.model} on {cfg.data}"
+    name = outcome.networks
     count = f"mean and standard deviation of {inits} inits x {pairs} pairs"
-    main = (
-        results.sel(schedule="continued")
-        if _continued(results)
-        else results.isel(schedule=0)
-    )
-    policies = [str(p) for p in results["batch_norm"].values]
-    first = int(results["rewind_step"].values[0])
-    lines = {
-        f"{split}" + (f", {policy}" if len(policies) > 1 else ""): 100
-        * samples(
-            main["error"].sel(rewind_step=first, split=split, batch_norm=policy),
-            "alpha",
-        )
-        for policy in policies
-        for split in results["split"].values
-    }
+    schedules = results["schedule"].values.tolist()
+    policies = results["batch_norm"].values.tolist()
+    splits = results["split"].values.tolist()
+    continued = "continued" in schedules
+    main = results.sel(schedule="continued" if continued else schedules[0])
+    total = parse_step(cfg, "steps", make_task(cfg).steps_per_epoch)
     shown = policy_text(results, policies[0])
     if len(policies) > 1:
         shown += "; or interpolated"
-    figure = plots.along_path(
-        results["alpha"].values,
-        lines,
-        ylabel="error (%)",
-        title=f"{name}: branches of step k = {first}\n{count}\n{shown}",
-        ends=("one branch", "another"),
-    )
-    plots.save(figure, folder / "figures" / "error_along_path")
-    total = parse_steps(cfg, "steps", _steps_per_epoch(cfg))[0]
+
+    def labelled(split: str, policy: str) -> str:
+        return f"{split}, {policy}" if len(policies) > 1 else split
+
     lines, variants = {}, {}
-    for schedule in results["schedule"].values:
-        for policy in policies:
-            for split in results["split"].values:
-                label = str(split)
-                label += f", {policy}" if len(policies) > 1 else ""
-                if schedule == "restarted" and _continued(results):
-                    variants[f"{label}, restarted"] = label
-                label += ", restarted" if schedule == "restarted" else ""
-                at = results["lii"].sel(
-                    schedule=schedule, batch_norm=policy, split=split
-                )
-                lines[label] = 100 * samples(at, "rewind_step")
-    path = folder / "figures" / "instability"
+    for schedule, policy, split in itertools.product(schedules, policies, splits):
+        label = labelled(split, policy)
+        if schedule == "restarted":
+            if continued:
+                variants[f"{label}, restarted"] = label
+            label += ", restarted"
+        at = dict(schedule=schedule, batch_norm=policy, split=split)
+        lines[label] = points.of(samples(results["lii"].sel(at), "rewind_step"))
     figure = plots.against_step(
         results["rewind_step"].values,
         lines,
-        ylabel="linear interpolation instability\n(points of error)",
+        ylabel=f"linear interpolation instability\n({points.unit} of {points.name})",
         title=f"{name}\n{count}\n{shown}",
         total=total,
-        threshold=100 * cfg.threshold,
+        threshold=points.of(cfg.threshold),
         threshold_label="stable below this",
         variants=variants,
     )
-    plots.save(figure, path)
+    yield "instability", figure
+    first = int(results["rewind_step"].values[0])
+    along = main[metric.name].sel(rewind_step=first)
+    lines = {
+        labelled(split, policy): level.of(
+            samples(along.sel(split=split, batch_norm=policy), "alpha")
+        )
+        for policy, split in itertools.product(policies, splits)
+    }
+    figure = plots.along_path(
+        results["alpha"].values,
+        lines,
+        ylabel=level.label,
+        title=f"{name}: branches of step k = {first}\n{count}\n{shown}",
+        ends=("one branch", "another"),
+    )
+    yield "error_along_path", figure
     rulers = {"angle distance": main["angle"]}
     rulers |= {
         f"disagreement, {split}": main[f"disagreement_{split}"]
-        for split in results["split"].values
+        for split in splits
         if f"disagreement_{split}" in main
     }
     if "travel_from_init" in main:
@@ -372,131 +273,26 @@ def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Pa
         title=f"{name}: the other rulers\n{count}",
         total=total,
     )
-    plots.save(figure, folder / "figures" / "other_rulers")
-    return path.with_suffix(".png")
+    yield "other_rulers", figure
 
 
-def _continued(results: "xr.Dataset") -> bool:
-    return "continued" in results["schedule"].values
+PRESETS = presets.make(Config, presets.INSTABILITY)
 
-
-def _steps_per_epoch(cfg: Config) -> int:
-    return make_task(cfg).steps_per_epoch
-
-
-def table(results: "xr.Dataset") -> display.Rows:
-    """LII in points and the other rulers at each k, as mean and standard deviation."""
-    header = ["schedule", "BatchNorm", "k"]
-    splits = [str(s) for s in results["split"].values]
-    header += [f"LII {s}" for s in splits]
-    header += [f"end error {s} %" for s in splits]
-    others = ["l2", "angle", *(f"disagreement_{s}" for s in splits)]
-    others = [name for name in others if name in results]
-    header += [name.replace("_", " ") for name in others]
-    rows = []
-    for schedule in results["schedule"].values:
-        for policy in results["batch_norm"].values:
-            for step in results["rewind_step"].values:
-                at = results.sel(schedule=schedule, rewind_step=step)
-                own = at.sel(batch_norm=policy)
-                row = [str(schedule), str(policy), str(int(step))]
-                for split in splits:
-                    row.append(_spread(100 * samples(own["lii"].sel(split=split))))
-                for split in splits:
-                    ends = (
-                        own["error"].sel(split=split).isel(alpha=[0, -1]).mean("alpha")
-                    )
-                    row.append(_spread(100 * samples(ends)))
-                row += [_spread(samples(at[name]), 3) for name in others]
-                rows.append(row)
-    return display.Rows(header, rows)
-
-
-def _spread(values: np.ndarray, digits: int = 2) -> str:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return "diverged"
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
-
-
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, table and verdicts, on the disk and on the screen."""
-    figure = draw(results, cfg, folder)
-    judged = judge(results, cfg.threshold)
-    rows = table(results)
-    lines = [*conclusions(judged), *_diverged(results)]
-    display.leave(folder, judged, [rows], lines)
-    if note := results.attrs.get("note"):
-        lines.append(f"Data: {note}")
-    title = (
-        f"{preset}: LII in points, mean ± standard deviation of "
-        f"{results.sizes['replica']} inits x {results.sizes['pair']} pairs"
-    )
-    display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])
-
-
-def conclusions(judged: list[dict[str, Any]]) -> list[str]:
-    """One line per kind of measurement: at which k training is stable."""
-    lines = []
-    kinds = ("schedule", "batch_norm", "split")
-    for kind in dict.fromkeys(tuple(row[k] for k in kinds) for row in judged):
-        mine = [row for row in judged if tuple(row[k] for k in kinds) == kind]
-        answers: dict[str, list[str]] = {"yes": [], "no": [], "undecided": []}
-        for row in mine:
-            answers[row["verdict"].answer].append(str(row["rewind_step"]))
-        text = "; ".join(
-            f"{answer} at k = {', '.join(steps)}"
-            for answer, steps in answers.items()
-            if steps
-        )
-        schedule, policy, split = kind
-        name = ", ".join(
-            x for x in (split, policy if policy != "none" else "", schedule) if x
-        )
-        lines.append(f"stable ({name}): {text}")
-    if judged:
-        verdict = judged[-1]["verdict"]
-        lines.append(
-            f"Stable: the 95% interval of the mean LII, over inits (n = {verdict.n}), lies "
-            f"below {100 * verdict.tolerance:g} points; all numbers are in verdicts.json."
-        )
-    return lines
-
-
-def _diverged(results: "xr.Dataset") -> list[str]:
-    found = np.argwhere(np.isfinite(results["first_nan"].values))
-    axes = results["first_nan"].dims
-    return [
-        "Diverged, and left out of every verdict: "
-        + ", ".join(
-            f"{a} {results[a].values[i] if a in results.coords else i}"
-            for a, i in zip(axes, at)
-        )
-        for at in found
-    ]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-
-    def work(cfg: Config, preset: str, folder: pathlib.Path) -> None:
-        if (results := run(cfg, folder)) is not None:
-            report(results, cfg, preset, folder)
-
-    about = __doc__ or ""
-    return launch.main(
-        "instability",
-        PRESETS,
-        "mnist1d",
-        about,
-        NOT_IDENTITY,
-        work,
-        arguments,
-        several=True,
-    )
-
+EXPERIMENT = Experiment(
+    name="instability",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    tiny="--model mlp-4 --subset 200 --steps 2it --rewind-steps 0it 1it --branches 2 "
+    "--replicas 2 --alphas 3 --every 1",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ This module must be imported before JAX is used: it makes one host device per co
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import sys
@@ -19,23 +18,13 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
-from lottery_jax import processes, records
+from experiments import identity
+from experiments.presets import Preset
+from lottery_jax import records
 from lottery_jax.data.cache import cache_dir
-from lottery_jax.replicas import Execution, default_execution
+from lottery_jax.execution import Execution, Where, default_execution, processes
 
 C = TypeVar("C")
-
-
-class Preset(NamedTuple):
-    """A configuration with a name.
-
-    Attributes:
-      config: the frozen dataclass.
-      help: one line for `--help`: what it shows, how long it takes.
-    """
-
-    config: Any
-    help: str
 
 
 class Processes(NamedTuple):
@@ -71,12 +60,20 @@ class Command(NamedTuple):
 
 
 def parse(
+    name: str,
     presets: Mapping[str, Preset],
     default: str,
-    description: str,
+    about: str,
     arguments: Sequence[str] | None = None,
 ) -> Command:
     """Reads the command line; `--help` lists the presets.
+
+    Args:
+      name: of the experiment: that of its module.
+      presets: by name.
+      default: the preset that is meant if none is named.
+      about: what it does, for `--help`.
+      arguments: None for those of the command line.
 
     Raises:
       SystemExit: help was asked for, or the arguments are wrong; says how.
@@ -87,37 +84,22 @@ def parse(
     several, rest = _take_processes(rest)
     if (source is None) != (level is None):
         fail("--from RUN and --level L go together: which level of which run?")
-    name = None
+    chosen = None
     if rest and not rest[0].startswith("-"):
-        name = rest.pop(0)
-        if name not in presets:
-            fail(f"there is no preset {name!r}; choose one of {', '.join(presets)}")
-    config = presets[name or default].config
-    kind = type(config)
-    module = getattr(sys.modules[kind.__module__], "__spec__", None)
-    # The configuration of an experiment in several files lies beside its __main__.
-    whole = (module.name if module else kind.__module__).removesuffix(".config")
-    program = f"python -m {whole}"
+        chosen = rest.pop(0)
+        if chosen not in presets:
+            fail(f"there is no preset {chosen!r}; choose one of {', '.join(presets)}")
+    program = f"python -m experiments.{name}"
     if source is not None and level is not None:
-        if name is not None:
-            fail(f"--from {source} brings its own configuration; leave {name!r} out")
+        if chosen is not None:
+            fail(f"--from {source} brings its own configuration; leave {chosen!r} out")
         if not level.isdecimal():
             fail(f"--level {level}: it must be a whole number, 0 or more")
         folder = pathlib.Path(source)
-        try:
-            stored = records.read_config(folder)
-            if stored is None:
-                fail(f"--from {source}: there is no run (no config.json there)")
-            config = from_stored(kind, stored)
-        except (ValueError, OSError) as error:
-            fail(str(error))
-        # A retraining is a run of its own.
-        config = dataclasses.replace(config, out=None)
+        config = _stored(folder, type(presets[default].config))
         program += " --from RUN --level L"
-        parsed = tyro.cli(
-            kind, default=config, args=rest, prog=program, description=description
-        )
-        return Command(parsed, folder.name, folder, int(level), several)
+        config = _flags(config, rest, program, about)
+        return Command(config, folder.name, folder, int(level), several)
     width = max(len(p) for p in presets)
     listing = "\n".join(
         textwrap.fill(
@@ -128,10 +110,30 @@ def parse(
         )
         for n, p in presets.items()
     )
-    text = f"{description}\n\nPresets (the first argument; without one: {default}):\n{listing}"
-    program += " [PRESET]"
-    parsed = tyro.cli(kind, default=config, args=rest, prog=program, description=text)
-    return Command(parsed, name or default, processes=several)
+    text = (
+        f"{about}\n\nPresets (the first argument; without one: {default}):\n{listing}"
+    )
+    preset = chosen or default
+    config = _flags(presets[preset].config, rest, f"{program} [PRESET]", text)
+    return Command(config, preset, processes=several)
+
+
+def _flags(config: C, rest: list[str], program: str, text: str) -> C:
+    """A configuration with the fields that flags change."""
+    return tyro.cli(
+        type(config), default=config, args=rest, prog=program, description=text
+    )
+
+
+def _stored(folder: pathlib.Path, kind: type[C]) -> C:
+    """The configuration of a stored run, for a run of its own."""
+    try:
+        fields = records.read_config(folder)
+        if fields is None:
+            fail(f"--from {folder}: there is no run (no config.json there)")
+        return identity.from_stored(kind, {**fields, "out": None})
+    except (ValueError, OSError) as error:
+        fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
@@ -173,79 +175,30 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
-    """A configuration from its JSON: lists become tuples again.
-
-    Raises:
-      ValueError: a field is unknown to this version.
-    """
-
-    def tuples(value: Any) -> Any:
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(stored) - known)
-    if unknown:
-        raise ValueError(
-            f"config.json has fields this version does not know: {unknown}"
-        )
-    return kind(**{name: tuples(value) for name, value in stored.items()})
-
-
 def execution(config: Any) -> Execution | None:
     """How networks are to run, or None for stored or default settings."""
     fields = {
-        name: value
-        for name in ("devices", "chunk", "convolution", "precision")
-        if (value := getattr(config, name)) is not None
+        name: getattr(config, name)
+        for name, neutral in {
+            **dict.fromkeys(Execution._fields),
+            "data_parallel": 1,
+        }.items()
+        if getattr(config, name) != neutral
     }
-    if config.data_parallel != 1:
-        if config.data_parallel < 1 or config.batch_size % config.data_parallel:
-            raise ValueError(
-                f"data_parallel={config.data_parallel}; it must divide "
-                f"batch_size={config.batch_size}"
-            )
-        fields["data_parallel"] = config.data_parallel
+    shards = fields.get("data_parallel", 1)
+    if shards < 1 or config.batch_size % shards:
+        raise ValueError(
+            f"data_parallel={shards}; it must divide batch_size={config.batch_size}"
+        )
     return default_execution()._replace(**fields) if fields else None
 
 
-def main(
-    experiment: str,
-    presets: Mapping[str, Preset],
-    default: str,
-    description: str,
-    not_identity: Sequence[str],
-    work: Callable[[Any, str, pathlib.Path], None],
-    arguments: Sequence[str] | None = None,
-    *,
-    several: bool = False,
-) -> int:
-    """A whole command: reads the arguments, finds the run folder, works.
-
-    Args:
-      experiment: its name, and that of the folder in results/.
-      presets: by name.
-      default: the preset that is meant if none is named.
-      description: for `--help`.
-      not_identity: fields of the configuration that a run folder may change in.
-      work: (configuration, preset's name, run folder).
-      arguments: None for those of the command line.
-      several: whether several processes can work on it.
-
-    Returns:
-      The exit status.
-    """
-    command = parse(presets, default, description, arguments)
-    if command.source is not None:
-        fail(f"--from: {experiment} trains no stored level again")
-    if command.processes is not None and not several:
-        fail(f"--distributed: {experiment} runs in one process")
-    digits = records.identity(records.as_config(command.config), not_identity)
-    usual = pathlib.Path("results", experiment, f"{command.preset}-{digits}")
-    folder = pathlib.Path(command.config.out or usual)
-    return guarded(
-        lambda: work(command.config, command.preset, folder), command.processes
-    )
+def where(
+    config: Any, folder: pathlib.Path, meeting: processes.Meeting | None = None
+) -> Where:
+    """How a run is executed, and where it lies."""
+    seconds = config.checkpoint_seconds
+    return Where(execution(config), folder, seconds, meeting=meeting)
 
 
 def guarded(main: Callable[[], None], several: Processes | None = None) -> int:

@@ -3,26 +3,29 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import launch
-from lottery_jax import data, models, tasks, training
-from lottery_jax.connectivity import points
-from lottery_jax.connectivity.points import BatchNorm
-from lottery_jax.convolution import Method
-from lottery_jax.replicas import Precision, check_execution, default_execution
+from experiments.identity import FREE, UNLESS_DEFAULT, Where
+from lottery_jax import data, errors, models, tasks, training, trees
+from lottery_jax.connectivity import Measure, points
+from lottery_jax.connectivity.measure import BatchNorm
+from lottery_jax.execution import Precision
 from lottery_jax.types import Array, Task
+from lottery_jax.verdicts import ERROR, Metric
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A data set, a model, an optimizer, and a number of steps."""
+    """A task, made of a data set and a model; an optimizer, and a number of steps."""
 
+    task: str = dataclasses.field(default="classification", metadata=UNLESS_DEFAULT)
+    """What is trained, a name of `experiments.recipes.TASKS`."""
     data: str = "mnist1d"
     """Data set: mnist1d and digits need no download; mnist, fashion_mnist, kmnist,
     cifar10, cifar100, svhn are read through tensorflow-datasets."""
@@ -70,10 +73,15 @@ class Recipe:
     """Length of a training run, in iterations or epochs."""
     exclude: tuple[str, ...] = ()
     """Patterns of layers that count as prunable and are never cut, such as head."""
+    precision: Precision | None = None
+    """What operands of products are rounded to; None for the platform's default. Changes
+    results, unlike devices, chunk and convolution, and so belongs to the run."""
+    seed: int = 0
+    """All keys follow from it and the replica's number."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PathRecipe(Recipe):
+class PathRecipe(Where, Recipe):
     """Networks that are compared on paths between them; where and how they run."""
 
     statistics_batches: int = 16
@@ -86,26 +94,8 @@ class PathRecipe(Recipe):
     """Test examples, likewise."""
     every: int = 500
     """Steps of a segment; checkpoints are written between segments."""
-    seed: int = 0
-    """All keys follow from it and the replica's number."""
-    replicas: int = 3
+    replicas: int = dataclasses.field(default=3, metadata=FREE)
     """Independent initialisations."""
-    out: str | None = None
-    """Run folder; by default results/EXPERIMENT/PRESET-HASH."""
-    devices: int | None = None
-    """Devices that share the networks; None for all."""
-    chunk: int | None = None
-    """Networks that are vmapped at once on a device, 0 for all; None for the platform's
-    default."""
-    convolution: Method | None = None
-    """How convolutions with a kernel per replica run; None for the platform's default."""
-    precision: Precision | None = None
-    """What operands of products are rounded to; None for the platform's default. Changes
-    results, unlike devices, chunk and convolution, and so belongs to the run."""
-    data_parallel: int = 1
-    """Devices that share the batch of each network."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
 
     @property
     def path_sizes(self) -> dict[str, int | None]:
@@ -120,17 +110,27 @@ class PathRecipe(Recipe):
             for split, number in self.path_sizes.items()
         )
 
+    def measure(self, batch_norm: BatchNorm | None) -> Measure:
+        """How its paths are measured, under a policy for BatchNorm."""
+        batches = self.statistics_batches
+        return Measure(self.alphas, batch_norm, self.path_splits, batches)
 
-NOT_IDENTITY = (
-    "replicas",
-    "out",
-    "devices",
-    "chunk",
-    "convolution",
-    "data_parallel",
-    "checkpoint_seconds",
-)
-"""Fields of a path recipe that change no number of a replica."""
+
+class Setup(NamedTuple):
+    """What all groups of replicas of a run share.
+
+    Attributes:
+      cfg: the configuration.
+      task: what is trained.
+      tx: the optimizer.
+      plan: the protocol, if the experiment has one.
+    """
+
+    cfg: Any
+    task: Task
+    tx: optax.GradientTransformation
+    plan: Any = None
+
 
 _DATA_FIELDS = (
     "data",
@@ -179,7 +179,7 @@ def make_model(recipe: Recipe) -> nn.Module:
         raise ValueError(f"model={recipe.model!r}: {error}") from None
 
 
-def make_task(recipe: Recipe) -> Task:
+def make_classification(recipe: Recipe) -> Task:
     """The classification task of a recipe.
 
     Raises:
@@ -205,16 +205,32 @@ def make_task(recipe: Recipe) -> Task:
     return task
 
 
-def parse_step(recipe: Recipe, field: str, steps_per_epoch: int) -> int:
-    """The step that a field of a recipe names.
+TASKS: Mapping[str, Callable[[Recipe], Task]] = {"classification": make_classification}
+"""What can be trained, by the name that a recipe gives: one function each."""
+
+METRICS: Mapping[str, Metric] = {}
+"""What networks are compared by, for tasks that are not judged by their error."""
+
+
+def make_task(recipe: Recipe) -> Task:
+    """The task of a recipe.
 
     Raises:
-      ValueError: it names none; says which field.
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
     """
-    try:
-        return training.parse_step(getattr(recipe, field), steps_per_epoch)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
+    errors.one_of("task", recipe.task, TASKS)
+    return TASKS[recipe.task](recipe)
+
+
+def metric(recipe: Recipe) -> Metric:
+    """What the networks of a recipe are compared by."""
+    return METRICS.get(recipe.task, ERROR)
+
+
+def note(recipe: Recipe) -> str:
+    """What must be said of its data wherever results are shown; may be empty."""
+    return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 
 def parse_steps(recipe: Recipe, field: str, steps_per_epoch: int) -> tuple[int, ...]:
@@ -233,51 +249,52 @@ def parse_steps(recipe: Recipe, field: str, steps_per_epoch: int) -> tuple[int, 
         raise ValueError(f"{field}: {error}") from None
 
 
+def parse_step(recipe: Recipe, field: str, steps_per_epoch: int) -> int:
+    """The step that a field with one names; raises as `parse_steps` does."""
+    (step,) = parse_steps(recipe, field, steps_per_epoch)
+    return step
+
+
 def make_path_task(recipe: PathRecipe) -> Task:
     """The task, with further splits that paths are measured on: SPLIT_part.
 
     Raises:
-      ValueError: as `make_task`; more examples than there are, or none; a task that the
-        number of batches for statistics does not fit.
+      ValueError: as `make_task`; more examples than there are, or none.
     """
     task = make_task(recipe)
     data = dict(task.data)
     for split, number in recipe.path_sizes.items():
         if number is None:
             continue
-        most = len(data[split]["label"])
+        most = trees.count(data[split])
         if not 1 <= number <= most:
             raise ValueError(
                 f"path_{split}={number}; it must be between 1 and {most}, the examples "
                 "of the split"
             )
-        data[f"{split}_part"] = {n: x[:number] for n, x in data[split].items()}
+        data[f"{split}_part"] = trees.rows(data[split], slice(number))
     return task._replace(data=data)
 
 
-def check_paths(
-    recipe: PathRecipe, task: Task, batch_norm: BatchNorm | None, replicas: int = 1
-) -> None:
-    """Finds what makes no sense before a run folder is made.
+def set_up_paths(recipe: PathRecipe, *policies: BatchNorm | None) -> Setup:
+    """Task and optimizer of networks between which paths are measured.
 
     Args:
-      recipe: the recipe.
-      task: its task.
-      batch_norm: how statistics are treated.
-      replicas: how many there must be.
+      recipe: what is trained and measured.
+      *policies: how BatchNorm statistics are treated on the paths; one is checked at
+        least.
 
     Raises:
-      ValueError: names the field.
+      ValueError: a field that makes no sense, or that does not fit the task; names it.
     """
-    for field, least in (("replicas", replicas), ("alphas", 2), ("every", 1)):
-        value = getattr(recipe, field)
-        if value < least:
-            raise ValueError(f"{field}={value}; it must be {least} or more")
-    model_state = jax.eval_shape(task.init, jax.random.key(0))[1]
-    points.check_policy(task, model_state, batch_norm)
-    if batch_norm == "recompute" and points.has_statistics(model_state):
-        points.statistics_slice(task, recipe.statistics_batches)  # or it raises
-    check_execution(launch.execution(recipe) or default_execution())
+    errors.at_least("alphas", recipe.alphas, 2)
+    task = make_path_task(recipe)
+    model_state = task.shapes[1]
+    for policy in policies or (None,):
+        points.check_policy(task, model_state, policy)
+        if policy == "recompute" and points.has_statistics(model_state):
+            points.statistics_slice(task, recipe.statistics_batches)  # or it raises
+    return Setup(recipe, task, make_optimizer(recipe, task.steps_per_epoch))
 
 
 def make_optimizer(
@@ -315,10 +332,7 @@ def _schedule(recipe: Recipe, steps_per_epoch: int) -> Any:
     elif recipe.schedule == "step":
         if not recipe.drops:
             raise ValueError("schedule='step' needs drops, such as --drops 80ep 120ep")
-        try:
-            drops = [training.parse_step(d, steps_per_epoch) for d in recipe.drops]
-        except ValueError as error:
-            raise ValueError(f"drops: {error}") from None
+        drops = parse_steps(recipe, "drops", steps_per_epoch)
         boundaries = dict.fromkeys(drops, recipe.drop_factor)
         law = optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
     else:

@@ -49,6 +49,7 @@ from lottery_jax.types import TrainState as TrainState
 # isort: split
 # What remains: files, figures, small networks.
 from lottery_jax import compact as compact
+from lottery_jax import ma as ma
 from lottery_jax import plots as plots
 from lottery_jax import units as units
 from lottery_jax.storage import checkpoints as checkpoints

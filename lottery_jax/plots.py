@@ -129,6 +129,7 @@ def along_path(
     title: str = "",
     ends: tuple[str, str] = ("", ""),
     reference: float | None = None,
+    from_zero: bool = True,
 ) -> Any:
     """Lines over the position on a path: mean over samples, band of one deviation.
 
@@ -139,6 +140,8 @@ def along_path(
       title: above the axes.
       ends: what lies at alpha = 0 and 1, below the axis.
       reference: a dashed horizontal line, such as chance.
+      from_zero: whether the vertical axis reaches down to 0, as errors want it. False
+        for metrics to which 0 means nothing, such as a return.
     """
     figure, axes = _figure()
     styles = _styles(list(values))
@@ -166,7 +169,8 @@ def along_path(
                 ha=("left", "right")[at],
                 fontsize=8,
             )
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    if from_zero:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=9)
@@ -263,8 +267,9 @@ def loss_plane(
     label: str,
     names: Sequence[str] = ("a", "b", "c"),
     title: str = "",
+    better: str = "lower",
 ) -> Any:
-    """Filled contours of a plane through three networks.
+    """Filled contours of a plane through three networks; better values are brighter.
 
     Args:
       x: coordinates `[X]`, in units of L2 distance between weights.
@@ -274,10 +279,17 @@ def loss_plane(
       label: of the values, with their unit.
       names: of the three networks.
       title: above the axes.
+      better: whether "lower" or "higher" values are better.
+
+    Raises:
+      ValueError: `better` is neither.
     """
+    if better not in ("lower", "higher"):
+        raise ValueError(f"better={better!r}; it must be one of lower, higher")
     figure, axes = _figure()
     axes.grid(False)
-    filled = axes.contourf(x, y, values, levels=20, cmap="viridis_r")
+    colors = "viridis_r" if better == "lower" else "viridis"
+    filled = axes.contourf(x, y, values, levels=20, cmap=colors)
     figure.colorbar(filled, ax=axes, label=label)
     for name, (at_x, at_y) in zip(names, networks):
         axes.plot(at_x, at_y, "o", color="white", markeredgecolor="#222222")

@@ -7,30 +7,127 @@ undecided otherwise. Saying yes to a 95% interval therefore errs at most 2.5% of
 time in the claim's favour. Undecided is the honest answer of few replicas: three with
 a spread of 0.3 points have a half-width of 0.75 points.
 
-Errors are fractions in [0, 1] and differences are always `error - reference`, so that
-negative is good; only `Verdict.describe` speaks in points. Replicas that diverged (nan
-in either arm) are left out, by name, and the verdict says so. Missing controls and too
-few replicas make a verdict undecided; malformed input raises `ValueError`.
+What is judged is a `Metric`: error unless another is given. Values are in the metric's
+own unit, errors are fractions in [0, 1]; only what is shown is scaled, errors to points.
+Differences are always `values - reference`: negative is good where lower is better,
+positive where higher is. Replicas that diverged (nan in either arm) are left out, by
+name, and the verdict says so. Missing controls and too few replicas make a verdict
+undecided; malformed input raises `ValueError`.
 """
 
+import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lottery_jax import errors
+
 Answer: TypeAlias = Literal["yes", "no", "undecided"]
 Side: TypeAlias = Literal["<=", "<", ">=", ">"]
-Summary: TypeAlias = Literal["jackpot", "secondary prize", "none", "undecided"]
+Better: TypeAlias = Literal["lower", "higher"]
 
-MA_TOLERANCE: Mapping[str, float] = {
-    "cifar10": 0.005,
-    "cifar100": 0.01,
-    "imagenet": 0.015,
-}
-"""How far above the best dense network a jackpot ticket may be, by data set, as a
-fraction (Ma et al. 2021)."""
+
+def _not_negative(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}={value}; it must be a finite number of at least 0")
+    return float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What is measured of networks, and in which unit it is judged and shown; hashable.
+
+        PERPLEXITY = Metric("perplexity", "", "lower", tolerance=0.5, bounds=(1, math.inf))
+        RETURN = Metric("return", "reward", "higher", tolerance=5.0)
+        F1 = Metric("f1", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100)
+
+    Attributes:
+      name: as it is recorded: "error" of "test_error".
+      unit: of what is shown, for text and axes; may be "".
+      better: whether "lower" or "higher" values are better.
+      tolerance: how much worse still counts as equal, in the metric's own unit, finite
+        and at least 0: the default of non-inferiority.
+      bounds: the lowest and the highest possible value; values outside are refused.
+      scale: what values are multiplied by where they are shown: 100 shows a fraction in
+        points.
+      digits: decimals that are shown, after scaling.
+
+    Raises:
+      ValueError: an unknown direction, a negative tolerance, bounds that do not rise, or
+        a scale of 0 or less.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    tolerance: float
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    scale: float = 1.0
+    digits: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses what is no metric."""
+        errors.one_of("better", self.better, ("lower", "higher"))
+        _not_negative("tolerance", self.tolerance)
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"bounds={self.bounds}; it must be two rising numbers")
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"scale={self.scale}; it must be a positive number")
+
+    @property
+    def label(self) -> str:
+        """For axes and headings: "error (points)"."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def shown(self, values: ArrayLike) -> np.ndarray:
+        """Values as they are shown, in `unit`: float64 of the same shape."""
+        return self.scale * np.asarray(values, np.float64)
+
+    def text(self, difference: float) -> str:
+        """A difference as it is shown, with its sign and without the unit."""
+        return f"{self.scale * difference:+.{self.digits}f}"
+
+
+ERROR = Metric("error", "points", "lower", tolerance=0.002, bounds=(0, 1), scale=100)
+"""The share of wrong answers, a fraction in [0, 1], shown in points (hundredths)."""
+
+ACCURACY = Metric(
+    "accuracy", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100
+)
+"""The share of right answers, a fraction in [0, 1], shown in points (hundredths)."""
+
+LOSS = Metric("loss", "nats", "lower", tolerance=0.01, digits=4)
+"""Cross-entropy, or whatever the task minimises: unbounded."""
+
+STEPS = Metric("steps", "steps", "lower", tolerance=0.0, bounds=(0, math.inf), digits=1)
+"""Steps of training, such as that of early stopping."""
+
+DENSITY = Metric("density", "density", "lower", tolerance=0.0, bounds=(0, 1), digits=4)
+"""The surviving share of the prunable weights."""
+
+
+class Replicas(NamedTuple):
+    """Which replicas the values belong to, and how sure a verdict about them must be.
+
+    Attributes:
+      names: one per replica, `[R]`, for `Verdict.excluded`; positions by default.
+      clusters: labels `[R]` of the independent unit (the init, say) that each replica
+        belongs to: replicas are averaged within their cluster first, so three data
+        orders of three inits are n = 3. None: every replica is independent.
+      confidence: of the two-sided interval, in (0, 1).
+    """
+
+    names: Sequence[Hashable] | None = None
+    clusters: ArrayLike | None = None
+    confidence: float = 0.95
+
+
+INDEPENDENT = Replicas()
+"""Replicas without names, each of them independent of the others; 95% intervals."""
 
 
 class Verdict(NamedTuple):
@@ -45,8 +142,7 @@ class Verdict(NamedTuple):
       tolerance: the number that the whole interval is compared with.
       n: independent units (clusters where given), diverged ones not counted.
       side: how the claim compares the estimate with `tolerance`.
-      unit: of estimate, low, high and tolerance: "error" (a fraction), "steps" or
-        "density".
+      metric: whose own unit estimate, low, high and tolerance are in.
       confidence: of the two-sided interval.
       excluded: names (by default positions) of the replicas left out as nan.
       reason: why the answer is not what the interval alone would say; may be "".
@@ -62,23 +158,21 @@ class Verdict(NamedTuple):
     tolerance: float
     n: int
     side: Side = "<="
-    unit: str = "error"
+    metric: Metric = ERROR
     confidence: float = 0.95
     excluded: tuple[Hashable, ...] = ()
     reason: str = ""
     parts: tuple["Verdict", ...] = ()
 
+    @property
+    def unit(self) -> str:
+        """The name of the metric: "error", "steps" ..."""
+        return self.metric.name
+
     def describe(self) -> str:
-        """The verdict in one line; errors in points (hundredths)."""
-        scale, digits, unit = 1.0, 4, f" {self.unit}"
-        if self.unit == "error":
-            scale, digits, unit = 100.0, 2, " points"
-        elif self.unit == "steps":
-            digits = 1
-
-        def show(value: float) -> str:
-            return f"{scale * value:+.{digits}f}"
-
+        """The verdict in one line, in the metric's unit: errors in points."""
+        show = self.metric.text
+        unit = f" {self.metric.unit}" if self.metric.unit else ""
         line = f"{self.claim}: {self.answer}"
         if not math.isnan(self.estimate):
             line += (
@@ -99,46 +193,13 @@ class Verdict(NamedTuple):
 
 
 def as_dict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict by field names, and its parts too, for JSON."""
-    return verdict._asdict() | {"parts": [as_dict(part) for part in verdict.parts]}
-
-
-class MaConditions(NamedTuple):
-    """The five conditions of Ma et al. (2021), one verdict each.
-
-    Attributes:
-      nontrivial: the density is low enough to be of interest.
-      beats_small_dense: a dense network of as many weights does worse.
-      beats_reinit: the same mask with fresh weights does clearly worse, whatever its
-        learning rate.
-      matches_same_lr: no worse than dense at the ticket's own learning rate.
-      matches_best_lr: close to dense at whichever learning rate suits dense best.
-    """
-
-    nontrivial: Verdict
-    beats_small_dense: Verdict
-    beats_reinit: Verdict
-    matches_same_lr: Verdict
-    matches_best_lr: Verdict
-
-    @property
-    def summary(self) -> Summary:
-        """All five yes is a jackpot; all but the last, and that one no, is a secondary
-        prize; a no among the first four is none; anything else is undecided."""
-        first = combine(*self[:4]).answer
-        if first == "no":
-            return "none"
-        last = self.matches_best_lr.answer
-        if first == "undecided" or last == "undecided":
-            return "undecided"
-        return "jackpot" if last == "yes" else "secondary prize"
-
-    def describe(self) -> str:
-        """The summary and the five verdicts, one line each."""
-        return "\n".join([self.summary, *(f"  {v.describe()}" for v in self)])
-
-    def __str__(self) -> str:
-        return self.describe()
+    """A verdict by field names, and its parts too, for JSON; of the metric its name."""
+    fields = {
+        {"metric": "unit"}.get(name, name): value
+        for name, value in verdict._asdict().items()
+    }
+    parts = [as_dict(part) for part in verdict.parts]
+    return fields | {"unit": verdict.unit, "parts": parts}
 
 
 def paired(
@@ -147,10 +208,8 @@ def paired(
     side: Side,
     tolerance: float,
     claim: str,
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    unit: str = "error",
+    metric: Metric = ERROR,
+    replicas: Replicas = INDEPENDENT,
 ) -> Verdict:
     """Compares a mean paired difference with a tolerance, by a t interval.
 
@@ -161,12 +220,8 @@ def paired(
         not.
       tolerance: finite, in the unit of `difference`.
       claim: what is claimed, for `Verdict.claim`.
-      clusters: labels `[R]` of the independent unit (the init, say) that each replica
-        belongs to: replicas are averaged within their cluster first, so three data
-        orders of three inits are n = 3. None: every replica is independent.
-      names: `R` names for `Verdict.excluded`; positions by default.
-      confidence: of the two-sided interval, in (0, 1).
-      unit: for `Verdict.unit`.
+      metric: what the difference is one of.
+      replicas: their names and clusters, and the confidence.
 
     Returns:
       The verdict. With no unit or one unit left it is undecided, and the interval
@@ -176,20 +231,23 @@ def paired(
       ValueError: wrong shapes, an infinite difference, an unknown side, or a tolerance
         or confidence out of range.
     """
+    names, clusters, confidence = replicas
     values = _vector("difference", difference)
     if np.isinf(values).any():
+        i = int(np.isinf(values).argmax())
         raise ValueError(
-            f"difference[{int(np.isinf(values).argmax())}] is infinite; valid: finite"
-            " numbers, or nan for a replica that diverged"
+            f"difference[{i}]={values[i]}; it must be a finite number, or nan for a"
+            " replica that diverged"
         )
-    if side not in ("<=", "<", ">=", ">"):
-        raise ValueError(f"side is {side!r}; valid: '<=', '<', '>=', '>'")
+    errors.one_of("side", side, ("<=", "<", ">=", ">"))
     if not math.isfinite(tolerance):
-        raise ValueError(f"tolerance is {tolerance}; valid: a finite number")
+        raise ValueError(f"tolerance={tolerance}; it must be a finite number")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; valid: between 0 and 1")
+        raise ValueError(f"confidence={confidence}; it must be between 0 and 1")
     if names is not None and len(names) != len(values):
-        raise ValueError(f"names has length {len(names)}; valid: {len(values)}")
+        raise ValueError(
+            f"names={tuple(names)}; it must be {len(values)} names, one per replica"
+        )
 
     kept = ~np.isnan(values)
     excluded = tuple(
@@ -201,8 +259,8 @@ def paired(
         labels = np.asarray(clusters)
         if labels.shape != values.shape:
             raise ValueError(
-                f"clusters has shape {labels.shape}; valid: {values.shape}, one label"
-                " per replica"
+                f"clusters.shape={labels.shape}; it must be {values.shape}, one label per"
+                " replica"
             )
         units = np.array(
             [values[kept & (labels == c)].mean() for c in _unique(labels, kept)]
@@ -220,7 +278,7 @@ def paired(
         tolerance=float(tolerance),
         n=n,
         side=side,
-        unit=unit,
+        metric=metric,
         confidence=confidence,
         excluded=excluded,
         reason=""
@@ -229,56 +287,86 @@ def paired(
     )
 
 
+def differences(
+    values: ArrayLike,
+    reference: ArrayLike,
+    metric: Metric = ERROR,
+    names: tuple[str, str] = ("values", "reference"),
+) -> np.ndarray:
+    """`values - reference` of each replica, both checked: what `paired` takes.
+
+    Args:
+      values: real `[R]`, in the metric's unit; nan where a replica diverged.
+      reference: real `[R]`, of the same replicas in the same order.
+      metric: whose bounds hold.
+      names: what messages call the two.
+
+    Returns:
+      float64 `[R]`.
+
+    Raises:
+      ValueError: unequal shapes, or values outside of the metric's bounds.
+    """
+    a, b = _vector(names[0], values), _vector(names[1], reference)
+    _same_shape(names[0], a, names[1], b)
+    _within(names[0], a, metric)
+    _within(names[1], b, metric)
+    return a - b
+
+
 def matching(
-    error: ArrayLike,
-    dense_error: ArrayLike,
-    tolerance: float = 0.002,
+    values: ArrayLike,
+    dense: ArrayLike,
+    tolerance: float | None = None,
     *,
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
+    metric: Metric = ERROR,
+    replicas: Replicas = INDEPENDENT,
 ) -> Verdict:
     """Is the network as good as the dense one? Non-inferiority, replica by replica.
 
-    The claim is `mean(error - dense_error) <= tolerance`. This is "matching" of Frankle
+    The claim is `mean(values - dense) <= tolerance` where lower is better, and
+    `mean(values - dense) >= -tolerance` where higher is. This is "matching" of Frankle
     et al. (2020), section 2, with the tolerance made explicit.
 
     Args:
-      error: `[R]`, fractions in [0, 1]; nan where a replica diverged.
-      dense_error: `[R]`, error of the dense network of the same replica.
-      tolerance: fraction, at least 0; 0.002 is 0.2 points.
-      clusters: see `paired`.
-      names: see `paired`.
-      confidence: see `paired`.
+      values: real `[R]`, in the metric's unit: by default errors, fractions in [0, 1];
+        nan where a replica diverged.
+      dense: `[R]`, of the dense network of the same replica.
+      tolerance: in the metric's unit, at least 0; None for the metric's, which is 0.002
+        (0.2 points) for errors.
+      metric: what is judged.
+      replicas: their names and clusters, and the confidence.
 
     Returns:
-      The verdict.
+      The verdict; where higher is better its `tolerance` is `-tolerance`.
 
     Raises:
-      ValueError: unequal shapes, errors outside [0, 1] or a negative tolerance.
+      ValueError: unequal shapes, values outside of the metric's bounds, or a negative
+        tolerance.
     """
+    limit = metric.tolerance if tolerance is None else tolerance
+    limit = _not_negative("tolerance", limit)
+    lower = metric.better == "lower"
     return paired(
-        _differences("error", error, "dense_error", dense_error),
-        side="<=",
-        tolerance=_not_negative("tolerance", tolerance),
+        differences(values, dense, metric, ("values", "dense")),
+        side="<=" if lower else ">=",
+        tolerance=limit if lower else -limit,
         claim="matches dense",
-        clusters=clusters,
-        names=names,
-        confidence=confidence,
+        metric=metric,
+        replicas=replicas,
     )
 
 
 def winning(
-    error: ArrayLike,
-    dense_error: ArrayLike,
+    values: ArrayLike,
+    dense: ArrayLike,
     *,
     rewind_step: int,
-    tolerance: float = 0.002,
+    tolerance: float | None = None,
     early_stop_step: ArrayLike | None = None,
     dense_early_stop_step: ArrayLike | None = None,
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
+    metric: Metric = ERROR,
+    replicas: Replicas = INDEPENDENT,
 ) -> Verdict:
     """Is this a winning ticket: as good as dense, as fast, from its initialisation?
 
@@ -287,19 +375,18 @@ def winning(
     as many steps. Their strict inequality on accuracy is `tolerance=0`.
 
     Args:
-      error: `[R]`, fractions in [0, 1], at the same step (the last, or that of early
-        stopping) in both arms.
-      dense_error: `[R]`, of the dense network of the same replica.
+      values: see `matching`; at the same step (the last, or that of early stopping) in
+        both arms.
+      dense: `[R]`, of the dense network of the same replica.
       rewind_step: must be 0: later ones make matching tickets, not winning ones.
-      tolerance: fraction, at least 0.
+      tolerance: see `matching`.
       early_stop_step: `[R]`, step at which the validation loss was lowest. Without it
-        the errors must come from equally long training, and the claim about steps
+        the values must come from equally long training, and the claim about steps
         holds by construction.
       dense_early_stop_step: `[R]`, the same of the dense network; given with the one
         above or not at all. The claim is that the mean difference is at most 0.
-      clusters: see `paired`.
-      names: see `paired`.
-      confidence: see `paired`.
+      metric: what is judged.
+      replicas: their names and clusters, and the confidence.
 
     Returns:
       The verdict; with early-stopping steps both claims combined by `combine`.
@@ -310,123 +397,151 @@ def winning(
     """
     if rewind_step != 0:
         raise ValueError(
-            f"rewind_step is {rewind_step}; valid: 0, since a winning ticket starts"
-            " from its initialisation. Use `matching` for later rewind steps"
+            f"rewind_step={rewind_step}; it must be 0, since a winning ticket starts from"
+            " its initialisation. Use `matching` for later rewind steps"
         )
-    good = matching(
-        error,
-        dense_error,
-        tolerance,
-        clusters=clusters,
-        names=names,
-        confidence=confidence,
-    )
+    good = matching(values, dense, tolerance, metric=metric, replicas=replicas)
     if early_stop_step is None and dense_early_stop_step is None:
         return good._replace(claim="winning ticket")
     if early_stop_step is None or dense_early_stop_step is None:
-        raise ValueError(
-            "early_stop_step and dense_early_stop_step: only one is given; valid: both"
-            " or neither"
+        missing = (
+            "early_stop_step" if early_stop_step is None else "dense_early_stop_step"
         )
-    steps = _vector("early_stop_step", early_stop_step)
-    dense_steps = _vector("dense_early_stop_step", dense_early_stop_step)
-    _same_shape("early_stop_step", steps, "dense_early_stop_step", dense_steps)
-    _same_shape("early_stop_step", steps, "error", np.asarray(error))
-    for name, values in (
-        ("early_stop_step", steps),
-        ("dense_early_stop_step", dense_steps),
-    ):
-        _within(name, values, 0, math.inf)
+        raise ValueError(
+            f"{missing}=None; it must be given if early_stop_step or"
+            " dense_early_stop_step is, and only one is given"
+        )
+    names = ("early_stop_step", "dense_early_stop_step")
+    _same_shape(
+        names[0], _vector(names[0], early_stop_step), "values", np.asarray(values)
+    )
     fast = paired(
-        steps - dense_steps,
+        differences(early_stop_step, dense_early_stop_step, STEPS, names),
         side="<=",
         tolerance=0.0,
         claim="stops no later than dense",
-        clusters=clusters,
-        names=names,
-        confidence=confidence,
-        unit="steps",
+        metric=STEPS,
+        replicas=replicas,
     )
     return combine(good, fast, claim="winning ticket")
 
 
 def better(
-    error: ArrayLike,
-    control_error: ArrayLike,
+    values: ArrayLike,
+    control: ArrayLike,
     margin: float = 0.0,
     *,
     claim: str = "better than the control",
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
+    metric: Metric = ERROR,
+    replicas: Replicas = INDEPENDENT,
 ) -> Verdict:
     """Is the network better than a control (reinit, random mask ...)? Superiority.
 
-    The claim is `mean(error - control_error) < -margin`.
+    The claim is `mean(values - control) < -margin` where lower is better, and
+    `mean(values - control) > margin` where higher is.
 
     Args:
-      error: `[R]`, fractions in [0, 1]; nan where a replica diverged.
-      control_error: `[R]`, error of the control of the same replica.
-      margin: fraction, at least 0, by which the control must be worse.
+      values: see `matching`.
+      control: `[R]`, of the control of the same replica.
+      margin: in the metric's unit, at least 0, by which the control must be worse.
       claim: for `Verdict.claim`; name the control.
-      clusters: see `paired`.
-      names: see `paired`.
-      confidence: see `paired`.
+      metric: what is judged.
+      replicas: their names and clusters, and the confidence.
 
     Returns:
-      The verdict; its `tolerance` is `-margin`.
+      The verdict; where lower is better its `tolerance` is `-margin`.
 
     Raises:
-      ValueError: unequal shapes, errors outside [0, 1] or a negative margin.
+      ValueError: unequal shapes, values outside of the metric's bounds, or a negative
+        margin.
     """
+    margin, lower = _not_negative("margin", margin), metric.better == "lower"
     return paired(
-        _differences("error", error, "control_error", control_error),
-        side="<",
-        tolerance=-_not_negative("margin", margin),
+        differences(values, control, metric, ("values", "control")),
+        side="<" if lower else ">",
+        tolerance=-margin if lower else margin,
         claim=claim,
-        clusters=clusters,
-        names=names,
-        confidence=confidence,
+        metric=metric,
+        replicas=replicas,
     )
+
+
+STABLE_BELOW = 0.02
+"""The LII below which training is called stable: 2 points of error (Frankle et al. 2020,
+section 2)."""
 
 
 def stable(
     lii: ArrayLike,
-    threshold: float = 0.02,
+    threshold: float | None = None,
     *,
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
+    metric: Metric = ERROR,
+    replicas: Replicas = INDEPENDENT,
 ) -> Verdict:
     """Is training stable to its noise from here on: is the mean LII below a threshold?
 
-    Frankle et al. (2020), section 2, with a threshold of 2 points.
+    Frankle et al. (2020), section 2.
 
     Args:
-      lii: `[P]`, linear interpolation instability of each pair of branches, fractions
-        in [-1, 1]; nan where an end diverged.
-      threshold: fraction, at least 0.
-      clusters: `[P]`, the init (or replica) that each pair belongs to. Pairs that share
-        one are not independent: three pairs of each of three inits are n = 3.
-      names: see `paired`.
-      confidence: see `paired`.
+      lii: `[P]`, linear interpolation instability of each pair of branches: how much
+        worse the worst point between two ends is than the mean of both, in the metric's
+        unit. Positive is worse whichever direction is better; errors have values in
+        [-1, 1]. nan where an end diverged.
+      threshold: in the metric's unit, at least 0. None is `STABLE_BELOW`, for errors
+        and accuracies alone: no other metric has a customary one.
+      metric: what was measured along the path.
+      replicas: by pair: their names, the clusters `[P]`, which are the init (or replica)
+        that each pair belongs to, and the confidence. Pairs that share an init are not
+        independent: three pairs of each of three inits are n = 3.
 
     Returns:
       The verdict.
 
     Raises:
-      ValueError: wrong shapes, values out of range or a negative threshold.
+      ValueError: wrong shapes, values out of range, a negative threshold, or none for a
+        metric that needs it.
     """
-    values = _vector("lii", lii)
-    _within("lii", values, -1, 1)
+    if threshold is None:
+        if metric.name not in (ERROR.name, ACCURACY.name):
+            raise ValueError(
+                f"threshold=None; it must be given for {metric.name}, in its own unit"
+            )
+        threshold = STABLE_BELOW
+    values, span = _vector("lii", lii), metric.bounds[1] - metric.bounds[0]
+    _within("lii", values, dataclasses.replace(metric, bounds=(-span, span)))
     return paired(
         values,
         side="<",
         tolerance=_not_negative("threshold", threshold),
         claim="stable",
-        clusters=clusters,
-        names=names,
-        confidence=confidence,
+        metric=metric,
+        replicas=replicas,
+    )
+
+
+def missing(
+    reason: str, *, side: Side, tolerance: float, claim: str, metric: Metric = ERROR
+) -> Verdict:
+    """The verdict on a claim whose control was not run: undecided, with the reason.
+
+    Args:
+      reason: why it was not run.
+      side: of the tolerance that was claimed.
+      tolerance: the bound of the claim.
+      claim: in words.
+      metric: what it is about.
+    """
+    return Verdict(
+        claim=claim,
+        answer="undecided",
+        estimate=math.nan,
+        low=-math.inf,
+        high=math.inf,
+        tolerance=float(tolerance),
+        n=0,
+        side=side,
+        metric=metric,
+        reason=reason,
     )
 
 
@@ -449,7 +564,7 @@ def combine(*verdicts: Verdict, claim: str | None = None) -> Verdict:
       ValueError: there is nothing to combine.
     """
     if not verdicts:
-        raise ValueError("verdicts is empty; valid: at least one verdict")
+        raise ValueError("verdicts=(); there must be at least one")
     answers = [v.answer for v in verdicts]
     whole: Answer = "yes"
     if "no" in answers:
@@ -466,152 +581,6 @@ def combine(*verdicts: Verdict, claim: str | None = None) -> Verdict:
         excluded=tuple(excluded),
         reason=reason,
         parts=verdicts,
-    )
-
-
-def ma_conditions(
-    error: ArrayLike,
-    *,
-    lr: float,
-    density: float,
-    max_density: float,
-    tolerance: float,
-    dense_errors: Mapping[float, ArrayLike] | None = None,
-    reinit_errors: Mapping[float, ArrayLike] | None = None,
-    small_dense_error: ArrayLike | None = None,
-    margin: float = 0.005,
-    same_lr_tolerance: float = 0.002,
-    clusters: ArrayLike | None = None,
-    names: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-) -> MaConditions:
-    """The checklist of Ma et al. (2021): jackpot, secondary prize, or none.
-
-    "At its best learning rate" is claimed of every learning rate that was tried: a
-    ticket that beats reinit at each of them beats it at the best, and no rate has to be
-    chosen on the noise of a few replicas. A rate at which every replica of the control
-    diverged is left out and named. Claims about the best rate that are not refuted stay
-    undecided where the control was run at fewer than two rates, since one rate does not
-    show which is best.
-
-    Args:
-      error: `[R]`, fractions in [0, 1], of the ticket.
-      lr: learning rate the ticket was trained with; looked up in `dense_errors`.
-      density: of the ticket, in [0, 1].
-      max_density: the sparsity is nontrivial if `density <= max_density`, in [0, 1].
-        The right bound depends on model and data: state the one you use.
-      tolerance: fraction; how far above the best-lr dense network a jackpot may be
-        (`MA_TOLERANCE` has the paper's numbers by data set).
-      dense_errors: learning rate -> `[R]`, of the dense network. None: not run.
-      reinit_errors: learning rate -> `[R]`, of the ticket's mask with fresh weights.
-      small_dense_error: `[R]`, of a dense network with as many weights.
-      margin: fraction by which reinit must be worse; the paper says 0.5 points.
-      same_lr_tolerance: fraction; how far above dense at `lr` still matches.
-      clusters: see `paired`.
-      names: see `paired`.
-      confidence: see `paired`.
-
-    Returns:
-      Five verdicts and their `summary`. A control that was not run leaves its verdict
-      undecided, with the reason.
-
-    Raises:
-      ValueError: unequal shapes, errors or densities outside [0, 1], or a negative
-        tolerance or margin.
-    """
-    ticket = _vector("error", error)
-    _within("error", ticket, 0, 1)
-    for name, value in (("density", density), ("max_density", max_density)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; valid: between 0 and 1")
-    _not_negative("tolerance", tolerance)
-    _not_negative("margin", margin)
-    _not_negative("same_lr_tolerance", same_lr_tolerance)
-
-    def compare(
-        control: ArrayLike, name: str, side: Side, limit: float, claim: str
-    ) -> Verdict:
-        return paired(
-            _differences("error", ticket, name, control),
-            side=side,
-            tolerance=limit,
-            claim=claim,
-            clusters=clusters,
-            names=names,
-            confidence=confidence,
-        )
-
-    def at_every_lr(
-        controls: Mapping[float, ArrayLike] | None,
-        name: str,
-        side: Side,
-        limit: float,
-        claim: str,
-    ) -> Verdict:
-        arms = {rate: _vector(name, arm) for rate, arm in (controls or {}).items()}
-        diverged = [rate for rate, arm in arms.items() if np.isnan(arm).all()]
-        # The best rate comes first: its numbers are shown where all rates agree.
-        tried = sorted(arms.keys() - set(diverged), key=lambda r: np.nanmean(arms[r]))
-        left_out = f"diverged at lr {', '.join(f'{r:g}' for r in diverged)}"
-        if not tried:
-            return _missing(
-                left_out if diverged else f"{name} not given", side, limit, claim
-            )
-        parts = [
-            compare(
-                arms[rate], f"{name}[{rate:g}]", side, limit, f"{claim}, lr {rate:g}"
-            )
-            for rate in tried
-        ]
-        verdict = combine(*parts, claim=claim)
-        reasons = [verdict.reason] if verdict.reason else []
-        if len(tried) < 2 and verdict.answer != "no":
-            verdict = verdict._replace(answer="undecided")
-            reasons.append(f"{name} at lr {tried[0]:g} only, so its best is not known")
-        if diverged:
-            reasons.append(left_out)
-        return verdict._replace(reason="; ".join(reasons))
-
-    low_enough = density <= max_density
-    claim_same = f"matches dense at lr {lr:g}"
-    return MaConditions(
-        nontrivial=Verdict(
-            claim="nontrivial sparsity",
-            answer="yes" if low_enough else "no",
-            estimate=float(density),
-            low=float(density),
-            high=float(density),
-            tolerance=float(max_density),
-            n=1,
-            unit="density",
-            confidence=1.0,
-        ),
-        beats_small_dense=(
-            _missing("small_dense_error not given", "<", 0.0, "beats small dense")
-            if small_dense_error is None
-            else compare(
-                small_dense_error, "small_dense_error", "<", 0.0, "beats small dense"
-            )
-        ),
-        beats_reinit=at_every_lr(
-            reinit_errors, "reinit_errors", "<", -margin, "beats reinit at any lr"
-        ),
-        matches_same_lr=(
-            _missing(
-                f"dense_errors has no lr {lr:g}", "<=", same_lr_tolerance, claim_same
-            )
-            if dense_errors is None or lr not in dense_errors
-            else compare(
-                dense_errors[lr], "dense_errors", "<=", same_lr_tolerance, claim_same
-            )
-        ),
-        matches_best_lr=at_every_lr(
-            dense_errors,
-            "dense_errors",
-            "<=",
-            tolerance,
-            "matches dense at its best lr",
-        ),
     )
 
 
@@ -641,20 +610,6 @@ def _answer(low: float, high: float, side: Side, tolerance: float) -> Answer:
     return "yes" if yes else "no" if no else "undecided"
 
 
-def _missing(reason: str, side: Side, tolerance: float, claim: str) -> Verdict:
-    return Verdict(
-        claim=claim,
-        answer="undecided",
-        estimate=math.nan,
-        low=-math.inf,
-        high=math.inf,
-        tolerance=float(tolerance),
-        n=0,
-        side=side,
-        reason=reason,
-    )
-
-
 def _unique(labels: np.ndarray, kept: np.ndarray) -> list:
     return list(dict.fromkeys(labels[kept].tolist()))
 
@@ -663,8 +618,8 @@ def _vector(name: str, values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(
-            f"{name} has shape {array.shape}; valid: one axis, [replicas]. Cluster"
-            " further axes with `clusters`"
+            f"{name}.shape={array.shape}; it must be one axis, [replicas]. Cluster further"
+            " axes with `Replicas(clusters=...)`"
         )
     return array
 
@@ -672,32 +627,20 @@ def _vector(name: str, values: ArrayLike) -> np.ndarray:
 def _same_shape(name: str, a: np.ndarray, other: str, b: np.ndarray) -> None:
     if a.shape != b.shape:
         raise ValueError(
-            f"{name} has shape {a.shape} and {other} {b.shape}; valid: one entry per"
-            " replica in both, in the same order"
+            f"{name}.shape={a.shape}; it must be that of {other}, {b.shape}: one entry"
+            " per replica in both, in the same order"
         )
 
 
-def _within(name: str, values: np.ndarray, low: float, high: float) -> None:
+def _within(name: str, values: np.ndarray, metric: Metric) -> None:
+    low, high = metric.bounds
     outside = (values < low) | (values > high) | np.isinf(values)
     if outside.any():
         i = int(outside.argmax())
+        valid = "a finite number"
+        if math.isfinite(low) or math.isfinite(high):
+            valid = f"between {low:g} and {high:g}"
         raise ValueError(
-            f"{name}[{i}] is {values[i]:g}; valid: between {low:g} and {high:g}, or nan"
-            " for a replica that diverged"
+            f"{name}[{i}]={values[i]:g}; it must be {valid} ({metric.name}), or nan for a"
+            " replica that diverged"
         )
-
-
-def _differences(
-    name: str, error: ArrayLike, other: str, reference: ArrayLike
-) -> np.ndarray:
-    a, b = _vector(name, error), _vector(other, reference)
-    _same_shape(name, a, other, b)
-    _within(name, a, 0, 1)
-    _within(other, b, 0, 1)
-    return a - b
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}; valid: a fraction of at least 0")
-    return float(value)

@@ -50,7 +50,7 @@ ARROWS = {
     "plots": (),
 }
 
-CORE = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
+CORE = {"jax", "flax", "optax", "numpy", "scipy"}
 
 # What `import lottery_jax` must not load, unless flax does anyway.
 HEAVY = {
@@ -172,7 +172,7 @@ def test_the_checks_can_fail():
 
 _LOADED = """
 import json, sys
-import jax, flax, flax.linen, flax.nnx, optax, chex
+import jax, flax, flax.linen, flax.nnx, optax
 before = set(sys.modules)
 import lottery_jax
 print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
@@ -182,7 +182,7 @@ print(json.dumps(len(jax._src.xla_bridge._backends)))
 
 
 def test_a_bare_import_loads_nothing_heavy_and_starts_no_backend():
-    """Only what jax, flax, optax and chex load themselves; devices can be set later."""
+    """Only what jax, flax and optax load themselves; devices can be set later."""
     done = subprocess.run(
         [sys.executable, "-c", _LOADED],
         capture_output=True,

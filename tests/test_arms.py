@@ -1,6 +1,7 @@
 """The controls: what each arm of each chain starts a level from, to the bit."""
 
 import functools
+import json
 from fractions import Fraction
 
 import jax
@@ -11,14 +12,16 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import arms, imp, tickets, training
-from lottery_jax.replicas import Execution
+from lottery_jax import imp, tickets, training
+from lottery_jax.execution import Execution
+from lottery_jax.imp import arms
+from lottery_jax.keys import replica_keys
 from lottery_jax.types import Network
 
 K, STEPS, LEVELS = toys.REWIND, toys.STEPS, 3
 SIZES = {"head": 12 * 4, "hidden": 8 * 12}
 TOTAL = sum(SIZES.values())
-ITERATIVE = ("imp", "linear", "lr_rewind", "finetune", "open_lth", "rates")
+ITERATIVE = ("imp", "linear", "lr_rewind", "finetune", "open_lth", "by_layer")
 ALL = tuple(chain.name for chain in toys.CHAINS)
 
 
@@ -35,6 +38,16 @@ def kernels(mask):
 def masked(mask, params):
     """Weights with zeros off the mask, by NumPy."""
     return jax.tree.map(lambda m, p: np.where(m, p, 0), mask, params)
+
+
+def step_of(began):
+    """Where the schedule of a run stands."""
+    return toys.schedule_step(began.opt_state)
+
+
+def moments_of(began):
+    """The optimizer's state without its schedule."""
+    return began.opt_state[0]
 
 
 # --- by itself ------------------------------------------------------------------------
@@ -83,7 +96,7 @@ def test_every_place_is_equally_likely():
 
 
 def test_keys_of_replicas_and_roles_all_differ():
-    keys = [k for seed in (0, 1) for i in range(4) for k in arms.replica_keys(seed, i)]
+    keys = [k for seed in (0, 1) for i in range(4) for k in replica_keys(seed, i)]
     assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == len(keys)
 
 
@@ -106,7 +119,7 @@ def expected_count(chain, level):
         for _ in range(level):  # np.sort(...)[ceil(fraction * alive)] goes too
             alive -= -(-alive // 5) + 1
         return alive
-    if chain == "rates":
+    if chain == "by_layer":
         return geometric(level, 0.1)["head"] + geometric(level, 0.3)["hidden"]
     return geometric(level)["all"]
 
@@ -121,10 +134,10 @@ def test_counts_are_those_of_the_schedule(study, chain):
     np.testing.assert_allclose(density[0], np.array(expected) / TOTAL)
 
 
-def test_rates_count_in_each_layer(study):
+def test_shares_of_layers_count_in_each_layer(study):
     for replica in study.ids:
         for level in range(LEVELS + 1):
-            mask = kernels(study.start("rates", replica, "ticket", level).mask)
+            mask = kernels(study.start("by_layer", replica, "ticket", level).mask)
             assert mask["head"].sum() == geometric(level, 0.1)["head"]
             assert mask["hidden"].sum() == geometric(level, 0.3)["hidden"]
 
@@ -152,7 +165,7 @@ def test_masks_keep_the_largest_weights(study, chain):
             params = study.end(chain, replica, "ticket", before).params
             outer = kernels(study.start(chain, replica, "ticket", before).mask)
             got = kernels(study.start(chain, replica, "ticket", level).mask)
-            groups = [[n] for n in SIZES] if chain == "rates" else [list(SIZES)]
+            groups = [[n] for n in SIZES] if chain == "by_layer" else [list(SIZES)]
             for group in groups:
                 size = np.concatenate(
                     [np.abs(params[n]["kernel"]).reshape(-1) for n in group]
@@ -211,7 +224,7 @@ def reference():
     @jax.jit
     def train(network, mask, key, order, a, b, offset):
         state = training.start(study.tx, network, (), mask, step=a + offset)
-        state, _ = training.train(
+        state, _ = training.train_steps(
             study.task,
             study.tx,
             state,
@@ -249,10 +262,10 @@ def test_at_level_0_the_controls_of_masks_and_places_are_the_ticket(study):
     assert (loss[:, 1:] != study.record("test_loss", "imp", "random_mask")[:, 1:]).all()
 
 
-@pytest.mark.parametrize("chain", ["imp", "linear", "one_shot", "open_lth", "rates"])
+@pytest.mark.parametrize("chain", ["imp", "linear", "one_shot", "open_lth", "by_layer"])
 def test_rewound_weights_are_those_of_the_rewind_step_bit_for_bit(study, chain):
     for replica in study.ids:
-        keys = arms.replica_keys(study.plan.seed, replica)
+        keys = replica_keys(study.plan.seed, replica)
         # What level 0's ticket holds is the whole network at the rewind step.
         trunk = tickets.load(imp.ticket_path(study.folder, chain, 0, replica))
         full = study.start(chain, replica, "ticket", 0).mask
@@ -261,20 +274,18 @@ def test_rewound_weights_are_those_of_the_rewind_step_bit_for_bit(study, chain):
         for level in range(1, LEVELS + 1):
             for arm in ("ticket", "random_mask"):
                 began = study.start(chain, replica, arm, level)
-                assert began.step == K
-                toys.assert_equal(began.network.model_state, trunk.model_state)
-                toys.assert_equal(
-                    masked(began.mask, began.network.params),
-                    masked(began.mask, trunk.params),
-                )
+                assert step_of(began) == K
+                toys.assert_equal(began.model_state, trunk.model_state)
+                toys.assert_equal(began.params, masked(began.mask, trunk.params))
 
 
 def test_rewinding_resets_momentum_and_trains_with_the_noise_of_the_rewind_step(study):
-    keys = arms.replica_keys(study.plan.seed, 2)
+    keys = replica_keys(study.plan.seed, 2)
     began = study.start("imp", 2, "ticket", 2)
     end = reference()[1](keys.init, keys.noise, began.mask, K, STEPS, began.network)
     toys.assert_close(_numpy(end), study.end("imp", 2, "ticket", 2))
-    assert study.plan.optimizer == "reset" and began.optimizer == ()
+    assert study.plan.level_optimizer == "reset"
+    assert not any(x.any() for x in jax.tree.leaves(moments_of(began)))
 
 
 @pytest.mark.parametrize("chain", ["lr_rewind", "finetune"])
@@ -283,7 +294,8 @@ def test_chains_that_keep_weights_go_on_from_the_last_level(study, chain):
         for replica in study.ids:
             began = study.start(chain, replica, "ticket", level)
             final = study.end(chain, replica, "ticket", level - 1)
-            toys.assert_equal(began.network, final)
+            kept = final._replace(params=masked(began.mask, final.params))
+            toys.assert_equal(began.network, kept)
 
 
 def test_one_shot_finetuning_starts_from_the_dense_network_at_every_level(study):
@@ -291,7 +303,8 @@ def test_one_shot_finetuning_starts_from_the_dense_network_at_every_level(study)
         for replica in study.ids:
             began = study.start("one_shot_finetune", replica, "ticket", level)
             dense = study.end("one_shot_finetune", replica, "ticket", 0)
-            toys.assert_equal(began.network, dense)
+            kept = dense._replace(params=masked(began.mask, dense.params))
+            toys.assert_equal(began.network, kept)
 
 
 @pytest.mark.parametrize(
@@ -299,9 +312,9 @@ def test_one_shot_finetuning_starts_from_the_dense_network_at_every_level(study)
     [("lr_rewind", 0), ("finetune", STEPS - K), ("one_shot_finetune", STEPS - K)],
 )
 def test_schedules_are_rewound_or_go_on_past_the_end(study, chain, offset):
-    keys = arms.replica_keys(study.plan.seed, 0)
+    keys = replica_keys(study.plan.seed, 0)
     began = study.start(chain, 0, "ticket", 1)
-    assert began.step == K + offset
+    assert step_of(began) == K + offset
 
     def retrained(offset):
         return _numpy(
@@ -318,28 +331,31 @@ def test_schedules_are_rewound_or_go_on_past_the_end(study, chain, offset):
         > 1e-3
     )
     fresh = study.start(chain, 0, "reinit", 1)  # has its own trunk, at k
-    assert fresh.step == K
+    assert step_of(fresh) == K
 
 
 def test_reinit_is_a_fresh_draw_trained_to_the_rewind_step_under_its_own_noise(study):
     draw, run = reference()
     for replica in study.ids:
-        keys = arms.replica_keys(study.plan.seed, replica)
+        keys = replica_keys(study.plan.seed, replica)
         full = study.start("imp", replica, "ticket", 0).mask
         trained = run(keys.fresh_init, keys.fresh_noise, full, 0, K)
-        first = study.start("imp", replica, "reinit", 1)
-        toys.assert_close(first.network, _numpy(trained), 1e-6)
+        # Level 0 passes the rewind step on its way: there is the whole trunk.
+        trunk = study.at("imp", replica, "reinit", 0, K).network
+        toys.assert_close(trunk, _numpy(trained), 1e-6)
         for chain in ("imp", "finetune"):
             for level in (1, LEVELS):
                 began = study.start(chain, replica, "reinit", level)
-                assert began.step == K
-                toys.assert_equal(began.network, first.network)
+                assert step_of(began) == K
+                kept = trunk._replace(params=masked(began.mask, trunk.params))
+                toys.assert_equal(began.network, kept)
         ticket = study.start("imp", replica, "ticket", 1)
         drawn = draw(keys.init, keys.noise)[0].params
         fresh = draw(keys.fresh_init, keys.noise)[0].params
         for name in ("hidden", "head"):
-            own = began.network.params[name]["kernel"]
-            assert (own != ticket.network.params[name]["kernel"]).all()
+            alive = began.mask[name]["kernel"] & ticket.mask[name]["kernel"]
+            own, other = (x.params[name]["kernel"] for x in (began, ticket))
+            assert (own[alive] != other[alive]).all() and alive.any()
         # Norm scales are part of the law, and drawn anew.
         assert (fresh["norm"]["scale"] != drawn["norm"]["scale"]).all()
         assert ((fresh["norm"]["scale"] > 0) & (fresh["norm"]["scale"] < 1)).all()
@@ -351,12 +367,13 @@ def test_reinit_is_a_fresh_draw_trained_to_the_rewind_step_under_its_own_noise(s
 
 def test_raw_reinits_are_untrained(study):
     for replica in study.ids:
-        keys = arms.replica_keys(study.plan.seed, replica)
+        keys = replica_keys(study.plan.seed, replica)
         drawn = _numpy(reference()[0](keys.fresh_init, keys.noise)[0])
         for level in range(1, LEVELS + 1):
             began = study.start("imp", replica, "reinit_raw", level)
-            toys.assert_equal(began.network, drawn)
-            assert began.step == K
+            kept = drawn._replace(params=masked(began.mask, drawn.params))
+            toys.assert_equal(began.network, kept)
+            assert step_of(began) == K
 
 
 def test_shuffled_weights_are_the_tickets_in_other_places(study):
@@ -367,26 +384,24 @@ def test_shuffled_weights_are_the_tickets_in_other_places(study):
                 shuffled = study.start(chain, replica, "shuffled_weights", level)
                 mask = kernels(ticket.mask)
                 for name in SIZES:
-                    a = ticket.network.params[name]["kernel"][mask[name]]
-                    b = shuffled.network.params[name]["kernel"][mask[name]]
+                    a = ticket.params[name]["kernel"][mask[name]]
+                    b = shuffled.params[name]["kernel"][mask[name]]
                     np.testing.assert_array_equal(np.sort(a), np.sort(b))
                     assert (a != b).any()
                 for leaf in ("norm", "hidden"):
-                    for part in set(ticket.network.params[leaf]) - {"kernel"}:
+                    for part in set(ticket.params[leaf]) - {"kernel"}:
                         np.testing.assert_array_equal(
-                            shuffled.network.params[leaf][part],
-                            ticket.network.params[leaf][part],
+                            shuffled.params[leaf][part],
+                            ticket.params[leaf][part],
                         )
-                toys.assert_equal(
-                    shuffled.network.model_state, ticket.network.model_state
-                )
+                toys.assert_equal(shuffled.model_state, ticket.model_state)
 
 
 def test_weights_off_the_mask_end_at_exactly_zero(study):
-    for level, (began, end) in enumerate(zip(study.starts, study.ends)):
-        for m, p in zip(*map(jax.tree.leaves, (began.mask, end.params))):
+    for (level, _), state in study.moments.items():
+        for m, p in zip(*map(jax.tree.leaves, (state.mask, state.params))):
             assert (p[~m] == 0).all() and np.isfinite(p).all()
-        assert level == 0 or not all(m.all() for m in jax.tree.leaves(began.mask))
+        assert level == 0 or not all(m.all() for m in jax.tree.leaves(state.mask))
 
 
 def _numpy(tree):
@@ -408,10 +423,8 @@ def test_tickets_hold_what_their_level_started_from(study, chain):
             assert ticket.metadata["rewind_step"] == K
             assert ticket.metadata["init"] == {"seed": 0, "replica": replica}
             if level > 0:
-                toys.assert_equal(
-                    ticket.params, masked(began.mask, began.network.params)
-                )
-                toys.assert_equal(ticket.model_state, began.network.model_state)
+                toys.assert_equal(ticket.params, began.params)
+                toys.assert_equal(ticket.model_state, began.model_state)
 
 
 def test_a_study_hands_out_the_last_level(study):
@@ -423,7 +436,23 @@ def test_a_study_hands_out_the_last_level(study):
                 return jax.tree.map(lambda x: np.asarray(x[at]), tree)
 
             toys.assert_equal(own(study.study.masks), began.mask)
-            toys.assert_equal(own(study.study.rewound), began.network)
+            rewound = own(study.study.rewound)
+            kept = rewound._replace(params=masked(began.mask, rewound.params))
+            toys.assert_equal(kept, began.network)
+
+
+def test_tickets_without_a_folder_are_those_that_were_stored(study):
+    found = imp.tickets_of(study.study)
+    for c, chain in enumerate(ALL):
+        for r, replica in enumerate(study.ids):
+            path = imp.ticket_path(study.folder, chain, LEVELS, replica)
+            stored = tickets.load(path)
+            toys.assert_equal(found[c][r].mask, stored.mask)
+            params = masked(stored.mask, found[c][r].params)
+            toys.assert_equal(params, stored.params)
+            toys.assert_equal(found[c][r].model_state, stored.model_state)
+            plain = json.loads(json.dumps(found[c][r].metadata))
+            assert plain == stored.metadata
 
 
 # --- from step 0, with kept moments, and narrow ---------------------------------------
@@ -433,7 +462,7 @@ def test_at_rewind_step_0_weights_are_the_draws_themselves():
     study = toys.one_chain()
     init = jax.jit(study.task.init)
     for replica in study.ids:
-        keys = arms.replica_keys(study.plan.seed, replica)
+        keys = replica_keys(study.plan.seed, replica)
         drawn, fresh = (_numpy(init(k)[0]) for k in (keys.init, keys.fresh_init))
         for level in range(1, 5):
             for arm, params in (
@@ -442,8 +471,8 @@ def test_at_rewind_step_0_weights_are_the_draws_themselves():
                 ("reinit", fresh),
             ):
                 began = study.start("imp", replica, arm, level)
-                assert began.step == 0
-                toys.assert_equal(began.network.params, params)
+                toys.assert_equal(began.params, masked(began.mask, params))
+                assert study.steps(level)[0] == 0
 
 
 @functools.cache
@@ -455,16 +484,16 @@ def kept_moments():
         chains=(imp.Chain("imp"), imp.Chain("finetune", retrain="finetune")),
         arms=("ticket", "reinit", "reinit_raw", "random_mask", "small_dense"),
         validate_every=4,
-        optimizer="rewind",
+        level_optimizer="rewind",
     )
     task = toys.classification()._replace(narrow=toys.narrow)
     tx = optax.adam(toys.SCHEDULE)
     return toys.watched(task, tx, plan, (0,), Execution(1, 1), levels=2)
 
 
-def test_kept_moments_are_those_of_the_rewind_step():
+def test_kept_moments_are_those_of_the_rewind_step_masked_where_the_schedule_is():
     study = kept_moments()
-    keys = arms.replica_keys(0, 0)
+    keys = replica_keys(0, 0)
 
     @jax.jit
     def to_k(init, noise):
@@ -472,60 +501,51 @@ def test_kept_moments_are_those_of_the_rewind_step():
         network, full = Network(params, model_state), lj.masks.ones_like(params)
         state = training.start(study.tx, network, stream, full)
         order = training.orders(study.task, noise, 1)
-        state, _ = training.train(
+        state, _ = training.train_steps(
             study.task, study.tx, state, noise, order, 0, 3, capacity=3
         )
         return state.opt_state
 
     own, fresh = to_k(keys.init, keys.noise), to_k(keys.fresh_init, keys.fresh_noise)
-    untrained = _numpy(study.tx.init(study.start("imp", 0, "ticket", 0).network.params))
-    for arm, expected in {
-        "ticket": own,
-        "random_mask": own,
-        "reinit": fresh,
-        "reinit_raw": untrained,
-    }.items():
-        for level in (1, 2):
-            stored = study.start("imp", 0, arm, level).optimizer
-            toys.assert_close(stored, _numpy(expected), atol=1e-7)
     assert int(own[0].count) == int(own[1].count) == 3
-
-
-def test_kept_moments_start_a_level_masked_and_where_the_schedule_goes_on():
-    study = kept_moments()
-    programs, began = study.setting.programs, study.starts[2]
-    put = functools.partial(lj.replicas.place, execution=study.execution)
-    running = programs.start(*map(put, began))
-    for chain, arm, step, count in (
-        ("imp", "ticket", 3, 3),
-        ("imp", "reinit_raw", 3, 0),
-        ("finetune", "ticket", 8, 3),
-        ("imp", "small_dense", 0, 0),
+    for chain, arm, expected, step, count in (
+        ("imp", "ticket", own, 3, 3),
+        ("imp", "random_mask", own, 3, 3),
+        ("imp", "reinit", fresh, 3, 3),
+        ("imp", "reinit_raw", None, 3, 0),
+        ("finetune", "ticket", own, 8, 3),
+        ("imp", "small_dense", None, 0, 0),
     ):
-        row = study.row(chain, 0, arm)
-        adam, schedule = jax.tree.map(lambda x, r=row: x[r], running.state.opt_state)
-        assert (int(schedule.count), int(adam.count)) == (step, count)
-        mask = jax.tree.map(lambda x, r=row: x[r], began.mask)
-        stored = jax.tree.map(lambda x, r=row: x[r], began.optimizer)[0].mu
-        expected = (
-            masked(mask, stored) if count else jax.tree.map(np.zeros_like, stored)
-        )
-        toys.assert_equal(_numpy(adam.mu), expected)
+        for level in (1, 2):
+            began = study.start(chain, 0, arm, level)
+            adam = moments_of(began)
+            assert (step_of(began), int(adam.count)) == (step, count)
+            if expected is None:
+                assert not any(x.any() for x in jax.tree.leaves((adam.mu, adam.nu)))
+                continue
+            for got, stored in ((adam.mu, expected[0].mu), (adam.nu, expected[0].nu)):
+                kept = masked(began.mask, _numpy(stored))
+                toys.assert_close(got, kept, atol=1e-7)
 
 
 def test_small_dense_networks_start_from_step_0_with_as_many_weights():
     study = kept_moments()
-    keys = arms.replica_keys(0, 0)
+    keys = replica_keys(0, 0)
     for level in (1, 2):
         began = study.start("imp", 0, "small_dense", level)
-        assert began.step == 0
+        assert step_of(began) == 0
         alive = geometric(level)["all"]
-        network, mask = toys.narrow(keys.fresh_init, alive)
-        toys.assert_equal((began.network, began.mask), _numpy((network, mask)))
+        network, mask = _numpy(toys.narrow(keys.fresh_init, alive))
+        network = network._replace(params=masked(mask, network.params))
+        toys.assert_equal((began.network, began.mask), (network, mask))
         units = round(alive / 12)
         assert study.record("alive", "imp", "small_dense")[0, level] == 12 * units
-    # It trains from 0; the others join at k.
-    row, ticket = study.row("imp", 0, "small_dense"), study.row("imp", 0, "ticket")
-    later = [t for t in study.trains if not t[3][ticket]]
-    assert [(a, b) for a, b, _, _ in later] == [(0, 3), (0, 3)]
-    assert all(active[row] for *_, active in study.trains)
+        # It trains from 0; the others join at k.
+        assert study.steps(level) == [0, 3, 4, 8]
+        for arm, waits in (("ticket", True), ("small_dense", False)):
+            before, at_k, after = (
+                study.at("imp", 0, arm, level, step).params for step in (0, 3, 4)
+            )
+            same = jax.tree.map(lambda x, y: (x == y).all(), before, at_k)
+            assert all(jax.tree.leaves(same)) == waits
+            assert (after["head"]["bias"] != at_k["head"]["bias"]).any()

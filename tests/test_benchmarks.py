@@ -1,214 +1,206 @@
-"""The benchmarks: that every row runs, and that what they report is arithmetic."""
+"""The benchmarks: rows are well formed and run, and what they report is arithmetic."""
 
-import importlib.util
+import importlib
 import json
+import math
 import os
-import pathlib
+import shutil
 import subprocess
 import sys
+import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import curves, flops, gpu, monitor, profile, report, rows, timing
-from benchmarks.jax_sides.common import make_task
-from benchmarks.report import Comparison, Point, Row, Table, Target
-from benchmarks.stopwatch import Interval, Stopwatch, totals
-from benchmarks.timing import Spread, Worker
-from lottery_jax import replicas
-from lottery_jax.replicas import Execution
+import lottery_jax as lj
+from benchmarks import profile, report, run, sides_jax
+from benchmarks.rows import ROWS, Number, Ratio, Row, Side, Sizes, Target
+from benchmarks.run import OTHER, Found, Spread, Worker
 
-FIRST = ("memory", "masking", "branching", "compaction", "lenet")
-SECOND = (
-    "compilations",
-    "levels",
-    "scaling",
-    "paths",
-    "resnet20",
-    "startup",
-    "precision",
-)
+TINY = Sizes("mlp-4", (6,), 16, batch=8, steps=2, density=0.5)
+TRAIN = Side("sides_jax:train", devices=1)
 
 
-def _start(names, folder):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)]
-    return subprocess.Popen(
-        [*command, "--rows", *names],
-        cwd=timing.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Workers compile as fast as they can."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+# --- rows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_well_formed(name):
+    row = ROWS[name]
+    assert row.sides or row.facts
+    assert not {*row.quick} - {*Sizes._fields}
+    for ratio in row.ratios:
+        peers = (ratio.to,) if isinstance(ratio.to, str) else ratio.to
+        assert {ratio.of, *peers} <= {*row.sides}
+    for lines in row.curves.values():
+        for line in lines.values():
+            assert isinstance(line, str) or {*line.values()} <= {*row.sides}
+    for side in (*row.sides.values(), *row.facts):
+        row.full._replace(**side.change)  # or it raises
+        module, function = side.setup.split(":")
+        if module == "sides_torch":
+            pytest.importorskip("torch")
+        assert callable(
+            getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        )
+        assert side.processes == 1 or side.devices is None
+
+
+def test_quick_sizes_win_over_what_sides_change():
+    row = Row("", TINY, {"steps": 1})
+    side = Side("m:f", change={"steps": 9, "batch": 2})
+    assert run._sizes(row, side, False) == TINY._replace(steps=9, batch=2)
+    assert run._sizes(row, side, True) == TINY._replace(steps=1, batch=2)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The JSON of all rows by name, from two runs at once."""
-    folders = [tmp_path_factory.mktemp("quick") for _ in range(2)]
-    runs = [_start(names, f) for names, f in zip((FIRST, SECOND), folders)]
-    outputs = [run.communicate()[0] for run in runs]
-    for run, output in zip(runs, outputs):
-        assert run.returncode == 0, output
-    assert all("| `" in (f / "performance.md").read_text() for f in folders)
-    files = [folder / "results" / "benchmarks.json" for folder in folders]
-    return {name: row for f in files for name, row in json.loads(f.read_text()).items()}
-
-
-def _of(quick, name):
-    missing = [m for m in rows.ROWS[name].needs if importlib.util.find_spec(m) is None]
-    if missing:
-        pytest.skip(f"{name} needs {', '.join(missing)}")
-    return quick[name]
-
-
-@pytest.mark.parametrize("name", [*FIRST, *SECOND])
-def test_row_runs(name, quick):
-    row = _of(quick, name)
-    assert row["quick"] and row["machine"]["cores"] >= 1
-    assert row["versions"]["jax"] != "not installed"
-    assert row["comparisons"]
-    for entry in row["comparisons"]:
-        value = entry["value"]
-        assert value["low"] <= value["median"] <= value["high"]
-        assert ("target" in entry) == ("reached" in entry) or entry["target"] is None
-    for rate in row["rates"].values():
-        assert 0 < rate["low"] <= rate["median"] <= rate["high"]
-    assert name == "compilations" or "peak resident memory" in json.dumps(row)
-
-
-def _values(row):
-    return {c["of"]: c["value"]["median"] for c in row["comparisons"]}
-
-
-def test_a_study_compiles_its_programs_once(quick):
-    values = _values(quick["compilations"])
-    assert values["compilations of the training program"] == 1
-    assert values["compilations in levels 2 and 3"] == 0
-
-
-def test_the_account_of_a_study_adds_up(quick):
-    row = _of(quick, "levels")
-    values = _values(row)
-    assert values["compilations in levels 2 to 2"] == 0
-    whole, of_wall = (
-        c["value"]["median"]
-        for c in row["comparisons"]
-        if c["of"] == "training and validation"
+    """The JSON of some rows by name, and where their page lies."""
+    folder = tmp_path_factory.mktemp("quick")
+    names = ["study"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *names, "--quick", "--out", str(folder)],
+        cwd=run.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
-    assert 0 < of_wall < whole < 1
-    parts = row["facts"]["where the time goes"]["rows"]
-    assert sum(float(share) for _, _, share in parts) == pytest.approx(100, abs=0.5)
-    assert all(float(seconds) > -0.01 for _, seconds, _ in parts)
-    assert [x for x, *_ in row["curves"]["levels"]["LeNet-300-100"]] == [0, 1, 2]
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((folder / "results" / "benchmarks.json").read_text())
+    assert set(stored) == set(names)
+    return stored, folder
 
 
-def test_the_parts_of_a_start_add_up(quick):
-    row = _of(quick, "startup")
-    columns = list(zip(*row["facts"]["where it goes"]["rows"]))[1:]
-    for column, entry in zip(columns, row["comparisons"]):
-        seconds = sum(map(float, column))
-        assert seconds == pytest.approx(entry["value"]["median"], abs=0.1)
+def test_rows_run(quick):
+    stored, folder = quick
+    for row in stored.values():
+        assert row["quick"] and row["machine"]["cores"] >= 1 and row["comparisons"]
+        for entry in row["comparisons"]:
+            value = entry["value"]
+            assert value["low"] <= value["median"] <= value["high"]
+            assert ("reached" in entry) == (entry["target"] is not None)
+    text = (folder / "performance.md").read_text()
+    assert "| `study` | second call |" in text and "Quick mode" in text
 
 
-def test_sizes_of_a_ticket_are_those_of_its_shapes(quick):
-    facts = quick["compaction"]["facts"]
-    found = [sizes for name, sizes in facts.items() if name.startswith("bytes at")]
-    assert len(found) == 2
-    for sizes in found:
-        # 64-8-6-10 in float32, with biases.
-        assert sizes["dense"] == 4 * (64 * 8 + 8 * 6 + 6 * 10 + 8 + 6 + 10)
-        assert 0 < sizes["compacted"] <= sizes["dense"] and sizes["BCOO"] > 0
-    shares = facts["share of the kernel weights that compaction removes, by density"]
-    assert all(0 <= share < 1 for share in shares.values())
+def test_a_whole_study_is_accounted_for_by_its_segments(monkeypatch):
+    def run_study(*_, watch, **options):
+        assert options["levels"] == 2
+        for level in range(3):
+            for _ in range(4):
+                time.sleep(0.002)
+                watch(level)
+
+    monkeypatch.setattr(sides_jax._both, "run_study", run_study)
+    sizes = TINY._replace(held_out=8, test=8, steps=8, every=2, levels=(2,))
+    found = sides_jax.levels(sizes)["run"]()
+    assert found["compilations in levels 0, 1, 2 ..."] == [0, 0, 0]
+    assert 0 < found[sides_jax.TRAINED] <= 1
+    # One replica and three arms, two steps in each segment of 2 ms at least.
+    costs = found["ms of a replica-step by level"]
+    assert [x for x, *_ in costs] == [0, 1, 2]
+    assert all(2 / 6 < low <= median <= high for _, median, low, high in costs)
 
 
-def test_every_row_is_covered_here():
-    assert {*FIRST, *SECOND} == set(rows.ROWS)
+# --- processes and turns --------------------------------------------------------------
 
 
 def test_a_worker_that_dies_says_why():
-    with (
-        Worker("benchmarks.no_such_module:setup", {}) as worker,
-        pytest.raises(timing.WorkerError, match="no_such_module"),
-    ):
+    jobs = {"x": (Side("no_such_module:setup"), TINY)}
+    with Worker(jobs) as worker, pytest.raises(run.WorkerError, match="no_such_module"):
         worker.wait_ready()
 
 
 def test_ratios_are_taken_turn_by_turn():
     # A machine that is twice as slow in the second turn changes both sides alike.
-    assert timing.ratio([8, 4, 6], [4, 2, 2]) == Spread(2, 2, 3)
+    assert run.ratio([8, 4, 6], [4, 2, 2]) == Spread(2, 2, 3)
 
 
-def test_costs_of_a_worker():
-    arguments = {"model": "mlp-4", "shape": [6], "batch": 4, "replicas": 1, "sgd": True}
-    setup = "benchmarks.jax_sides.accounts:compiling"
-    with Worker(setup, arguments, devices=1, warm=False) as worker:
-        assert worker.wait_ready() == ["compile"]
-        before = worker.costs()
-        seconds = sum(worker.run("compile")[1].values())
-        after = worker.costs()
-    assert 0.05 < before["memory"] <= after["memory"] < 5
-    assert 0 < after["compiling"] - before["compiling"] <= seconds
-
-
-def test_compiling_counts_what_overlaps_once():
-    now = [0.0]
-    compiling = monitor.Compiling(lambda: now[0])
+def test_compiling_counts_what_overlaps_once(monkeypatch):
+    compiling, now = run.Compiling(), [0.0]
+    monkeypatch.setattr(compiling, "_clock", lambda: now[0])
+    compiling._intervals.clear()
+    compiling._compiled.clear()
     for end, duration, event in [
-        (3.0, 1.0, monitor.EVENTS[0]),  # within the next
-        (4.0, 3.0, monitor.EVENTS[0]),
-        (6.0, 1.0, monitor.COMPILED),
+        (3.0, 1.0, run.Compiling.EVENTS[0]),  # within the next
+        (4.0, 3.0, run.Compiling.EVENTS[0]),
+        (6.0, 1.0, run.Compiling.COMPILED),
         (7.0, 5.0, "/something/else"),
     ]:
         now[0] = end
-        compiling._listen(event, duration)
+        compiling.listen(event, duration)
     assert compiling.seconds() == 4
     assert compiling.seconds(3.5, 5.5) == 1
     assert compiling.count() == 1 and compiling.count(6.5) == 0
 
 
-def test_a_stopwatch_times_programs_and_changes_no_result():
-    ticks = iter(range(100))
-    seen = []
-    watch = Stopwatch(lambda: float(next(ticks)))
-    watch.tell(seen.append)
-
-    def double(x):
-        return 2 * x
-
-    with watch:
-        run = replicas.parallel(double, (0,), Execution(1, 1))
-        assert run(jnp.arange(3.0)).tolist() == [0, 2, 4]
-        assert run._cache_size() == 1
-    assert watch.programs == seen == [Interval("double", 0.0, 1.0)]
-    assert totals(watch.programs * 2, lambda a, b: 0.25) == {"double": 1.5}
-    assert type(replicas.parallel(double, (0,), Execution(1, 1))) is not type(run)
-
-
-def test_flops_of_a_dense_step():
-    # By hand, for 3-2-1 and one example: forward 3 * 2 + 2 * 1 products and sums, as
-    # many for the gradients in the weights, and those in the inputs of the last layer.
-    assert flops.dense_step([3, 2, 1], batch=1) == 2 * ((6 + 2) + (6 + 2) + 2)
-    assert flops.dense_step([3, 2, 1], batch=7) == 7 * flops.dense_step([3, 2, 1], 1)
-    task = make_task("mlp-5", [7], 8, 4)
-    assert flops.step(task) == flops.dense_step([7, 5, 10], 4)
+def test_another_checkout_takes_turns_with_this_one(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(run.ROOT / "lottery_jax", tmp_path / "lottery_jax", ignore=ignored)
+    marked = tmp_path / "lottery_jax" / "__init__.py"
+    marked.write_text(
+        marked.read_text() + "\nimport sys\nprint(__file__, file=sys.stderr)\n"
+    )
+    row = Row(
+        "", TINY, sides={"train": TRAIN, "peer": Side("sides_torch:lenet")}, turns=2
+    )
+    found = run.measure(row, against=str(tmp_path))
+    assert {name: len(rates) for name, rates in found.rates.items()} == {
+        "train": 2,
+        f"train, {OTHER}": 2,
+    }
+    (comparison,) = run.compare(row, found)
+    assert comparison[:2] == ("train", OTHER) and comparison.value.median > 0
 
 
-def test_flops_of_a_residual_step():
-    batch, w = 3, 4
-    # Pixels of the result, and weights, of each product of ResNet-8 with 4 channels.
-    stem = 32 * 32 * 9 * 3 * w
-    first = 2 * 32 * 32 * 9 * w * w
-    second = 16 * 16 * (9 * w * 2 * w + 9 * (2 * w) ** 2 + w * 2 * w)
-    third = 8 * 8 * (9 * 2 * w * 4 * w + 9 * (4 * w) ** 2 + 2 * w * 4 * w)
-    forward = stem + first + second + third + 4 * w * 10
-    task = make_task("resnet-8-4", [32, 32, 3], 8, batch)
-    assert flops.step(task) == 2 * batch * (3 * forward - stem)
-    results = 32 * 32 * 3 * w + 16 * 16 * 3 * 2 * w + 8 * 8 * 3 * 4 * w + 10
-    assert flops.activations(task) == 4 * batch * (32 * 32 * 3 + 2 * results)
+def test_a_checkout_without_the_library_is_refused(tmp_path):
+    with (
+        Worker({"train": (TRAIN, TINY)}, tree=str(tmp_path)) as worker,
+        pytest.raises(run.WorkerError, match="lottery_jax is"),
+    ):
+        worker.wait_ready()
+
+
+def test_a_side_that_fails_alone_says_so_and_the_others_run():
+    sides = {"broken": Side("nowhere:setup"), "train": TRAIN}
+    row = Row("", TINY, sides=sides, alone=True, turns=3)
+    found = run.measure(row)
+    assert "benchmarks.nowhere" in found.failed["broken"]
+    assert list(found.rates) == ["train"] and len(found.rates["train"]) == 3
+    assert all(cost > 0 for cost in found.costs["train"].values())
+    none = run.measure(row._replace(sides={"train": TRAIN}), minutes=0)
+    assert none.failed == {"train": "not run"}
+    assert run.outcome("x\nRESOURCE_EXHAUSTED: Out of memory\n") == "out of memory"
+
+
+# --- what is counted ------------------------------------------------------------------
+
+
+def test_operations_of_a_dense_step():
+    # Forward, as many for gradients in the weights, and those in the inputs of the last
+    # layer; what is beside the products is little.
+    sizes = TINY._replace(model="mlp-50", shape=(70,), batch=16)
+    products = 2 * 16 * (2 * (70 * 50 + 50 * 10) + 50 * 10)
+    counted = profile.operations(sides_jax.make_task(sizes))
+    assert products < counted < 1.05 * products
+
+
+def test_stock_convolutions_are_the_same_function():
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+
+    def conv():
+        return lj.convolution.conv(x, kernel, strides=(2, 2), padding="SAME")
+
+    with sides_jax.stock_convolutions():
+        stock = conv()
+    np.testing.assert_allclose(stock, conv())
 
 
 HLO = """
@@ -226,7 +218,7 @@ ENTRY %main {
 
 
 def test_operations_are_told_apart():
-    found = profile.operations(HLO)
+    found = profile.parse(HLO)
     weights, batch = {(7, 5), (5,)}, 60
     assert found.pop("while.4").code == "while"
     kinds = {n: profile.classify(o, weights, batch) for n, o in found.items()}
@@ -240,44 +232,28 @@ def test_operations_are_told_apart():
         "copy.3": profile.COPIES,
     }
     seconds = {"dot.1": 3.0, "out.2": 1.0, "while.4": 99.0, "call.7": 99.0}
-    assert profile.summarize(seconds, found, weights, batch) == {
-        profile.WEIGHTS: 0.75,
-        profile.FORWARD: 0.25,
-    }
+    shares = profile.shares(seconds, HLO, weights, batch)
+    assert shares == {profile.WEIGHTS: 0.75, profile.FORWARD: 0.25}
+    with pytest.raises(RuntimeError, match="names no operation"):
+        profile.shares({}, HLO, weights, batch)
 
 
 def test_a_traced_program_is_accounted_for():
-    def loss(w, x):
-        return jnp.tanh(x @ w).sum()
-
-    w, x = jnp.ones((64, 32)), jnp.ones((128, 64))
-    compiled = jax.jit(jax.grad(loss)).lower(w, x).compile()
-    shares = profile.shares(
-        lambda: jax.block_until_ready(compiled(w, x)),
-        compiled.as_text(),
-        {w.shape},
-        128,
-    )
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares[profile.FORWARD] > 0 and shares[profile.WEIGHTS] > 0
+    sizes = TINY._replace(model="mlp-64", shape=(64,), batch=16, replicas=2)
+    found = sides_jax.account(sizes)["run"]()
+    shares = [
+        float(share) for _, share, _ in found["where the time of a step goes"]["rows"]
+    ]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
 
 
-def _curves():
-    line = [Point(x, Spread(2.0 / x, 1.5 / x, 2.5 / x)) for x in (1, 2, 4)]
-    row = Row("scaling", "A setting.", curves={"devices": {"16 replicas": line}})
-    return {"scaling": report.as_json(row, 1, 0, False)}
+def test_an_interval_is_that_of_t():
+    mean, low, high = sides_jax.interval(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2 and high - mean == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert mean - low == pytest.approx(high - mean)
 
 
-def test_the_figure_is_drawn_from_what_is_stored(tmp_path):
-    stored = json.loads(json.dumps(_curves()))
-    points = curves.collect(stored)["devices"]["16 replicas"]
-    np.testing.assert_allclose(points[0], [1, 2, 1.5, 2.5])
-    np.testing.assert_allclose(points[:, :2], [[1, 2], [2, 1], [4, 0.5]])
-    path = tmp_path / "scaling.png"
-    pytest.importorskip("matplotlib")
-    assert curves.draw(stored, path) and path.stat().st_size > 10_000
-    assert not curves.draw({"old": {}}, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+# --- what is reported -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -294,75 +270,67 @@ def test_targets(target, value, reached):
     assert target.reached(value) is reached
 
 
-def test_rows_are_merged_and_shown(tmp_path: pathlib.Path):
-    def row(name, median, bound):
-        comparison = Comparison(
-            "ours", "theirs", Spread(median, 1.0, 3.0), Target(">=", bound)
-        )
-        facts = {"plain": 3, "where it goes": Table(["a", "b"], [["c", "0.5"]])}
-        return report.as_json(
-            Row(name, "A setting.", {}, "", [comparison], facts), 1, 0, False
-        )
+ROW = Row(
+    "A setting.",
+    sides=dict.fromkeys(("ours", "slow", "fast"), TRAIN),
+    ratios=[
+        Ratio("ours", ("slow", "fast"), Target(">=", 3.0)),
+        Ratio("ours", "slow", Target("<=", 1.0), time=True),
+        Ratio("ours", "slow", times="operations"),
+        Ratio("ours", "not run"),
+    ],
+    numbers=[Number("wall", Target("<=", 9.0), "s"), Number("change", unit="points")],
+    curves={
+        "devices": {"16 replicas": {1: "slow", 2: "fast", 4: "not run"}},
+        "parameters": {"training": {1e4: "fast", 1e5: "slow"}},
+        "levels": {"LeNet": "by level"},
+    },
+)
+FOUND = Found(
+    {"ours": [8.0, 8.0], "slow": [2.0, 1.0], "fast": [4.0, 4.0]},
+    {
+        "wall": [3, 5, 4],
+        "change": [[0.1, -0.2, 0.4]],
+        "operations": [10],
+        "by level": [[[0, 2, 1, 3], [1, 3, 2, 4]]],
+        "where it goes": [{"header": ["a", "b"], "rows": [["c", "0.5"]]}],
+    },
+    {"a process": {"peak resident memory, GB": 0.5}},
+    {"not run": "out of memory"},
+)
 
-    path = tmp_path / "benchmarks.json"
-    path.write_text(json.dumps({"masking": row("masking", 2.0, 3.0), "gone": {}}))
-    merged = report.merge(path, {"lenet": row("lenet", 2.5, 2.0)}, list(rows.ROWS))
-    assert list(merged) == ["lenet", "masking"]
-    text = report.page(merged, "results/scaling.png")
-    assert "| `lenet` | ours | theirs | 2.5 (1 to 3) | >= 2 | yes |" in text
-    assert "| `masking` | ours | theirs | 2 (1 to 3) | >= 3 | **no** |" in text
-    assert "- plain: 3" in text and "| a | b |\n| --- | --- |\n| c | 0.5 |" in text
-    assert text.startswith("# Performance") and "(results/scaling.png)" in text
-    assert "scaling.png" not in report.page(merged).split("## Every comparison")[1]
+
+def test_comparisons_follow_from_the_row():
+    shown = [(c.of, c.to, *c.value) for c in run.compare(ROW, FOUND)]
+    assert shown == [
+        ("ours", "the best peer: fast", 2, 2, 2),
+        ("time of ours", "slow", 0.1875, 0.125, 0.25),
+        ("ours", "slow", 60, 40, 80),
+        ("wall", "", 4, 3, 5),
+        ("change", "", 0.1, -0.2, 0.4),
+    ]
 
 
-# --- the script for an accelerator ----------------------------------------------------
-
-
-def test_the_script_for_an_accelerator_runs_here(tmp_path):
-    path = tmp_path / "gpu.json"
-    flags = "--quick --replicas 1 2 --convolutions patches --precisions bfloat16"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *flags.split(), "--out", str(path)],
-        cwd=timing.ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+def test_the_page_says_what_is_reached(tmp_path):
+    entry = report.as_json(ROW, FOUND, 1, 0, False)
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "benchmarks.json").write_text(json.dumps({"gone": {}, "masking": entry}))
+    report.leave(tmp_path, {"lenet": entry}, list(ROWS))
+    stored = json.loads((results / "benchmarks.json").read_text())
+    assert list(stored) == ["lenet", "masking"]
+    assert stored["lenet"]["curves"]["devices"]["16 replicas"][0] == [1, 750, 500, 1000]
+    text = (tmp_path / "performance.md").read_text()
+    assert text.startswith("# Performance")
+    assert "| `lenet` | ours | the best peer: fast | 2 | >= 3 | **no** |" in text
+    assert (
+        "| `lenet` | time of ours | slow | 0.188 (0.125 to 0.25) | <= 1 | yes |" in text
     )
-    assert done.returncode == 0, done.stderr
-    stored = json.loads(path.read_text())
-    assert len(stored["cells"]) == 2 and stored["peak_flops"] > 0
-    assert all(cell["rate"] > 0 for cell in stored["cells"]), done.stderr
-    assert done.stdout.strip() == path.with_suffix(".md").read_text().strip()
-
-
-def test_the_most_telling_cells_come_first():
-    everything = gpu.cells(
-        ["resnet-20", "vgg-16"], [1, 3, 9, 27], gpu.METHODS, gpu.PRECISIONS
+    assert "| `masking` | wall | - | 4 (3 to 5) s | <= 9 | yes |" in text
+    assert (
+        "- operations: 10" in text and "| a | b |\n| --- | --- |\n| c | 0.5 |" in text
     )
-    assert len(everything) == len(set(everything)) == 2 * 3 * (1 + 3 * 3)
-    assert {(c.model, c.replicas) for c in everything[:4]} == {
-        (model, number) for model in ("resnet-20", "vgg-16") for number in (1, 9)
-    }
-    assert everything[-1].precision == "float32"
-
-
-def test_cells_that_fail_say_so_and_the_aim_is_judged():
-    one = gpu.Cell("resnet-20", 1, None, "bfloat16")
-    nine = [gpu.Cell("resnet-20", 9, way, "bfloat16") for way in gpu.METHODS]
-    found = gpu.Found([one, *nine], gpu.QUICK, None)
-    found.peak = 1e12
-
-    def value(step_ms, number):
-        rate = 1e3 * number / step_ms
-        return {"rate": rate, "step_ms": step_ms, "compile_s": 1.0, "flops": 1e9}
-
-    found.put(one, value(10.0, 1))
-    found.put(nine[0], gpu.outcome(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")))
-    found.put(nine[1], value(19.0, 9))
-    text = found.markdown()
-    assert "| resnet-20 | 9 | loop | bfloat16 | out of memory |" in text
-    assert "| resnet-20 | 9 | grouped | bfloat16 | not run |" in text
-    assert "9 replicas take 1.90 times the time of one (patches); aim <= 2: yes" in text
-    assert "47%" in text  # 474 replica-steps per second of 1 GFLOP against 1 TFLOP/s
+    assert "- not measured: not run out of memory" in text
+    pytest.importorskip("matplotlib")
+    assert (results / "scaling.png").stat().st_size > 10_000
+    assert not report.draw({}, tmp_path / "none.png")

@@ -308,15 +308,18 @@ def test_unit_l2_leaves_an_empty_image_empty():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": 1500}, r"validation must lie in \[0, 1499\]"),
-        ({"validation": -1}, "got -1"),
-        ({"validation": 500, "subset": 1001}, r"subset must lie in \[1, 1000\]"),
-        ({"validation": 500, "subset": 0}, "got 0"),
-        ({"validation": 1, "label_noise": 1.5}, "label_noise must lie in"),
-        ({"validation": 1, "blur": 0.5}, r"blur must lie in \[1, 28\]"),
+        ({"validation": 1500}, r"validation=1500; it must lie in \[0, 1499\]"),
+        ({"validation": -1}, "validation=-1;"),
+        (
+            {"validation": 500, "subset": 1001},
+            r"subset=1001; it must lie in \[1, 1000\]",
+        ),
+        ({"validation": 500, "subset": 0}, "subset=0;"),
+        ({"validation": 1, "label_noise": 1.5}, "label_noise=1.5; it must"),
+        ({"validation": 1, "blur": 0.5}, r"blur=0.5; it must lie in \[1, 28\]"),
         ({"validation": 1, "normalization": "l2"}, "dataset, imagenet, none, unit_l2"),
         ({"validation": 1, "normalization": "imagenet"}, "three colour channels"),
-        ({"validation": 1, "seed": -1}, "seed must lie in"),
+        ({"validation": 1, "seed": -1}, "seed=-1; it must lie in"),
     ],
 )
 def test_options_out_of_range(fake, options, message):
@@ -558,7 +561,7 @@ def test_normalize():
 
 def test_augmentation_errors():
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="padding=-1; it must be 0 or more"):
         data.shift_crop(key, IMAGES, padding=-1)
     for augment in (data.flip, data.shift_crop):
         with pytest.raises(ValueError, match=r"\[B, H, W, C\], got shape \(64, 8, 6\)"):
@@ -638,9 +641,9 @@ def test_gather_weighs_examples_and_ignores_padding():
 
 
 def test_order_errors():
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size=0; it must be 1 or more"):
         data.permutation(jax.random.key(0), 0, 10, 0)
-    with pytest.raises(ValueError, match="num_examples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_examples=0; it must be 1 or more"):
         data.sequential(0, 10)
     with pytest.raises(ValueError, match=r"indices must be \[B\]"):
         data.gather({"label": jnp.arange(7)}, data.sequential(7, 5))

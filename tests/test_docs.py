@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from experiments import identity
+from experiments.all import EXPERIMENTS
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -47,10 +50,15 @@ def test_links_to_files_lead_somewhere(document):
             assert (document.parent / target).exists(), target
 
 
-def test_every_preset_is_in_the_readme():
-    from experiments import alignment, imp, instability
-    from experiments.rewinding import config
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.name)
+def test_every_experiment_and_preset_is_in_the_readme(experiment):
+    assert f"python -m experiments.{experiment.name}" in README
+    for name in experiment.presets:
+        assert f"`{name}`" in README, name
 
-    for module in (imp, instability, config, alignment):
-        for name in module.PRESETS:
-            assert f"`{name}`" in README, (module.__name__, name)
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.name)
+def test_the_docs_name_what_is_outside_of_the_identity(experiment):
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    for name in identity.free(experiment.config):
+        assert f"`{name}`" in text, name

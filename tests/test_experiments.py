@@ -14,9 +14,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+import toys
 
 import lottery_jax as lj
-from experiments import display, imp, launch, recipes
+from experiments import display, identity, imp, recipes
+from experiments.experiment import Outcome
 from lottery_jax import arms, checkpoints, masks, records, tickets
 
 xr = pytest.importorskip("xarray")
@@ -127,14 +129,14 @@ def fake_data(monkeypatch):
 
 
 def test_without_a_preset_flags_act_on_the_demo():
-    parsed = launch.parse(imp.PRESETS, "mnist1d", "", ["--levels", "3"])
+    parsed = imp.EXPERIMENT.parse(["--levels", "3"])
     expected = dataclasses.replace(imp.PRESETS["mnist1d"].config, levels=3)
     assert (parsed.config, parsed.preset) == (expected, "mnist1d")
 
 
 def test_flags_after_a_preset_change_that_preset():
     text = "open-lth-lenet --learning-rate 0.2 --augment flip crop"
-    parsed = launch.parse(imp.PRESETS, "mnist1d", "", text.split())
+    parsed = imp.EXPERIMENT.parse(text.split())
     expected = dataclasses.replace(
         imp.PRESETS["open-lth-lenet"].config,
         learning_rate=0.2,
@@ -156,40 +158,42 @@ def test_help_lists_every_preset_and_every_field():
 
 @pytest.mark.parametrize("name", imp.PRESETS)
 def test_every_preset_is_a_valid_study(name, fake_data):
-    parsed = launch.parse(imp.PRESETS, "mnist1d", "", [name])
     cfg = imp.PRESETS[name].config
-    assert parsed.config == cfg
-    task = recipes.make_task(cfg)
-    protocol = imp.plan(cfg, task.steps_per_epoch)
-    imp.check(cfg, task, protocol)
+    assert imp.EXPERIMENT.parse([name]).config == cfg
+    _, _, tx, protocol = imp.prepare(cfg)
     assert protocol.steps > protocol.rewind_step >= 0
-    tx = recipes.make_optimizer(cfg, task.steps_per_epoch)
     weights = {"w": np.ones(3, np.float32)}
     updates, _ = tx.update(weights, tx.init(weights), weights)
     assert jax.tree.map(np.shape, updates) == {"w": (3,)}
 
 
 SMOKE = {
-    "digits": "--model mlp-8 --subset 200",
-    "open-lth-lenet": "--model mlp-8",
     "oneshot-vs-iterative": "--model mlp-8",
     "open-lth-resnet20": "--model resnet-8-2 --batch-size 16",
 }
-"""One preset of each kind; the demo is what the other tests run."""
+"""Several chains; a network with BatchNorm. The demo is what the other tests run."""
 
 
 @pytest.mark.parametrize("name", SMOKE)
 def test_presets_run(name, fake_data, tmp_path):
     tiny = "--levels 1 --steps 2it --replicas 1 --validate-every 2"
-    out, _ = succeed(name, tiny, SMOKE[name], "--out", tmp_path / "run")
-    figure = out.strip().splitlines()[-1].removeprefix("Figure: ")
-    assert pathlib.Path(figure).is_file()
+    succeed(name, tiny, SMOKE[name], "--out", tmp_path / "run")
     with xr.open_dataset(tmp_path / "run/results.nc", engine="h5netcdf") as results:
         assert results.sizes["level"] == 2
         assert np.isfinite(results["test_error"]).all()
         cfg = imp.PRESETS[name].config
         assert results["arm"].values.tolist() == list(cfg.arms)
         assert results.sizes["chain"] == len(cfg.schedules)
+
+
+def test_a_recipe_names_its_task(tmp_path, monkeypatch):
+    """A language model, say, is configured, run and judged as a classifier is."""
+    task = toys.language_model()
+    monkeypatch.setattr(recipes, "TASKS", {**recipes.TASKS, "language": lambda _: task})
+    words = "--task language --steps 2it --validate-every 2 --levels 1 --replicas 2"
+    out, _ = succeed(words, "--out", tmp_path / "run")
+    assert "ticket matching" in out
+    assert records.read_config(tmp_path / "run")["task"] == "language"
 
 
 def densities(name):
@@ -269,10 +273,8 @@ def test_run_folder_holds_everything(study):
     assert out.strip().endswith(str(folder / "figures" / "accuracy.png"))
     config = records.read_config(folder)
     assert config is not None
-    parsed = launch.parse(
-        imp.PRESETS, "mnist1d", "", [*TINY.split(), "--levels", "2"]
-    ).config
-    assert launch.from_stored(imp.Config, config | {"out": None}) == parsed
+    parsed = imp.EXPERIMENT.parse([*TINY.split(), "--levels", "2"]).config
+    assert identity.from_stored(imp.Config, config | {"out": None}) == parsed
 
 
 def test_results_open_without_this_package(study):
@@ -364,10 +366,11 @@ def test_nothing_of_the_table_is_cut(study, monkeypatch, width, number):
     results = records.load(study[0] / "results.nc")
     results = results.isel(arm=[i % 3 for i in range(number)])
     results["arm"] = list(arms.ARMS[:number])
-    table = display.density_table(results, imp.accuracy(results))
+    cfg = imp.PRESETS["mnist1d"].config
+    (table,) = imp.tables(Outcome(results, cfg, "mnist1d", []))
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        display.show(table, [], results, pathlib.Path("figure.png"))
+        display.show([table], [])
     shown = out.getvalue()
     assert "mean [min, max] of 2 replicas" in shown
     assert "…" not in shown
@@ -443,26 +446,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(imp.Config)])
-def test_identity_is_all_fields_but_the_size_and_where_it_runs(field):
-    cfg = imp.PRESETS["mnist1d"].config
-    other = dataclasses.replace(cfg, **{field: "another value"})
-    one, two = (
-        records.identity(records.as_config(c), imp.NOT_IDENTITY) for c in (cfg, other)
-    )
-    free = "levels target_density tolerance replicas out devices chunk convolution"
-    assert (one == two) == (
-        field in [*free.split(), "data_parallel", "checkpoint_seconds"]
-    )
-
-
 def test_default_folder_is_named_after_preset_and_identity(
     tmp_path, monkeypatch, study
 ):
-    cfg = launch.parse(
-        imp.PRESETS, "mnist1d", "", [*TINY.split(), "--levels", "2"]
-    ).config
-    digits = records.identity(records.as_config(cfg), imp.NOT_IDENTITY)
+    cfg = imp.EXPERIMENT.parse([*TINY.split(), "--levels", "2"]).config
+    digits = identity.digits(cfg)
     folder = tmp_path / "results" / "imp" / f"mnist1d-{digits}"
     shutil.copytree(study[0], folder)
     monkeypatch.chdir(tmp_path)
@@ -490,7 +478,8 @@ def test_retraining_unchanged_gives_the_stored_level_again(copy):
     }
     assert claims == {"better than reinit", "better than random mask"}
     assert (folder / "figures/accuracy.png").is_file()
-    assert len((folder / "table.md").read_text().splitlines()) == 3
+    table = (folder / "table.md").read_text().split("\n\n")[0]
+    assert len(table.splitlines()) == 3
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8]
     assert arrays(copy) == before
@@ -531,6 +520,7 @@ def test_retraining_with_changed_data_optimizer_steps_and_arms(study, tmp_path):
 WRONG = {
     "--fraction 1.5": ("fraction=1.5", "(0, 1)"),
     "--fraction 0": ("fraction=0.0", "(0, 1)"),
+    "--task chess": ("task='chess'", "classification"),
     "--data imagenet": ("data='imagenet'", "mnist1d, digits"),
     "--model lenet": ("model='lenet'", "lenet-300-100"),
     "--model conv-2": ("model='conv-2'", "data='mnist1d'", "(40,)"),
@@ -597,16 +587,6 @@ def test_wrong_arguments_are_named_and_leave_nothing(arguments, tmp_path):
         assert fragment in err, err
     assert "Traceback" not in err and out == ""
     assert not folder.exists()
-
-
-def test_experiments_of_one_process_say_so(capsys):
-    from experiments import alignment, curves
-
-    for experiment in (alignment, curves):
-        with pytest.raises(SystemExit) as end:
-            experiment.main(["--distributed"])
-        assert end.value.code == 2
-        assert "runs in one process" in capsys.readouterr().err
 
 
 def test_an_unknown_preset_gets_the_valid_ones():
@@ -691,7 +671,7 @@ def test_nothing_but_divergence_still_makes_a_table(tmp_path):
     out, err = succeed(TINY, "--levels 1 --learning-rate 1e38 --out", tmp_path)
     assert err.count("diverged at step") == 12
     table = (tmp_path / "table.md").read_text().splitlines()
-    assert table[-1] == "| 1 | 80.0 | diverged | diverged | diverged |"
+    assert table[3] == "| 1 | 80.0 | diverged | diverged | diverged |"
     assert (tmp_path / "figures/accuracy.png").is_file()
     assert "Figure:" in out
 

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import toys
 
+from lottery_jax import keys, training
+
 PATH = pathlib.Path(__file__).parent / "golden" / "one_chain.json"
 LEVELS = 3
 
@@ -27,6 +29,10 @@ def numbers() -> dict:
     def record(name):
         values = study.study.records[name][1][0, :, :, :LEVELS]
         return np.asarray(values, np.float64).round(6).tolist()
+
+    def first_order(study):
+        own = keys.replica_keys(study.plan.seed, 0)
+        return np.asarray(training.orders(study.task, own.noise, 1))[0, 0]
 
     def corner(network):
         kernel = network.params["head"]["kernel"]
@@ -46,7 +52,7 @@ def numbers() -> dict:
         "trained weights": [
             corner(study.end("imp", 1, "ticket", level)) for level in range(LEVELS)
         ],
-        "first data order": np.asarray(study.setting.order)[0, 0, 0, :8].tolist(),
+        "first data order": first_order(study)[:8].tolist(),
         "removed at level 1": np.flatnonzero(
             ~study.start("imp", 0, "ticket", 1).mask["head"]["kernel"]
         ).tolist(),

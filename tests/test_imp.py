@@ -12,24 +12,21 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import checkpoints, imp, setting, tickets
-from lottery_jax.replicas import Execution
+from lottery_jax import checkpoints, imp, keys, tickets
+from lottery_jax.execution import Execution
+from lottery_jax.imp import levels
 from lottery_jax.types import Network
 
 
-@pytest.fixture(autouse=True)
-def compile_once(monkeypatch):
-    """Programs are kept between studies of the same kind."""
-    monkeypatch.setattr(imp, "set_up", toys.compiled)
-
-
 def again(found, **changes):
-    """A watched study run again, perhaps with other arguments."""
-    arguments = {
-        "levels": len(found.starts) - 1,
-        "replicas": found.ids,
-        "execution": found.execution,
+    """A watched study run again, perhaps with other arguments, or elsewhere."""
+    elsewhere = {
+        name: changes.pop(name)
+        for name in ("execution", "folder", "checkpoint_seconds", "watch")
+        if name in changes
     }
+    where = lj.Where(**({"execution": found.execution} | elsewhere))
+    arguments = {"levels": found.levels, "replicas": found.ids, "where": where}
     return imp.run(found.task, found.tx, found.plan, **(arguments | changes))
 
 
@@ -41,9 +38,9 @@ def killed_after(number):
     """Something to watch a run with, that kills it after so many segments."""
     seen = []
 
-    def watch(moment):
-        if not moment.resumed:
-            seen.append(moment)
+    def watch(progress):
+        if not progress.resumed and progress.done > progress.start:
+            seen.append(progress)
             if len(seen) > number:
                 raise Killed
 
@@ -55,14 +52,30 @@ def killed_after(number):
 
 def test_one_compilation_serves_all_levels_chains_and_arms():
     study = toys.many_chains()
-    assert len(study.starts) == 4 and len(study.plan.chains) == 8
-    programs = study.setting.programs
-    for name in ("init", "order", "start", "train", "validate", "test"):
-        assert getattr(programs, name)._cache_size() == 1, name
-    for name in ("begin", "count"):
-        assert getattr(study.setting, name)._cache_size() == 1, name
+    assert study.levels == 3 and len(study.plan.chains) == 8
     # Level 0's first segment traces the loss; after it nothing does.
-    assert len(set(study.traces)) == 1 and study.traces[0] <= 2
+    assert len(set(study.traces[1:])) == 1 and study.traces[1] <= 3
+
+
+def test_a_second_study_compiles_nothing():
+    """Also where all its parts were made anew by the same calls."""
+
+    def small():
+        task = toys.classification(lj.models.make("mlp-5", 4))
+        tx = optax.adam(optax.cosine_decay_schedule(0.02, 4))
+        plan = imp.Plan(steps=4, validate_every=2)
+        where = lj.Where(Execution(2, 1))
+        return imp.run(task, tx, plan, levels=1, replicas=(0, 1), where=where)
+
+    first, compiled = small(), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: (
+            compiled.append(name) if name.endswith("backend_compile_duration") else None
+        )
+    )
+    second = small()
+    assert compiled == []
+    toys.assert_same_records(first.records, second.records)
 
 
 # --- one replica, one chain -----------------------------------------------------------
@@ -112,9 +125,8 @@ def test_chains_of_several_rewind_steps_equal_studies_of_one_each():
     task = toys.classification(lj.models.make("mlp-6", 4))
     execution = Execution(devices=2, chunk=1)
     tx = optax.sgd(toys.SCHEDULE, momentum=0.9)
-    run = functools.partial(
-        imp.run, task, tx, levels=1, replicas=(0, 1), execution=execution
-    )
+    where = lj.Where(execution)
+    run = functools.partial(imp.run, task, tx, levels=1, replicas=(0, 1), where=where)
     together = run(plan).records
     for index, (name, chain) in enumerate(chains.items()):
         alone = dataclasses.replace(
@@ -190,7 +202,7 @@ def test_early_stopping_takes_the_minimum_of_validation_loss():
 
 def test_training_curves_are_means_over_the_steps_a_row_trained():
     study = toys.one_chain()
-    keys = lj.arms.replica_keys(study.plan.seed, 0)
+    own = keys.replica_keys(study.plan.seed, 0)
     task = study.task
 
     @jax.jit
@@ -199,11 +211,11 @@ def test_training_curves_are_means_over_the_steps_a_row_trained():
         full = lj.masks.ones_like(params)
         state = lj.training.start(study.tx, Network(params, model_state), stream, full)
         order = lj.training.orders(task, noise, 3)
-        return lj.training.train(
+        return lj.training.train_steps(
             task, study.tx, state, noise, order, 0, 12, capacity=12
         )[1]
 
-    metrics = by_hand(keys.init, keys.noise)
+    metrics = by_hand(own.init, own.noise)
     for name in ("loss", "error"):
         expected = np.asarray(metrics[name]).reshape(3, 4).mean(axis=1)
         got = study.record(f"train_{name}", "imp", "ticket")[0, 0]
@@ -211,8 +223,8 @@ def test_training_curves_are_means_over_the_steps_a_row_trained():
     # After rewinding to step 6 the first column is the mean of steps 6 to 9.
     rewound = toys.many_chains().record("train_loss", "imp", "ticket")
     assert np.isfinite(rewound).all()
-    segments = [(a, b) for a, b, *_ in toys.many_chains().trains]
-    assert segments == [(0, 6), (6, 10), (10, 20)] + 3 * [(6, 10), (10, 20)]
+    steps = [toys.many_chains().steps(level) for level in range(4)]
+    assert steps == [[0, 6, 10, 20]] + 3 * [[6, 10, 20]]
 
 
 # --- interruptions --------------------------------------------------------------------
@@ -274,7 +286,7 @@ def test_a_run_goes_on_with_fewer_devices_from_its_exact_state(tmp_path):
     seen = []
     done = again(study, folder=tmp_path, execution=Execution(1, 1), watch=seen.append)
     # Taken up in the middle of level 1, after its first segment.
-    assert [(m.level, m.step, m.resumed) for m in seen[:2]] == [
+    assert [(m.level, m.done, m.resumed) for m in seen[:2]] == [
         (1, 4, True),
         (1, 8, False),
     ]
@@ -284,21 +296,15 @@ def test_a_run_goes_on_with_fewer_devices_from_its_exact_state(tmp_path):
     toys.assert_equal(jax.tree.map(np.asarray, study.study.masks), done.masks)
 
 
-def test_stored_settings_are_reused(tmp_path, monkeypatch):
+def test_stored_settings_are_reused_and_others_recorded(tmp_path):
     study = toys.one_chain()
     with pytest.raises(Killed):
         again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(1))
-    used = []
-
-    def set_up(task, tx, plan, ids, execution, start):
-        used.append(execution)
-        raise Killed
-
-    monkeypatch.setattr(imp, "set_up", set_up)
-    for execution in (None, Execution(1, 0)):
-        with pytest.raises(Killed):
-            again(study, folder=tmp_path, execution=execution)
-    assert used == [study.execution, Execution(1, 0)]
+    done = again(study, folder=tmp_path, execution=None, levels=0)
+    assert done.execution == study.execution and done.changes == ()
+    done = again(study, folder=tmp_path, execution=Execution(1, 0), levels=1)
+    assert done.execution == Execution(1, 0)
+    assert done.changes == (imp.Change(1, 0, Execution(1, 0)),)
 
 
 def test_a_folder_with_another_plan_is_refused(tmp_path):
@@ -347,10 +353,10 @@ def test_given_weights_are_started_from_and_fresh_ones_are_not(poisoned):
         began = study.start("imp", replica, "ticket", 0)
         given = jax.tree.map(lambda x, i=position: np.asarray(x[i]), start)
         toys.assert_equal(began.network, given)
-        keys = lj.arms.replica_keys(study.plan.seed, replica)
-        fresh = jax.jit(study.task.init)(keys.fresh_init)[0]
+        own = keys.replica_keys(study.plan.seed, replica)
+        fresh = jax.jit(study.task.init)(own.fresh_init)[0]
         began = study.start("imp", replica, "reinit", 0)
-        toys.assert_equal(began.network.params, jax.tree.map(np.asarray, fresh))
+        toys.assert_equal(began.params, jax.tree.map(np.asarray, fresh))
 
 
 def test_a_replica_that_breaks_is_reported_by_name_and_step(poisoned):
@@ -377,19 +383,10 @@ def test_a_replica_that_breaks_is_reported_by_name_and_step(poisoned):
     assert (alive == alive[0]).all() and alive[0, 2] < alive[0, 1] < alive[0, 0]
 
 
-def test_a_replica_that_breaks_harms_no_other(poisoned, monkeypatch):
-    study, _ = poisoned
-
-    def healthy(*args):
-        setting = toys.compiled(*args)
-        state = jnp.full_like(setting.first.model_state["bad_step"], -1)
-        return setting._replace(
-            first=setting.first._replace(model_state={"bad_step": state})
-        )
-
-    monkeypatch.setattr(imp, "set_up", healthy)
-    # The start is that of the fixture, so that the programs are, too.
-    other = again(study, start=poisoned[1])
+def test_a_replica_that_breaks_harms_no_other(poisoned):
+    study, start = poisoned
+    healthy = start._replace(model_state={"bad_step": jnp.full(3, -1)})
+    other = again(study, start=healthy)
     assert not other.records["diverged"][1].any()
     for replica in (0, 2):
         at = np.index_exp[:, :, replica]
@@ -401,22 +398,31 @@ def test_a_replica_that_breaks_harms_no_other(poisoned, monkeypatch):
 
 
 def test_weights_that_break_in_the_last_update_are_noticed():
-    study = toys.one_chain()
-    row = study.row("imp", 1, "ticket")
-    setting = study.setting
+    """No training loss has seen them; the test loss has."""
+    inner = toys.classification(lj.models.make("mlp-6", 4))
 
-    def test(data, network):
-        metrics = dict(setting.programs.test(data, network))
-        metrics["loss"] = metrics["loss"].at[row].set(jnp.nan)
-        return metrics
+    def evaluate(params, model_state, data, key, split):
+        found = inner.evaluate(params, model_state, data, key, split)
+        # A network that breaks in its very last step is one that tests as nan.
+        odd = jnp.abs(params["head"]["bias"][0]) * 1e4 % 2 >= 1
+        bad = odd & (split == "test")
+        return found | {"loss": jnp.where(bad, jnp.nan, found["loss"])}
 
-    broken = setting._replace(programs=setting.programs._replace(test=test))
-    imp.set_up = lambda *_: broken  # put back by the fixture
-    records = again(study, levels=1).records
-    assert np.isnan(records["first_nan"][1]).all()
-    diverged = records["diverged"][1][0]  # [arm, replica, level]
-    np.testing.assert_array_equal(diverged[:, 0], 0)
-    np.testing.assert_array_equal(diverged[:, 1], [[1, 1], [0, 1], [0, 1]])
+    plan = imp.Plan(steps=6, validate_every=3)
+    task = inner._replace(evaluate=evaluate)
+    where = lj.Where(Execution(2, 1))
+    study = imp.run(
+        task, optax.sgd(0.1), plan, levels=1, replicas=range(6), where=where
+    )
+    loss, diverged = (study.records[n][1][0] for n in ("test_loss", "diverged"))
+    assert np.isnan(study.records["first_nan"][1]).all()
+    broken = np.isnan(loss)  # [arm, replica, level]
+    assert broken[0, :, 0].any() and not broken.all()
+    np.testing.assert_array_equal(diverged[..., 0], broken[..., 0])
+    # A mask made from a broken ticket is no mask for its controls, either.
+    np.testing.assert_array_equal(
+        diverged[..., 1], broken[..., 1] | broken[None, 0, :, 0]
+    )
 
 
 # --- training a stored level again ----------------------------------------------------
@@ -442,7 +448,7 @@ def retrain(study, level, **changes):
         "dense": stored(study, "imp", 0),
         "level": level,
         "replicas": study.ids,
-        "execution": study.execution,
+        "where": lj.Where(study.execution),
     } | changes
     return imp.retrain(**arguments)
 
@@ -490,7 +496,7 @@ def test_a_level_under_other_data_length_and_arms():
         replicas=(1,),
         found=stored(study, "imp", 3, (1,)),
         dense=None,
-        execution=Execution(1, 0),
+        where=lj.Where(Execution(1, 0)),
     )
     axes, error = again.records["test_error"]
     assert axes == ("chain", "arm", "replica", "level") and error.shape == (1, 2, 1, 1)
@@ -520,18 +526,24 @@ def test_tickets_that_do_not_fit_are_refused():
     one, other = good[0]
     cut = jax.tree.map(lambda x: x[:3], one.params)
     refused(
-        "found: leaf .* of a ticket's params", found=[[_with(one, params=cut), other]]
+        "leaf .* of found: the params of a ticket",
+        found=[[_with(one, params=cut), other]],
     )
     cut = jax.tree.map(lambda x: x[:3], one.mask)
-    refused("found: leaf .* of a ticket's mask", found=[[one, _with(other, mask=cut)]])
+    refused(
+        "leaf .* of found: the mask of a ticket", found=[[one, _with(other, mask=cut)]]
+    )
     less = {"head": one.params["head"]}
     refused(
         "found: the params of a ticket has", found=[[_with(one, params=less), other]]
     )
     state = {"batch_stats": {"mean": np.zeros(3)}}
-    refused("found: the model_state", found=[[_with(one, model_state=state), other]])
+    refused(
+        "found: the model_state of a ticket",
+        found=[[_with(one, model_state=state), other]],
+    )
     number = jax.tree.map(lambda m: m.astype(np.float32), one.mask)
-    refused("dtype float32, not bool", found=[[_with(one, mask=number), other]])
+    refused("dtype float32; it must be bool", found=[[_with(one, mask=number), other]])
     kept = toys.only(toys.many_chains(), "lr_rewind", steps=12)
     refused("'random_mask' trains weights that no ticket", plan=kept)
 
@@ -546,13 +558,13 @@ def test_tickets_that_do_not_fit_are_refused():
         ({"validate_every": 0}, "validate_every=0"),
         ({"rewind_step": 10}, r"rewind_step=10 .* \[0, 10\)"),
         ({"rewind_step": -1}, "rewind_step=-1"),
-        ({"optimizer": "keep"}, "optimizer='keep'; .* reset, rewind"),
+        ({"level_optimizer": "keep"}, "level_optimizer='keep'; .* reset, rewind"),
         ({"random_scope": "all"}, "random_scope='all'"),
         ({"arms": ("ticket", "tocket")}, "arms='tocket'; .* small_dense"),
-        ({"arms": ("reinit",)}, "'ticket' must be there"),
+        ({"arms": ("reinit",)}, "'ticket' must be among"),
         ({"arms": ("ticket", "ticket")}, "each arm once"),
-        ({"chains": ()}, "chains: "),
-        ({"chains": (imp.Chain(), imp.Chain())}, "different names"),
+        ({"chains": ()}, "chains="),
+        ({"chains": (imp.Chain(), imp.Chain())}, "chains=.* all different"),
     ],
 )
 def test_plans_that_make_no_sense(changes, message):
@@ -563,17 +575,24 @@ def test_plans_that_make_no_sense(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "cubic"}, "schedule='cubic'; .* one_shot"),
+        ({"densities": "cubic"}, "densities='cubic'; .* a Geometric or a Linear"),
         ({"scope": "both"}, "scope='both'"),
         ({"rule": "close"}, "rule='close'"),
         ({"retrain": "rewund"}, "retrain='rewund'"),
         ({"score": "size"}, "score='size'; .*magnitude"),
-        ({"fraction": 0.0}, "fraction=0.0"),
-        ({"fraction": 1.0}, "fraction=1.0"),
-        ({"scope": "layerwise", "rates": (("a", 1.5),)}, "fraction=1.5"),
-        ({"rates": (("head", 0.1),)}, "rates .* scope='layerwise'"),
+        ({"densities": imp.Geometric(0.0)}, "fraction=0.0"),
+        ({"densities": imp.Linear(1.0)}, "of_original=1.0"),
+        (
+            {"scope": "layerwise", "densities": imp.Geometric(0.2, (("a", 1.5),))},
+            "by_layer=1.5",
+        ),
+        (
+            {"densities": imp.Geometric(by_layer=(("head", 0.1),))},
+            "by_layer=.* scope='layerwise'",
+        ),
         ({"rule": "open_lth", "scope": "layerwise"}, "rule='open_lth' needs"),
-        ({"rule": "open_lth", "schedule": "one_shot"}, "rule='open_lth' needs"),
+        ({"rule": "open_lth", "one_shot": True}, "rule='open_lth' needs"),
+        ({"rule": "open_lth", "densities": imp.Linear()}, "rule='open_lth' needs"),
     ],
 )
 def test_chains_that_make_no_sense(changes, message):
@@ -587,7 +606,7 @@ def test_chains_that_make_no_sense(changes, message):
     [
         ({"levels": -1}, "levels=-1"),
         ({"replicas": ()}, r"replicas=\(\)"),
-        ({"replicas": (1, 1)}, "different ids"),
+        ({"replicas": (1, 1)}, "replicas=.*all different"),
         ({"execution": Execution(3, 1)}, "devices=3"),
     ],
 )
@@ -597,17 +616,52 @@ def test_runs_that_make_no_sense(changes, message):
 
 
 def test_starts_that_do_not_fit():
-    found = toys.one_chain().setting
-    params = jax.tree.map(lambda x: x[0], found.first.params)
+    study = toys.one_chain()
+    params = study.start("imp", 0, "ticket", 0).params
+
+    def set_up(params):
+        start = Network(params, {})
+        execution = study.execution
+        return levels.set_up(study.task, study.tx, study.plan, (0, 1), execution, start)
 
     def refused(params, message):
         with pytest.raises(ValueError, match=message):
-            setting._spread(Network(params, {}), found.first, found.rows, 2)
+            set_up(params)
 
     refused({name: params[name] for name in ("dense_0", "head")}, "start: its leaves")
-    longer = params | {"head": params["head"] | {"bias": jnp.zeros(5)}}
+    longer = params | {"head": params["head"] | {"bias": np.zeros(5)}}
     refused(longer, r"start: leaf 'params/head/bias' has shape \(5,\); .* \(2, 4\)")
-    setting._spread(Network(params, {}), found.first, found.rows, 2)
+    set_up(params)
+
+
+def test_a_start_that_all_replicas_share_is_held_once():
+    study = toys.one_chain()
+    start = Network(study.start("imp", 0, "ticket", 0).params, {})
+    plan = dataclasses.replace(study.plan, arms=("ticket", "random_mask"))
+    bench = levels.set_up(study.task, study.tx, plan, (0, 1, 2), study.execution, start)
+    for whole, one in zip(*map(jax.tree.leaves, (bench.first, start))):
+        assert whole.shape == (6, *one.shape) and whole.strides[0] == 0
+
+
+def test_tickets_of_a_shared_start_may_hold_digests_of_its_weights(tmp_path):
+    study = toys.one_chain()
+    start = Network(study.start("imp", 0, "ticket", 0).params, {})
+    run = functools.partial(again, study, levels=1, start=start, folder=tmp_path)
+    run(weights="digest")
+    path = imp.ticket_path(tmp_path, "imp", 1, 1)
+    with pytest.raises(ValueError, match="start="):
+        tickets.load(path)
+    ticket = tickets.load(path, start=start.params)
+    kept = jax.tree.map(lambda m, p: np.where(m, p, 0), ticket.mask, start.params)
+    toys.assert_equal(ticket.params, kept)
+    assert 0 < lj.masks.density(ticket.mask) < 1
+    for changes in ({"start": None}, {"plan": 1}):
+        other = study
+        if changes.pop("plan", None):
+            plan = dataclasses.replace(study.plan, rewind_step=2)
+            other = study._replace(plan=plan)
+        with pytest.raises(ValueError, match="weights='digest' needs a start"):
+            again(other, **({"start": start} | changes), weights="digest")
 
 
 def test_levels_that_would_remove_everything():
@@ -625,7 +679,7 @@ def test_small_dense_needs_a_task_that_narrows():
             plan,
             levels=1,
             replicas=(0,),
-            execution=Execution(1, 1),
+            where=lj.Where(Execution(1, 1)),
         )
 
 
@@ -649,31 +703,92 @@ def test_keep_counts():
     assert counts(0) == [167, 90, 77]
     assert counts(1) == [167 - 33, 90 - 18, 77 - 15]
     assert counts(2)[0] == 134 - 27
-    assert counts(2, schedule="one_shot") == counts(2)
-    assert counts(3, schedule="linear", fraction=0.1) == [117, 63, 77 - 23]
-    rates = (("head", 0.1), ("kernel", 0.5))
-    assert counts(1, scope="layerwise", rates=rates) == [45 + 69, 45, 69]
-    # Rates replace `fraction`, whose levels would long be exhausted.
-    rates = (("kernel", 0.05),)
-    linear = {"scope": "layerwise", "schedule": "linear", "fraction": 0.5}
-    assert counts(3, rates=rates, **linear) == [76 + 65, 76, 65]
+    assert counts(2, one_shot=True) == counts(2)
+    assert counts(3, densities=imp.Linear(0.1)) == [117, 63, 77 - 23]
+    by_layer = imp.Geometric(by_layer=(("head", 0.1), ("kernel", 0.5)))
+    assert counts(1, scope="layerwise", densities=by_layer) == [45 + 69, 45, 69]
+    # They replace the one share, whose levels would long be exhausted.
+    linear = imp.Linear(0.5, by_layer=(("kernel", 0.05),))
+    assert counts(3, scope="layerwise", densities=linear) == [76 + 65, 76, 65]
 
 
-def test_keep_counts_names_the_layer_without_a_rate():
-    with pytest.raises(ValueError, match="rates: no pattern matches .*'conv/kernel'"):
-        counts(1, scope="layerwise", rates=(("head", 0.1),))
+def test_keep_counts_names_the_layer_without_a_share():
+    def count(*by_layer):
+        return counts(1, scope="layerwise", densities=imp.Geometric(by_layer=by_layer))
+
+    with pytest.raises(ValueError, match="by_layer: no pattern .*'conv/kernel'"):
+        count(("head", 0.1))
     with pytest.raises(ValueError, match="pattern 'haed' matches no leaf"):
-        counts(1, scope="layerwise", rates=(("haed", 0.1), ("conv", 0.1)))
+        count(("haed", 0.1), ("conv", 0.1))
 
 
 def test_moments_and_metadata_are_json(tmp_path):
     study, seen = toys.one_chain(), []
     meta = {"model": "mlp", "task": "toy", "config": {"lr": 0.1}}
     again(study, levels=0, folder=tmp_path, metadata=meta, watch=seen.append)
-    assert [(m.level, m.step, m.start, m.stop, m.rows) for m in seen] == [
-        (0, step, 0, 12, 6) for step in (4, 8, 12)
+    assert [(m.level, m.done, m.start, m.total, m.rows) for m in seen] == [
+        (0, step, 0, 12, 6) for step in (0, 4, 8, 12)
     ]
     ticket = tickets.load(imp.ticket_path(tmp_path, "imp", 0, 1))
     assert ticket.metadata["model"] == "mlp" and ticket.metadata["task"] == "toy"
     assert ticket.metadata["density"] == 1.0
     json.dumps(ticket.metadata)
+
+
+# --- metrics, labels ------------------------------------------------------------------
+
+
+def several_metrics():
+    """Classification whose loss and evaluation report metrics of other names."""
+    inner = toys.classification(lj.models.make("mlp-5", 4))
+
+    def loss(*args):
+        value, (state, stream, found) = inner.loss(*args)
+        more = {"perplexity": jnp.exp(value), "per_class": jnp.zeros(4)}
+        return value, (state, stream, found | more)
+
+    def evaluate(*args):
+        found = inner.evaluate(*args)
+        accuracy = 1 - found.pop("error")
+        return found | {"accuracy": accuracy, "confusion": jnp.zeros((4, 4))}
+
+    return inner._replace(loss=loss, evaluate=evaluate)
+
+
+def test_metrics_of_any_name_are_recorded():
+    plan = imp.Plan(steps=4, validate_every=2)
+    where = lj.Where(Execution(2, 1))
+    study = imp.run(
+        several_metrics(), optax.sgd(0.1), plan, levels=1, replicas=(0, 1), where=where
+    )
+    records = {name: values for name, (_, values) in study.records.items()}
+    for name in ("accuracy", "loss"):
+        for part in (f"test_{name}", f"test_{name}_early", f"validation_{name}"):
+            assert np.isfinite(records[part]).all(), part
+    mean = records["train_perplexity"]
+    assert (mean >= np.exp(records["train_loss"]) - 1e-4).all()  # Jensen
+    # What is no number of a network, and what nobody reports, is not there.
+    absent = ("train_per_class", "test_confusion", "test_error", "validation_error")
+    assert not set(absent) & set(records)
+    found = study.dataset(note="toy")
+    assert found.attrs["note"] == "toy" and found.attrs["steps"] == 4
+    picked = found["test_accuracy"].sel(arm="ticket", replica=1, level=1).item()
+    assert picked == records["test_accuracy"][0, 0, 1, 1]
+
+
+def test_a_score_of_ones_own_in_a_study():
+    def smallest_go_last(key, inputs):
+        return jax.tree.map(lambda p: -jnp.abs(p), inputs.trained)
+
+    study = toys.one_chain()
+    plan = dataclasses.replace(
+        study.plan, chains=(imp.Chain(score=smallest_go_last),), arms=("ticket",)
+    )
+    found = imp.run(
+        study.task, study.tx, plan, levels=1, where=lj.Where(study.execution)
+    )
+    mask = np.asarray(found.masks["head"]["kernel"][0, 0])
+    trained = study.end("imp", 0, "ticket", 0).params["head"]["kernel"]
+    assert 0 < mask.sum() < mask.size
+    assert np.abs(trained[mask]).max() <= np.abs(trained[~mask]).min()
+    assert "smallest_go_last" in imp.tickets_of(found)[0][0].metadata["found"]

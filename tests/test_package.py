@@ -25,7 +25,7 @@ class Missing:
         if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-import jax, flax, flax.linen, optax, chex
+import jax, flax, flax.linen, optax
 blocked = set(sys.argv[2].split()) - {name.partition(".")[0] for name in sys.modules}
 sys.meta_path.insert(0, Missing())
 sys.path.insert(0, sys.argv[1])

@@ -98,6 +98,34 @@ def test_every_line_may_have_densities_of_its_own():
     np.testing.assert_allclose(found["b"][:, 0], [100, 50])
 
 
+def test_a_path_reaches_down_to_zero_only_where_zero_means_something():
+    alphas, values = np.linspace(0, 1, 5), {"return": np.full((2, 5), 100.0)}
+    for from_zero in (True, False):
+        figure = plots.along_path(
+            alphas, values, ylabel="return (reward)", from_zero=from_zero
+        )
+        axes = figure.axes[0]
+        assert axes.get_ylabel() == "return (reward)"
+        assert (axes.get_ylim()[0] == 0) == from_zero
+
+
+def test_better_values_of_a_plane_are_brighter():
+    at, values = np.linspace(0, 1, 3), np.arange(9.0).reshape(3, 3)
+    networks = np.array([[0, 0], [1, 0], [0, 1]])
+
+    def best(better):
+        figure = plots.loss_plane(
+            at, at, values, networks, label="return (reward)", better=better
+        )
+        (filled,) = figure.axes[0].collections
+        return filled.cmap(0.0 if better == "lower" else 1.0)
+
+    # The brightest colour of viridis is its yellow.
+    assert best("lower") == best("higher") and best("lower")[0] > 0.9
+    with pytest.raises(ValueError, match="better='more'; it must be one of"):
+        best("more")
+
+
 def test_layers_are_drawn_in_percent_and_empty_ones_left_out():
     layers = {"dense": DENSITY**2, "head": np.array([1.0, 0.5, 0.0])}
     figure = plots.layer_densities(DENSITY, layers, "title")

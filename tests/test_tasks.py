@@ -9,7 +9,7 @@ import toys
 
 import lottery_jax as lj
 from lottery_jax import imp
-from lottery_jax.replicas import Execution
+from lottery_jax.execution import Execution
 
 
 def _logits(params, x):
@@ -148,7 +148,7 @@ def test_a_language_model_trains_and_prunes():
     chains = (
         imp.Chain("imp"),
         # Gradients of the loss need batches of the task and its dropout keys.
-        imp.Chain("taylor", score="taylor", scope="layerwise", fraction=0.5),
+        imp.Chain("taylor", imp.Geometric(0.5), score="taylor", scope="layerwise"),
     )
     plan = imp.Plan(
         steps=40,
@@ -161,7 +161,7 @@ def test_a_language_model_trains_and_prunes():
         task, optax.adam(0.03), plan, (0, 1), Execution(1, 0), levels=2
     )
     # Training traces the loss at level 0, pruning at level 1, and then nothing does.
-    assert found.traces[0] == found.traces[2] < found.traces[3] == found.traces[-1]
+    assert found.traces[1] == found.traces[3] < found.traces[4] == found.traces[-1]
     study = found.study
     records = {name: values for name, (_, values) in study.records.items()}
     assert list(records["layer"]) == ["layers/hidden", "layers/output"]
@@ -184,8 +184,7 @@ def test_a_language_model_trains_and_prunes():
     assert (np.asarray(other) & ~np.asarray(one)).any()
 
 
-def test_reinforcement_learning_trains_prunes_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(imp, "set_up", toys.compiled)
+def test_reinforcement_learning_trains_prunes_and_resumes(tmp_path):
     task, tx = toys.policy_gradient(), optax.adam(0.03)
     plan = imp.Plan(
         steps=40,
@@ -196,17 +195,8 @@ def test_reinforcement_learning_trains_prunes_and_resumes(tmp_path, monkeypatch)
     )
 
     def run(folder=None, watch=None):
-        return imp.run(
-            task,
-            tx,
-            plan,
-            levels=2,
-            replicas=(0, 1),
-            execution=Execution(1, 0),
-            folder=folder,
-            checkpoint_seconds=0,
-            watch=watch,
-        )
+        where = lj.Where(Execution(1, 0), folder, 0, watch)
+        return imp.run(task, tx, plan, levels=2, replicas=(0, 1), where=where)
 
     straight = run()
     records = {name: values for name, (_, values) in straight.records.items()}
@@ -214,17 +204,18 @@ def test_reinforcement_learning_trains_prunes_and_resumes(tmp_path, monkeypatch)
         lambda key: task.evaluate(task.init(key)[0], (), task.data, key, "test")
     )
     untrained = [
-        float(untrained(lj.arms.replica_keys(0, i).init)["loss"]) for i in (0, 1)
+        float(untrained(lj.keys.replica_keys(0, i).init)["loss"]) for i in (0, 1)
     ]
     assert (records["test_loss"][0, 0, :, 0] < np.array(untrained) - 0.3).all()
     assert (records["test_error"][:, 0] < 0.5).all()
-    # The task reports a reward and no error.
-    assert np.isnan(records["train_error"]).all()
+    # The task reports a reward and no error: that is what is recorded.
+    assert "train_error" not in records
     assert np.isfinite(records["train_loss"]).all()
+    assert (records["train_reward"][..., 0] > 0).all()
 
     # Walkers and the keys they are reset by go through the checkpoint.
     def stop(moment):
-        if (moment.level, moment.step) == (1, 40):
+        if (moment.level, moment.done) == (1, 40):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

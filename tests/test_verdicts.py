@@ -8,7 +8,9 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lottery_jax import ma as ma_et_al
 from lottery_jax import verdicts
+from lottery_jax.verdicts import Metric, Replicas
 
 ORDER = {"no": 0, "undecided": 1, "yes": 2}
 
@@ -18,9 +20,13 @@ VALUES = st.lists(GRID, min_size=2, max_size=8)
 SIDES = st.sampled_from(["<=", "<", ">=", ">"])
 
 
-def paired(difference, side="<=", tolerance=0.0, **more):
+def paired(difference, side="<=", tolerance=0.0, **who):
     return verdicts.paired(
-        difference, side=side, tolerance=tolerance, claim="claim", **more
+        difference,
+        side=side,
+        tolerance=tolerance,
+        claim="claim",
+        replicas=Replicas(**who),
     )
 
 
@@ -146,7 +152,7 @@ def test_too_few_replicas_are_undecided(difference):
 def test_diverged_replicas_are_left_out_by_name():
     dense = [0.1, 0.2, 0.3, math.nan]
     error = [0.1, math.nan, 0.31, 0.4]
-    verdict = verdicts.matching(error, dense, names=["a", "b", "c", "d"])
+    verdict = verdicts.matching(error, dense, replicas=Replicas(["a", "b", "c", "d"]))
     assert verdict.excluded == ("b", "d")
     assert verdict[:5] == verdicts.matching([0.1, 0.31], [0.1, 0.3])[:5]
     assert "diverged: b, d" in verdict.describe()
@@ -157,7 +163,7 @@ def test_clusters_are_averaged_first():
     inits = np.repeat(["x", "y", "z"], 3)
     lii = np.array([1, 2, 3, 11, 12, 13, 21, 22, 23]) / 1000
     means = verdicts.stable([0.002, 0.012, 0.022])
-    clustered = verdicts.stable(lii, clusters=inits)
+    clustered = verdicts.stable(lii, replicas=Replicas(clusters=inits))
     np.testing.assert_allclose(clustered[2:5], means[2:5], rtol=1e-12)
     assert clustered.n == 3
     assert verdicts.stable(lii).answer == "yes"
@@ -197,7 +203,7 @@ def test_equal_is_not_better():
 
 
 def test_winning_needs_rewind_step_0():
-    with pytest.raises(ValueError, match="rewind_step is 500"):
+    with pytest.raises(ValueError, match="rewind_step=500; it must"):
         verdicts.winning([0.1], [0.1], rewind_step=500)
 
 
@@ -248,6 +254,103 @@ def test_describe_speaks_in_points():
     assert "<= +0.20" in line and "n = 3" in line
 
 
+# Other metrics
+
+PERPLEXITY = Metric("perplexity", "", "lower", tolerance=0.5, bounds=(1, math.inf))
+RETURN = Metric("return", "reward", "higher", tolerance=5.0)
+F1 = Metric("f1", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100)
+
+
+def test_errors_are_what_is_judged_unless_said():
+    dense = np.array([0.10, 0.12, 0.11])
+    for found in (
+        verdicts.matching(dense, dense),
+        verdicts.better(dense - 0.01, dense),
+        verdicts.stable(dense / 10),
+    ):
+        assert found.metric == verdicts.ERROR and found.unit == "error"
+        assert verdicts.as_dict(found)["unit"] == "error"
+        assert " points" in str(found)
+    assert (
+        verdicts.matching(dense, dense).tolerance == verdicts.ERROR.tolerance == 0.002
+    )
+    assert verdicts.as_dict(verdicts.matching(dense, dense)).keys() == {
+        *("claim", "answer", "estimate", "low", "high", "tolerance", "n", "side"),
+        *("unit", "confidence", "excluded", "reason", "parts"),
+    }
+
+
+@settings(deadline=None)
+@given(VALUES, VALUES, st.integers(0, 20).map(lambda i: i / 1024))
+def test_errors_and_accuracies_have_the_same_verdicts(one, other, tolerance):
+    number = min(len(one), len(other))
+    error, dense = (0.5 + np.array(v[:number]) for v in (one, other))
+    for claim in (verdicts.matching, verdicts.better):
+        low = claim(error, dense, tolerance)
+        high = claim(1 - error, 1 - dense, tolerance, metric=verdicts.ACCURACY)
+        assert low.answer == high.answer
+        np.testing.assert_allclose(
+            [high.estimate, -high.high, -high.low, high.tolerance],
+            [-low.estimate, low.low, low.high, -low.tolerance],
+            atol=1e-12,
+        )
+
+
+def test_each_metric_is_judged_in_its_own_unit_and_direction():
+    noise = np.array([-1, 0, 1]) * 1e-3
+    assert (
+        verdicts.matching(30.4 + noise, [30.0] * 3, metric=PERPLEXITY).answer == "yes"
+    )
+    assert verdicts.matching(30.6 + noise, [30.0] * 3, metric=PERPLEXITY).answer == "no"
+    assert verdicts.matching(190 + noise, [194.0] * 3, metric=RETURN).answer == "yes"
+    assert verdicts.matching(190 + noise, [196.0] * 3, metric=RETURN).answer == "no"
+    assert verdicts.better(190 + noise, [194.0] * 3, metric=RETURN).answer == "no"
+    assert verdicts.better(-3 + noise, [-9.0] * 3, metric=RETURN).answer == "yes"
+    assert verdicts.better(-3 + noise, [-9.0] * 3, 7, metric=RETURN).answer == "no"
+    assert verdicts.matching([0.9] * 3, [0.901] * 3, metric=F1).answer == "yes"
+    assert verdicts.stable(2 + noise, 3.0, metric=RETURN).answer == "yes"
+    won = verdicts.winning([8.0] * 3, [7.0] * 3, rewind_step=0, metric=RETURN)
+    assert won.answer == "yes"
+
+
+def test_verdicts_speak_in_the_unit_of_their_metric():
+    def line(values, dense, metric):
+        return str(verdicts.matching(values, dense, metric=metric))
+
+    assert line([30.25] * 2, [30.0] * 2, PERPLEXITY) == (
+        "matches dense: yes; +0.25, 95% interval [+0.25, +0.25], claimed <= +0.50, n = 2"
+    )
+    assert line([190.0] * 2, [194.5] * 2, RETURN) == (
+        "matches dense: yes; -4.50 reward, 95% interval [-4.50, -4.50], claimed >= -5.00,"
+        " n = 2"
+    )
+    assert "-0.10 points" in line([0.9] * 2, [0.901] * 2, F1)
+    assert (PERPLEXITY.label, RETURN.label) == ("perplexity", "return (reward)")
+    np.testing.assert_allclose(F1.shown([0.5, 1.0]), [50, 100])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: verdicts.matching([0.5], [2.0], metric=PERPLEXITY),
+            r"values\[0\]=0.5; it must be between 1 and inf \(perplexity\)",
+        ),
+        (lambda: verdicts.better([0.5], [1.2], metric=F1), r"control\[0\]=1.2"),
+        (lambda: verdicts.better([math.inf], [0.0], metric=RETURN), "a finite number"),
+        (lambda: verdicts.stable([0.1], metric=RETURN), "threshold=None; .*return"),
+        (lambda: verdicts.stable([1.1], metric=verdicts.ACCURACY), r"lii\[0\]=1.1"),
+        (lambda: Metric("f1", "", "more", 0.1), "better='more'; it must be one of"),
+        (lambda: Metric("f1", "", "higher", -1), "tolerance=-1; it must"),
+        (lambda: Metric("f1", "", "higher", 0, (1, 0)), r"bounds=\(1, 0\); it must"),
+        (lambda: Metric("f1", "", "higher", 0, scale=0), "scale=0; it must"),
+    ],
+)
+def test_impossible_values_and_metrics_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 # Ma et al. 2021
 
 NOISE = np.array([-1, 0, 1]) * 1e-4
@@ -260,12 +363,12 @@ def ma(**changes):
         "lr": 0.1,
         "density": 0.1,
         "max_density": 0.2,
-        "tolerance": verdicts.MA_TOLERANCE["cifar10"],
+        "tolerance": ma_et_al.MA_TOLERANCE["cifar10"],
         "dense_errors": {0.1: TICKET + NOISE, 0.01: TICKET + 0.02 + NOISE},
         "reinit_errors": {0.1: TICKET + 0.02 + NOISE, 0.01: TICKET + 0.05 - NOISE},
         "small_dense_error": TICKET + 0.03 + NOISE,
     }
-    return verdicts.ma_conditions(**{**arguments, **changes})
+    return ma_et_al.ma_conditions(**{**arguments, **changes})
 
 
 def test_jackpot():
@@ -321,6 +424,25 @@ def test_a_missing_control_is_undecided_with_a_reason(changes, fields, reason):
     assert found.describe().count("\n") == 5
 
 
+def test_the_conditions_hold_of_accuracies_too():
+    other = {
+        name: {rate: 1 - np.asarray(v) for rate, v in arm.items()}
+        for name, arm in (
+            ("dense_errors", {0.1: TICKET + NOISE, 0.3: TICKET - 0.02 + NOISE}),
+            ("reinit_errors", {0.1: TICKET + 0.02 + NOISE, 0.3: TICKET + 0.05}),
+        )
+    }
+    found = ma(
+        error=1 - TICKET,
+        small_dense_error=1 - (TICKET + 0.03 + NOISE),
+        metric=verdicts.ACCURACY,
+        **other,
+    )
+    assert [v.answer for v in found] == ["yes"] * 4 + ["no"]
+    assert found.summary == "secondary prize"
+    assert found.matches_best_lr.parts[0].claim.endswith("lr 0.3")
+
+
 def test_a_rate_at_which_all_diverged_is_left_out():
     nan = np.full(3, math.nan)
     found = ma(reinit_errors={0.1: TICKET + 0.02, 0.01: TICKET + 0.05, 10.0: nan})
@@ -335,28 +457,34 @@ def test_a_rate_at_which_all_diverged_is_left_out():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: verdicts.matching([0.1, 0.2], [0.1]), r"error has shape \(2,\)"),
-        (lambda: verdicts.matching([0.1, 1.5], [0.1, 0.2]), r"error\[1\] is 1.5"),
-        (lambda: verdicts.matching([0.1], [-0.1]), r"dense_error\[0\] is -0.1"),
-        (lambda: verdicts.matching([0.1], [math.inf]), r"dense_error\[0\] is inf"),
-        (lambda: verdicts.matching([0.1], [0.1], -0.01), "tolerance is -0.01"),
-        (lambda: verdicts.matching(0.1, 0.1), r"error has shape \(\)"),
-        (lambda: verdicts.better([0.1], [0.1], math.nan), "margin is nan"),
-        (lambda: verdicts.stable([0.1], -1.0), "threshold is -1"),
-        (lambda: verdicts.stable([2.0]), r"lii\[0\] is 2"),
-        (lambda: verdicts.stable([0.1, 0.2], clusters=[1]), "clusters has shape"),
-        (lambda: verdicts.stable([0.1, 0.2], names=["a"]), "names has length 1"),
-        (lambda: paired([math.inf]), r"difference\[0\] is infinite"),
-        (lambda: paired([0.1], side="=="), "side is '=='"),
-        (lambda: paired([0.1], tolerance=math.nan), "tolerance is nan"),
-        (lambda: paired([0.1], confidence=95), "confidence is 95"),
-        (verdicts.combine, "verdicts is empty"),
-        (lambda: ma(density=5), "density is 5"),
-        (lambda: ma(margin=-0.1), "margin is -0.1"),
-        (lambda: ma(small_dense_error=[0.1]), r"small_dense_error \(1,\)"),
+        (
+            lambda: verdicts.matching([0.1, 0.2], [0.1]),
+            r"values.shape=\(2,\); it must be that of dense",
+        ),
+        (
+            lambda: verdicts.matching([0.1, 1.5], [0.1, 0.2]),
+            r"values\[1\]=1.5; it must be between 0 and 1",
+        ),
+        (lambda: verdicts.matching([0.1], [-0.1]), r"dense\[0\]=-0.1; it must"),
+        (lambda: verdicts.matching([0.1], [math.inf]), r"dense\[0\]=inf; it must"),
+        (lambda: verdicts.matching([0.1], [0.1], -0.01), "tolerance=-0.01; it must"),
+        (lambda: verdicts.matching(0.1, 0.1), r"values.shape=\(\); it must"),
+        (lambda: verdicts.better([0.1], [0.1], math.nan), "margin=nan; it must"),
+        (lambda: verdicts.stable([0.1], -1.0), "threshold=-1.0; it must"),
+        (lambda: verdicts.stable([2.0]), r"lii\[0\]=2; it must be between -1 and 1"),
+        (lambda: paired([0.1, 0.2], clusters=[1]), r"clusters.shape=\(1,\); it must"),
+        (lambda: paired([0.1, 0.2], names=["a"]), "names=.*; it must be 2 names"),
+        (lambda: paired([math.inf]), r"difference\[0\]=inf; it must"),
+        (lambda: paired([0.1], side="=="), "side='=='; it must"),
+        (lambda: paired([0.1], tolerance=math.nan), "tolerance=nan; it must"),
+        (lambda: paired([0.1], confidence=95), "confidence=95; it must"),
+        (verdicts.combine, r"verdicts=\(\); there must be"),
+        (lambda: ma(density=5), "density=5; it must"),
+        (lambda: ma(margin=-0.1), "margin=-0.1; it must"),
+        (lambda: ma(small_dense_error=[0.1]), r"that of small_dense_error, \(1,\)"),
         (
             lambda: verdicts.winning([0.1], [0.1], rewind_step=0, early_stop_step=[5]),
-            "only one is given",
+            "dense_early_stop_step=None; it must",
         ),
         (
             lambda: verdicts.winning(
@@ -366,7 +494,7 @@ def test_a_rate_at_which_all_diverged_is_left_out():
                 early_stop_step=[-5],
                 dense_early_stop_step=[5],
             ),
-            r"early_stop_step\[0\] is -5",
+            r"early_stop_step\[0\]=-5; it must",
         ),
     ],
 )

@@ -5,16 +5,19 @@ SGD. Maene et al. 2021, section 3.
 """
 
 import dataclasses
-import pathlib
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from experiments import display, groups
-from experiments.recipes import load_data, make_optimizer, make_path_task
+from experiments import metrics
+from experiments.display import Judged, Rows, mean_deviation
+from experiments.experiment import Experiment, Outcome
+from experiments.instability import samples
+from experiments.recipes import Setup, metric
 from experiments.rewinding import stability
-from experiments.rewinding.config import NOT_IDENTITY, Arm, Config
-from lottery_jax import plots, records, verdicts
+from experiments.rewinding.config import PRESETS, Arm, Config
+from lottery_jax import plots, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,24 +25,14 @@ if TYPE_CHECKING:
 ARMS: tuple[Arm, ...] = ("ticket", "reinit")
 
 
-def for_batch(cfg: Config, size: int) -> Config:
-    """The study of one batch size, at k = 0."""
-    return dataclasses.replace(
-        cfg,
-        batch_size=size,
-        rewind_steps=("0it",),
-        arms=ARMS,
-        successive=False,
-    )
-
-
-def check(cfg: Config) -> None:
-    """Finds what makes no sense before a run folder is made.
+def prepare(cfg: Config) -> dict[int, Setup]:
+    """What the study of each batch size needs, at k = 0.
 
     Raises:
-      ValueError: names the field.
+      ValueError: a field that makes no sense; names it.
     """
-    if len(set(cfg.batch_sizes)) < 2 or min(cfg.batch_sizes) < 1:
+    sizes = sorted(set(cfg.batch_sizes))
+    if len(sizes) < 2 or sizes[0] < 1:
         raise ValueError(
             f"batch_sizes={cfg.batch_sizes}; there must be two or more to compare"
         )
@@ -47,187 +40,161 @@ def check(cfg: Config) -> None:
         raise ValueError(
             f"steps={cfg.steps!r}; batch sizes are compared at equal epochs: write '75ep'"
         )
-    for size in cfg.batch_sizes:
-        own = for_batch(cfg, size)
-        stability.check(own, make_path_task(own))
+    at_start = dataclasses.replace(
+        cfg, rewind_steps=("0it",), arms=ARMS, successive=False
+    )
+    return {
+        size: stability.prepare(dataclasses.replace(at_start, batch_size=size))
+        for size in sizes
+    }
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """Runs what is missing of a study in its folder, and returns all results.
-
-    With several processes the first one returns them, the others None.
-    """
+def one(setups: dict[int, Setup], ids: list[int], where: Where) -> "xr.Dataset":
+    """The study of some replicas at every batch size."""
     import xarray as xr
 
-    config = records.as_config(cfg)
-    check(cfg)
-    sizes = sorted(set(cfg.batch_sizes))
-
-    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-        found = []
-        for size in sizes:
-            own = for_batch(cfg, size)
-            task = make_path_task(own)
-            plan = stability.protocol(own, task.steps_per_epoch)
-            tx = make_optimizer(own, task.steps_per_epoch)
-            store = group / f"batch-{size:05d}"
-            at_size = stability.run_group(own, task, tx, plan, store, ids)
-            found.append(at_size.isel(rewind_step=0, drop=True))
-        part = xr.concat(found, "batch_size", combine_attrs="override")
-        part = part.assign_coords(batch_size=sizes)
-        if note := load_data(cfg).note:
-            part.attrs["note"] = note
-        return part
-
-    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
+    found = [
+        stability.one(setup, ids, where.below(f"batch-{size:05d}"))
+        for size, setup in setups.items()
+    ]
+    found = [part.isel(rewind_step=0, drop=True) for part in found]
+    results = xr.concat(found, "batch_size", combine_attrs="override")
+    return results.assign_coords(batch_size=list(setups))
 
 
 # --- what came out --------------------------------------------------------------------
 
 
-def gap(results: "xr.Dataset", split: str = "test") -> "xr.DataArray":
-    """Error of reinit minus error of the ticket, mean over branches."""
-    error = results["error"].sel(split=split).mean("branch", skipna=False)
+def gap(results: "xr.Dataset") -> "xr.DataArray":
+    """Test error of reinit minus that of the ticket, mean over branches."""
+    error = _error(results)
     return error.sel(arm="reinit") - error.sel(arm="ticket")
 
 
-def judge(results: "xr.Dataset", threshold: float) -> list[dict[str, Any]]:
+def _error(results: "xr.Dataset") -> "xr.DataArray":
+    return results["error"].sel(split="test").mean("branch", skipna=False)
+
+
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """At each level and batch: stable? better than reinit? And do both move?"""
-    rows = []
     names = [f"replica {i}" for i in results["replica"].values]
     lii = results["lii"].sel(arm="ticket", split="test")
-    error = results["error"].sel(split="test").mean("branch", skipna=False)
-    sizes = results["batch_size"].values
-    clusters = np.repeat(results["replica"].values, lii.sizes["pair"])
-    for level in results["level"].values[results["level"].values > 0]:
+    error = _error(results)
+    sizes = results["batch_size"].values.tolist()
+    clusters = results["replica"].values.repeat(lii.sizes["pair"])
+    judged = []
+    for level in [level for level in results["level"].values.tolist() if level > 0]:
         for size in sizes:
-            at = dict(level=level, batch_size=size)
-            rows.append(
-                {
-                    "level": int(level),
-                    "batch_size": int(size),
-                    "stable": verdicts.stable(
-                        lii.sel(at).transpose("replica", "pair").values.reshape(-1),
-                        threshold,
-                        clusters=clusters,
-                    ),
-                    "better": verdicts.better(
-                        error.sel(arm="ticket", **at).values,
-                        error.sel(arm="reinit", **at).values,
-                        claim="better than reinit",
-                        names=names,
-                    ),
-                }
+            at = {"level": level, "batch_size": size}
+            ticket, reinit = (error.sel(**at, arm=arm).values for arm in ARMS)
+            stable = verdicts.stable(
+                samples(lii.sel(at)),
+                cfg.threshold,
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(clusters=clusters),
             )
-        ends = {
-            name: value.sel(level=level, batch_size=sizes[-1]).values
-            - value.sel(level=level, batch_size=sizes[0]).values
-            for name, value in (("LII", lii.mean("pair")), ("gap", gap(results)))
-        }
-        rows.append(
-            {
-                "level": int(level),
-                "batch_size": None,
-                "LII falls": verdicts.paired(
-                    ends["LII"],
-                    side="<",
-                    tolerance=0.0,
-                    claim=f"LII falls from batch {sizes[0]} to {sizes[-1]}",
-                    names=names,
-                ),
-                "gap grows": verdicts.paired(
-                    ends["gap"],
-                    side=">",
-                    tolerance=0.0,
-                    claim=f"the gap grows from batch {sizes[0]} to {sizes[-1]}",
-                    names=names,
-                ),
-            }
-        )
-    return rows
+            better = verdicts.better(
+                ticket,
+                reinit,
+                claim="better than reinit",
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(names),
+            )
+            judged += [Judged(at, "stable", stable), Judged(at, better.claim, better)]
+        for value, side, claim in (
+            (lii.mean("pair"), "<", "LII falls"),
+            (gap(results), ">", "the gap grows"),
+        ):
+            first, last = (
+                value.sel(level=level, batch_size=size).values
+                for size in (sizes[0], sizes[-1])
+            )
+            claim = f"{claim} from batch {sizes[0]} to {sizes[-1]}"
+            moves = verdicts.paired(
+                last - first,
+                side=side,  # type: ignore[arg-type]
+                tolerance=0.0,
+                claim=claim,
+                metric=metric(cfg),
+                replicas=verdicts.Replicas(names),
+            )
+            judged.append(Judged({"level": level}, claim, moves))
+    return judged
 
 
-def table(results: "xr.Dataset") -> display.Rows:
-    """LII and gap at each density and batch size."""
-    rows = []
-    lii = results["lii"].sel(split="test")
-    error = results["error"].sel(split="test").mean("branch")
-    for level in results["level"].values:
-        for size in results["batch_size"].values:
-            at = dict(level=level, batch_size=size)
-            density = float(results["density"].sel(arm="ticket", **at).mean())
-            row = [f"{100 * density:.1f}", str(int(size))]
-            row.append(_spread(lii.sel(arm="ticket", **at).values))
-            for arm in ARMS:
-                row.append(
-                    _spread(error.sel(arm=arm, **at).values)
-                    if level or arm == "ticket"
-                    else "-"
-                )
-            row.append(_spread(gap(results).sel(at).values) if level else "-")
-            rows.append(row)
-    header = [
-        "density %",
-        "batch",
-        "LII of tickets",
-        "error ticket",
-        "error reinit",
-        "gap",
+def conclusions(outcome: Outcome) -> list[str]:
+    """Whether both move with the batch size, at each level."""
+    return [
+        f"level {one.where['level']}: {one.verdict.describe()}"
+        for one in outcome.judged
+        if "batch_size" not in one.where
     ]
-    return display.Rows(header, rows)
 
 
-def _spread(values: np.ndarray) -> str:
-    values = 100 * values[np.isfinite(values)]
-    if not len(values):
-        return "diverged"
-    return f"{values.mean():.1f} ± {values.std():.1f}"
+def tables(outcome: Outcome) -> list[Rows]:
+    """LII of tickets, errors and their gap, at each level and batch size."""
+    results, points = outcome.results, metrics.difference(outcome.metric)
+    lii, gaps = results["lii"].sel(arm="ticket", split="test"), gap(results)
+    error = _error(results)
+    rows = []
+    for level, size in itertools.product(
+        results["level"].values, results["batch_size"].values
+    ):
+        at = dict(level=level, batch_size=size)
+        density = float(results["density"].sel(**at, arm="ticket").mean())
+        cells = [lii.sel(at), *(error.sel(**at, arm=arm) for arm in ARMS), gaps.sel(at)]
+        text = [mean_deviation(points.of(cell.values), 1) for cell in cells]
+        if not level:  # the dense network has no reinit
+            text[2:] = "-", "-"
+        rows.append([f"{100 * density:.1f}", str(int(size)), *text])
+    header = ["density %", "batch", "LII of tickets"]
+    header += [*(f"{points.name} {arm}" for arm in ARMS), "gap"]
+    title = f"{outcome.preset}: {points.unit} of test {points.name}, mean ± deviation; "
+    title += f"{results.sizes['replica']} replicas"
+    return [Rows(title, header, rows)]
 
 
-def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Path:
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """LII and the gap against the batch size, one figure per level."""
+    results, cfg = outcome.results, outcome.cfg
+    points = metrics.difference(outcome.metric)
     sizes = results["batch_size"].values
     lii = results["lii"].sel(arm="ticket", split="test")
-    number, first = results.sizes["replica"], None
+    gaps = gap(results).transpose("level", "replica", "batch_size")
     for level in results["level"].values[results["level"].values > 0]:
         density = 100 * float(results["density"].sel(level=level, arm="ticket").mean())
-        of_pairs = lii.sel(level=level).stack(sample=("replica", "pair"))
-        lines = {
-            "LII of tickets": 100 * of_pairs.transpose("sample", "batch_size").values,
-            "error of reinit - error of ticket": 100
-            * gap(results).sel(level=level).transpose("replica", "batch_size").values,
-        }
-        path = folder / "figures" / f"batch_size_level{int(level):02d}"
         figure = plots.against_step(
             sizes,
-            lines,
-            ylabel="points of test error",
+            {
+                "LII of tickets": points.of(
+                    samples(lii.sel(level=level), "batch_size")
+                ),
+                f"{points.name} of reinit - {points.name} of ticket": points.of(
+                    gaps.sel(level=level).values
+                ),
+            },
+            ylabel=f"{points.unit} of test {points.name}",
             xlabel="batch size",
-            title=f"{cfg.model} on {cfg.data}, k = 0, {density:.1f}% of the weights, "
-            f"{cfg.steps}\nmean and deviation of {number} replicas",
-            threshold=100 * cfg.threshold,
+            title=f"{outcome.networks}, k = 0, {density:.1f}% of the weights, {cfg.steps}\n"
+            f"mean and deviation of {results.sizes['replica']} replicas",
+            threshold=points.of(cfg.threshold),
             threshold_label="LII stable below this",
         )
-        plots.save(figure, path)
-        first = first or path
-    assert first is not None
-    return first.with_suffix(".png")
+        yield f"batch_size_level{int(level):02d}", figure
 
 
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, table and verdicts, on the disk and on the screen."""
-    figure = draw(results, cfg, folder)
-    judged = judge(results, cfg.threshold)
-    rows = table(results)
-    lines = [
-        f"level {row['level']}: {row[name].describe()}"
-        for row in judged
-        if row["batch_size"] is None
-        for name in ("LII falls", "gap grows")
-    ]
-    display.leave(folder, judged, [rows], lines)
-    title = f"{preset}: points of test error, mean ± deviation; "
-    title += f"{results.sizes['replica']} replicas"
-    display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])
+EXPERIMENT = Experiment(
+    name="rewinding",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    default="mnist1d-batch-size",
+    tiny="--model mlp-4 --subset 200 --steps 1ep --batch-sizes 100 200 --branches 2 "
+    "--replicas 2 --alphas 3 --levels 0 1",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)

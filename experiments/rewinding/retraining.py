@@ -5,22 +5,27 @@ et al. 2020, section 4.
 """
 
 import itertools
-import pathlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display, groups, launch
+from experiments import metrics
+from experiments.display import Judged, Rows, mean_deviation
+from experiments.experiment import Experiment, Outcome, dataset
+from experiments.imp import tested
 from experiments.recipes import (
-    check_paths,
-    load_data,
+    Setup,
     make_optimizer,
     make_task,
+    metric,
+    parse_step,
     parse_steps,
 )
 from experiments.rewinding import subnetworks
-from experiments.rewinding.config import NOT_IDENTITY, Config
-from lottery_jax import imp, plots, records, verdicts
+from experiments.rewinding.config import PRESETS, Config
+from lottery_jax import imp, plots, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,13 +39,13 @@ NAMES = {
 }
 
 
-def protocols(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
+def plans(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
     """Two plans: weight rewinding with its reinits, and what keeps trained weights.
 
     Raises:
       ValueError: a field that makes no sense; names it.
     """
-    (steps,) = parse_steps(cfg, "steps", steps_per_epoch)
+    steps = parse_step(cfg, "steps", steps_per_epoch)
     times = parse_steps(cfg, "retrain_times", steps_per_epoch)
     if not times or not all(0 < t <= steps for t in times):
         raise ValueError(
@@ -53,7 +58,7 @@ def protocols(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
                 name=f"{retrain}-t{t}",
                 retrain=retrain,  # type: ignore[arg-type]
                 rewind_step=steps - t,
-                fraction=cfg.fraction,
+                densities=imp.Geometric(cfg.fraction),
                 scope=cfg.scope,
             )
             for retrain in retrains
@@ -77,236 +82,169 @@ def protocols(cfg: Config, steps_per_epoch: int) -> dict[str, imp.Plan]:
     }
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """Runs what is missing of a study in its folder, and returns all results.
-
-    With several processes the first one returns them, the others None.
-    """
-    config = records.as_config(cfg)
+def prepare(cfg: Config) -> Setup:
+    """Task, optimizer and both plans; errors name the field."""
     task = make_task(cfg)
-    plans = protocols(cfg, task.steps_per_epoch)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
-    check_paths(cfg, task, "interpolate")  # no path is taken: any policy fits
     if not cfg.levels or min(cfg.levels) < 0:
         raise ValueError(f"levels={cfg.levels}; there must be some, 0 or more")
-    execution = launch.execution(cfg)
-
-    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-        found = {
-            name: subnetworks.find(
-                task,
-                tx,
-                plan,
-                ids,
-                max(cfg.levels),
-                group / name,
-                execution,
-                cfg.checkpoint_seconds,
-            )
-            for name, plan in plans.items()
-        }
-        return _dataset(cfg, plans, found, ids)
-
-    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one, grows=True)
+    steps = task.steps_per_epoch
+    return Setup(cfg, task, make_optimizer(cfg, steps), plans(cfg, steps))
 
 
-def _dataset(
-    cfg: Config,
-    plans: dict[str, imp.Plan],
-    found: dict[str, imp.Study],
-    ids: list[int],
-) -> "xr.Dataset":
-    """Axes retraining, retrain_time, replica, level."""
-    steps = plans["rewound"].steps
-    times = sorted({steps - k for k in plans["rewound"].rewind_steps})
-    names = ("test_error", "diverged", "density")
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """Both plans for some replicas; axes retraining, retrain_time, replica, level."""
+    cfg, both = setup.cfg, setup.plan
+    found = {
+        name: subnetworks.find(setup, plan, ids, where.below(name))
+        for name, plan in both.items()
+    }
+    steps = both["rewound"].steps
+    times = sorted({steps - k for k in both["rewound"].rewind_steps})
+    names = (f"test_{metric(cfg).name}", "diverged", "density")
     values: dict[str, Any] = {name: [] for name in names}
     for way in WAYS:
         part = "kept" if way in ("lr_rewind", "finetune") else "rewound"
         arm = "reinit" if way == "reinit" else "ticket"
-        plan = plans[part]
         chain = "rewind" if way == "reinit" else way
-        rows = [
-            [c.name for c in plan.chains].index(f"{chain}-t{time_}") for time_ in times
-        ]
+        chains = [c.name for c in both[part].chains]
+        rows = [chains.index(f"{chain}-t{time_}") for time_ in times]
         for name in names:
             array = found[part].records[name][1]
-            values[name].append(array[rows, plan.arms.index(arm)])
+            values[name].append(array[rows, both[part].arms.index(arm)])
     axes = ("retraining", "retrain_time", "replica", "level")
     out = {name: (axes, np.stack(value)) for name, value in values.items()}
-    levels = out["density"][1].shape[-1]
     coordinates = {
         "retraining": list(WAYS),
         "retrain_time": times,
         "replica": ids,
-        "level": range(levels),
+        "level": range(out["density"][1].shape[-1]),
     }
-    attributes = {
-        **records.environment(),
-        "execution": found["rewound"].execution._asdict(),
-        "steps": steps,
-        **({"note": note} if (note := load_data(cfg).note) else {}),
-    }
-    return records.dataset(out, coordinates, attributes).sel(
-        level=sorted(set(cfg.levels))
-    )
+    execution = found["rewound"].execution._asdict()
+    results = dataset(cfg, out, coordinates, execution=execution, steps=steps)
+    return results.sel(level=sorted(set(cfg.levels)))
 
 
 # --- what came out --------------------------------------------------------------------
 
 
-def accuracy(results: "xr.Dataset") -> "xr.DataArray":
-    """Test accuracy in percent; replicas that diverged are nan."""
-    return (100 * (1 - results["test_error"])).where(results["diverged"] == 0)
-
-
-def judge(results: "xr.Dataset") -> list[dict[str, Any]]:
-    """Which way of retraining is better, at each level and retraining time."""
-    error = results["test_error"].where(results["diverged"] == 0)
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
+    """Which way of retraining is better, and is a later point better than t = T?"""
+    values = tested(results, metric(cfg))
     names = [f"replica {i}" for i in results["replica"].values]
-    rows = []
+    times = results["retrain_time"].values.tolist()
+    levels = [level for level in results["level"].values.tolist() if level > 0]
+    judged = []
+
+    def compare(claim: str, where: dict[str, Any], one: dict, other: dict) -> None:
+        a, b = (values.sel(level=where["level"], **at).values for at in (one, other))
+        verdict = verdicts.better(
+            a,
+            b,
+            claim=claim,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names),
+        )
+        judged.append(Judged(where, claim, verdict))
+
     for a, b in itertools.combinations(WAYS, 2):
-        for level, t in itertools.product(
-            results["level"].values, results["retrain_time"].values
-        ):
-            if level == 0:
-                continue
-            at = error.sel(level=level, retrain_time=t)
-            claim = f"{NAMES[a]} better than {NAMES[b]}"
-            rows.append(
-                {
-                    "claim": claim,
-                    "level": int(level),
-                    "retrain_time": int(t),
-                    "verdict": verdicts.better(
-                        at.sel(retraining=a).values,
-                        at.sel(retraining=b).values,
-                        claim=claim,
-                        names=names,
-                    ),
-                }
-            )
-    return rows
-
-
-def judge_full_rewind(results: "xr.Dataset") -> list[dict[str, Any]]:
-    """Does rewinding to the initialisation (t = T) hurt, against a later point?"""
-    error = results["test_error"].where(results["diverged"] == 0)
-    times = results["retrain_time"].values
-    names = [f"replica {i}" for i in results["replica"].values]
-    if len(times) < 2 or int(times[-1]) != int(results.attrs["steps"]):
-        return []
-    rows = []
+        claim = f"{NAMES[a]} better than {NAMES[b]}"
+        for level, t in itertools.product(levels, times):
+            one, other = (dict(retraining=way, retrain_time=t) for way in (a, b))
+            compare(claim, {"level": level, "retrain_time": t}, one, other)
+    if len(times) < 2 or times[-1] != int(results.attrs["steps"]):
+        return judged
     for way in ("rewind", "lr_rewind"):
-        for level in results["level"].values[results["level"].values > 0]:
-            at = error.sel(retraining=way, level=level)
-            claim = f"{NAMES[way]}: t = {times[-2]} better than t = T"
-            rows.append(
-                {
-                    "claim": claim,
-                    "level": int(level),
-                    "verdict": verdicts.better(
-                        at.sel(retrain_time=times[-2]).values,
-                        at.sel(retrain_time=times[-1]).values,
-                        claim=claim,
-                        names=names,
-                    ),
-                }
-            )
-    return rows
+        claim = f"{NAMES[way]}: t = {times[-2]} better than t = T"
+        for level in levels:
+            one, other = (dict(retraining=way, retrain_time=t) for t in times[-2:])
+            compare(claim, {"level": level}, one, other)
+    return judged
 
 
-def table(results: "xr.Dataset") -> display.Rows:
+def conclusions(outcome: Outcome) -> list[str]:
+    """The comparisons at the sparsest level, a line each."""
+    results, points = outcome.results, metrics.difference(outcome.metric)
+    level = int(results["level"].values[-1])
+    density = float(results["density"].sel(level=level).mean())
+    lines = [f"At {100 * density:.1f}% of the weights:"]
+    for claim in dict.fromkeys(one.claim for one in outcome.judged):
+        text = ", ".join(
+            (f"t = {where['retrain_time']} " if "retrain_time" in where else "")
+            + f"{verdict.answer} ({points.of(verdict.estimate):+.1f})"
+            for where, of, verdict in outcome.judged
+            if of == claim and where["level"] == level
+        )
+        lines.append(f"{claim} (difference of {points.name} in {points.unit}): {text}")
+    return lines
+
+
+def tables(outcome: Outcome) -> list[Rows]:
     """Accuracy of each way of retraining by density and retraining time."""
+    results, shown = outcome.results, metrics.quality(outcome.metric)
+    values = shown.of(tested(results, outcome.metric))
     rows = []
-    values = accuracy(results)
     for level, t in itertools.product(
         results["level"].values, results["retrain_time"].values
     ):
-        density = results["density"].sel(
-            level=level, retraining="rewind", retrain_time=t
-        )
-        row = [f"{100 * float(density.mean()):.1f}", str(int(t))]
-        for way in WAYS:
-            own = values.sel(level=level, retrain_time=t, retraining=way).values
-            own = own[np.isfinite(own)]
-            row.append(
-                f"{own.mean():.1f} ± {own.std():.1f}" if len(own) else "diverged"
-            )
-        rows.append(row)
-    return display.Rows(["density %", "t", *NAMES.values()], rows)
+        at = dict(level=level, retrain_time=t)
+        density = float(results["density"].sel(**at, retraining="rewind").mean())
+        cells = [
+            mean_deviation(values.sel(**at, retraining=way).values, 1) for way in WAYS
+        ]
+        rows.append([f"{100 * density:.1f}", str(int(t)), *cells])
+    title = f"{outcome.preset}: test {shown.name} in {shown.unit}, mean ± deviation of "
+    title += f"{results.sizes['replica']} replicas"
+    return [Rows(title, ["density %", "t", *NAMES.values()], rows)]
 
 
-def draw(results: "xr.Dataset", cfg: Config, folder: pathlib.Path) -> pathlib.Path:
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """Accuracy against density at one t, and against t at the sparsest level."""
-    values = accuracy(results)
+    results, shown = outcome.results, metrics.quality(outcome.metric)
+    values = shown.of(tested(results, outcome.metric))
     times = results["retrain_time"].values
     middle = int(times[len(times) // 2])
     density = results["density"].sel(retraining="rewind", retrain_time=middle)
-    number = results.sizes["replica"]
-    name = f"{cfg.model} on {cfg.data}"
-    lines = {
-        NAMES[m]: values.sel(retraining=m, retrain_time=middle)
-        .transpose("replica", "level")
-        .values
-        for m in WAYS
-    }
-    path = folder / "figures" / "accuracy"
+    number, total = results.sizes["replica"], int(results.attrs["steps"])
+
+    def lines(along: str, **at: int) -> dict[str, np.ndarray]:
+        chosen = values.sel(at).transpose("retraining", "replica", along)
+        return {name: chosen.sel(retraining=way).values for way, name in NAMES.items()}
+
     figure = plots.against_density(
         density.mean("replica").values,
-        lines,
-        ylabel="test accuracy (%)",
-        title=f"{name}, retrained for t = {middle} of {results.attrs['steps']} steps\n"
+        lines("level", retrain_time=middle),
+        ylabel=f"test {shown.label}",
+        title=f"{outcome.networks}, retrained for t = {middle} of {total} steps\n"
         f"mean of {number} replicas, bars: min to max",
     )
-    plots.save(figure, path)
+    yield shown.name, figure
     level = int(results["level"].values[-1])
     share = 100 * float(density.sel(level=level).mean())
-    lines = {
-        NAMES[m]: values.sel(retraining=m, level=level)
-        .transpose("replica", "retrain_time")
-        .values
-        for m in WAYS
-    }
     figure = plots.against_step(
         times,
-        lines,
-        ylabel="test accuracy (%)",
+        lines("retrain_time", level=level),
+        ylabel=f"test {shown.label}",
         xlabel="retraining time t",
-        title=f"{name}, {share:.1f}% of the weights\nmean and deviation of {number} "
-        "replicas",
-        total=int(results.attrs["steps"]),
+        title=f"{outcome.networks}, {share:.1f}% of the weights\nmean and deviation of "
+        f"{number} replicas",
+        total=total,
         logarithmic=False,
     )
-    plots.save(figure, folder / "figures" / "retraining_time")
-    return path.with_suffix(".png")
+    yield "retraining_time", figure
 
 
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, table and verdicts, on the disk and on the screen."""
-    figure = draw(results, cfg, folder)
-    judged = judge(results) + judge_full_rewind(results)
-    rows = table(results)
-    lines = conclusions(results, judged)
-    display.leave(folder, judged, [rows], lines)
-    title = f"{preset}: test accuracy in %, mean ± deviation of "
-    title += f"{results.sizes['replica']} replicas"
-    display.show_lines(title, rows, [*lines, "", f"Figure: {figure}"])
-
-
-def conclusions(results: "xr.Dataset", judged: list[dict[str, Any]]) -> list[str]:
-    """The comparisons at the sparsest level, a line each."""
-    level = int(results["level"].values[-1])
-    lines = []
-    for claim in dict.fromkeys(row["claim"] for row in judged):
-        mine = [r for r in judged if r["claim"] == claim and r["level"] == level]
-        text = ", ".join(
-            (f"t = {row['retrain_time']} " if "retrain_time" in row else "")
-            + f"{row['verdict'].answer} ({100 * row['verdict'].estimate:+.1f})"
-            for row in mine
-        )
-        lines.append(f"{claim} (difference of error in points): {text}")
-    density = float(results["density"].sel(level=level).mean())
-    return [f"At {100 * density:.1f}% of the weights:", *lines]
+EXPERIMENT = Experiment(
+    name="rewinding",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    default="mnist1d-retraining",
+    tiny="--model mlp-4 --subset 200 --steps 2it --drops 1it --retrain-times 1it 2it "
+    "--every 2 --levels 0 1 --replicas 2",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)

@@ -5,51 +5,47 @@ al. 2023.
 """
 
 import itertools
-import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import optax
 
-from experiments import display, groups, launch
-from experiments.recipes import (
-    check_paths,
-    load_data,
-    make_optimizer,
-    make_path_task,
-    parse_steps,
-)
+from experiments import metrics
+from experiments.display import Judged, Rows
+from experiments.experiment import Experiment, Outcome, dataset
+from experiments.instability import samples
+from experiments.recipes import Setup, metric, parse_step, parse_steps, set_up_paths
 from experiments.rewinding import subnetworks
-from experiments.rewinding.config import NOT_IDENTITY, Config
-from lottery_jax import imp, plots, records, verdicts
+from experiments.rewinding.config import PRESETS, Config
+from lottery_jax import errors, imp, plots, verdicts
 from lottery_jax.connectivity.linear import Projection
-from lottery_jax.types import Task
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SPLITS = ("train", "test")
 PROJECTIONS: tuple[Projection, ...] = ("intersection", "union")
+ANSWERS: tuple[verdicts.Answer, ...] = ("yes", "no", "undecided")
 
 
-def protocol(cfg: Config, steps_per_epoch: int) -> imp.Plan:
+def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
     """One chain for each rewind step.
 
     Raises:
       ValueError: a field that makes no sense; names it.
     """
-    (steps,) = parse_steps(cfg, "steps", steps_per_epoch)
     chosen = sorted(set(parse_steps(cfg, "rewind_steps", steps_per_epoch)))
     if not chosen:
         raise ValueError("rewind_steps=(); there must be one at least")
     return imp.check(
         imp.Plan(
-            steps=steps,
+            steps=parse_step(cfg, "steps", steps_per_epoch),
             chains=tuple(
                 imp.Chain(
                     name=subnetworks.chain_name(step),
                     rewind_step=step,
-                    fraction=cfg.fraction,
+                    densities=imp.Geometric(cfg.fraction),
                     scope=cfg.scope,
                 )
                 for step in chosen
@@ -61,17 +57,10 @@ def protocol(cfg: Config, steps_per_epoch: int) -> imp.Plan:
     )
 
 
-def check(cfg: Config, task: Task) -> None:
-    """Finds what makes no sense before a run folder is made.
-
-    Raises:
-      ValueError: names the field.
-    """
-    check_paths(cfg, task, cfg.batch_norm)
-    if cfg.branches < 2:
-        raise ValueError(
-            f"branches={cfg.branches}; instability compares two branches at least"
-        )
+def prepare(cfg: Config) -> Setup:
+    """Task, optimizer and plan; errors name the field."""
+    setup = set_up_paths(cfg, cfg.batch_norm)
+    errors.at_least("branches", cfg.branches, 2)
     if 0 not in cfg.levels or min(cfg.levels) < 0 or len(cfg.levels) < 2:
         raise ValueError(
             f"levels={cfg.levels}; there must be 0, the dense network that the others are "
@@ -79,58 +68,21 @@ def check(cfg: Config, task: Task) -> None:
         )
     if "ticket" not in cfg.arms:
         raise ValueError(f"arms={cfg.arms}; 'ticket' must be there")
-
-
-def measure_options(cfg: Config) -> dict[str, Any]:
-    """What all measurements on paths have in common."""
-    return {
-        "alphas": cfg.alphas,
-        "splits": cfg.path_splits,
-        "batch_norm": cfg.batch_norm,
-        "statistics_batches": cfg.statistics_batches,
-    }
+    return setup._replace(plan=plan(cfg, setup.task.steps_per_epoch))
 
 
 # --- running --------------------------------------------------------------------------
 
 
-def run(cfg: Config, folder: pathlib.Path) -> "xr.Dataset | None":
-    """Runs what is missing of a study in its folder, and returns all results.
-
-    With several processes the first one returns them, the others None.
-    """
-    config = records.as_config(cfg)
-    task = make_path_task(cfg)
-    plan = protocol(cfg, task.steps_per_epoch)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
-    check(cfg, task)
-
-    def one(group: pathlib.Path, ids: list[int]) -> "xr.Dataset":
-        return run_group(cfg, task, tx, plan, group, ids)
-
-    return groups.run(folder, config, NOT_IDENTITY, cfg.replicas, one)
-
-
-def run_group(
-    cfg: Config,
-    task: Task,
-    tx: optax.GradientTransformation,
-    plan: imp.Plan,
-    group: pathlib.Path,
-    ids: list[int],
-) -> "xr.Dataset":
-    """One group of replicas: prune, branch, measure."""
-    execution = launch.execution(cfg)
-    last = max(cfg.levels)
-    store = group / "imp"
-    subnetworks.find(
-        task, tx, plan, ids, last, store, execution, cfg.checkpoint_seconds
-    )
-    steps = list(plan.rewind_steps)
+def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """Some replicas: prune, branch, measure."""
+    cfg, protocol = setup.cfg, setup.plan
+    steps, last = list(protocol.rewind_steps), max(cfg.levels)
+    levels = sorted(set(cfg.levels))
     grid = [
         (step, level, arm)
         for step in steps
-        for level in sorted(set(cfg.levels))
+        for level in levels
         for arm in (cfg.arms if level else ("ticket",))
     ]
     # Barriers between successive levels need one branch of every ticket.
@@ -140,55 +92,43 @@ def run_group(
         for level in range(last + 1)
         if cfg.successive and level not in cfg.levels
     ]
-    cells = subnetworks.cells(task, tx, plan, ids, [*grid, *between], store, execution)
     numbers = [cfg.branches] * (len(grid) * len(ids)) + [1] * (len(between) * len(ids))
-    trained = subnetworks.train(
-        task,
-        tx,
-        cells,
-        numbers,
-        cfg.seed,
-        ids,
-        plan.steps,
-        every=cfg.every,
-        execution=execution,
-        folder=group,
-        checkpoint_seconds=cfg.checkpoint_seconds,
-    )
-    measured = subnetworks.measure(
-        task, trained, cfg.branches, folder=group, **measure_options(cfg)
-    )
-    out = _arrange(cfg, plan, ids, cells, trained, measured)
-    if cfg.successive:
-        out |= _levels(cfg, task, plan, ids, cells, trained)
+    found = where.below("imp")
+    subnetworks.find(setup, protocol, ids, found)
+    cells = subnetworks.cells(setup, ids, [*grid, *between], found)
+    trained = subnetworks.train(setup, cells, numbers, ids, where)
+    how = cfg.measure(cfg.batch_norm)
+    measured = subnetworks.measure(setup, trained, how)
+    out = _arrange(setup, ids, cells, trained, measured)
     coordinates = {
         "rewind_step": steps,
-        "level": sorted(set(cfg.levels)),
+        "level": levels,
         "arm": list(cfg.arms),
         "replica": ids,
         "split": list(SPLITS),
     }
     if cfg.successive:
+        out |= _levels(setup, ids, cells, trained)
         coordinates |= {"projection": list(PROJECTIONS), "earlier": list(range(last))}
-    attributes = {
-        **records.environment(),
-        "execution": trained.execution._asdict(),
-        "steps": plan.steps,
-        **({"note": note} if (note := load_data(cfg).note) else {}),
-    }
-    return records.dataset(out, coordinates, attributes)
+    return dataset(
+        cfg,
+        out,
+        coordinates,
+        execution=trained.execution._asdict(),
+        steps=protocol.steps,
+    )
 
 
 def _arrange(
-    cfg: Config,
-    plan: imp.Plan,
+    setup: Setup,
     ids: list[int],
     cells: subnetworks.Cells,
     trained: subnetworks.Trained,
     measured: subnetworks.Measured,
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """From cells to named axes; what was not run is nan."""
-    steps, levels = list(plan.rewind_steps), sorted(set(cfg.levels))
+    cfg = setup.cfg
+    steps, levels = list(setup.plan.rewind_steps), sorted(set(cfg.levels))
     shape = (len(steps), len(levels), len(cfg.arms), len(ids))
     lead = ("rewind_step", "level", "arm", "replica")
 
@@ -222,21 +162,19 @@ def _arrange(
 
 
 def _levels(
-    cfg: Config,
-    task: Task,
-    plan: imp.Plan,
+    setup: Setup,
     ids: list[int],
     cells: subnetworks.Cells,
     trained: subnetworks.Trained,
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    steps, last = list(plan.rewind_steps), max(cfg.levels)
+    cfg = setup.cfg
+    steps, last = list(setup.plan.rewind_steps), max(cfg.levels)
     shape = (len(PROJECTIONS), len(steps), last, len(ids), len(SPLITS))
     barrier = np.full(shape, np.nan, np.float32)
     density = np.full((last,), np.nan, np.float32)
     for p, projection in enumerate(PROJECTIONS):
-        found = subnetworks.level_barriers(
-            task, cells, trained, projection=projection, **measure_options(cfg)
-        )
+        how = cfg.measure(cfg.batch_norm)
+        found = subnetworks.level_barriers(setup, cells, trained, how, projection)
         for a, b, height in found:
             at = (steps.index(cells.step[a]), cells.level[a], cells.replica[a])
             barrier[(p, *at)] = height
@@ -256,112 +194,148 @@ def dense_error(results: "xr.Dataset") -> "xr.DataArray":
     return results["error"].sel(level=0, arm="ticket", drop=True).mean("branch")
 
 
-def judge(
-    results: "xr.Dataset", threshold: float, tolerance: float, split: str = "test"
-) -> list[dict[str, Any]]:
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """Stable? Matching? For each (k, level, arm), with an interval over replicas."""
-    rows = []
     names = [f"replica {i}" for i in results["replica"].values]
-    lii = results["lii"].sel(split=split)
-    clusters = np.repeat(results["replica"].values, lii.sizes["pair"])
-    pair_names = [f"{n}, pair {p}" for n in names for p in range(lii.sizes["pair"])]
-    error = results["error"].sel(split=split).mean("branch", skipna=False)
-    dense = dense_error(results).sel(split=split)
+    lii = results["lii"].sel(split="test")
+    pairs = lii.sizes["pair"]
+    clusters = np.repeat(results["replica"].values, pairs)
+    pair_names = [f"{n}, pair {p}" for n in names for p in range(pairs)]
+    error = results["error"].sel(split="test").mean("branch", skipna=False)
+    dense = dense_error(results).sel(split="test")
+    judged = []
+    axes = ("rewind_step", "level", "arm")
     for step, level, arm in itertools.product(
-        *(results[a].values for a in ("rewind_step", "level", "arm"))
+        *(results[a].values.tolist() for a in axes)
     ):
         if level == 0 and arm != "ticket":
             continue
         at = dict(rewind_step=step, level=level, arm=arm)
-        of_pairs = lii.sel(at).transpose("replica", "pair").values.reshape(-1)
+        where = {
+            "rewind_step": step,
+            "level": level,
+            "density": float(results["density"].sel(at).mean()),
+            "arm": arm,
+        }
+        stable = verdicts.stable(
+            samples(lii.sel(at)),
+            cfg.threshold,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(pair_names, clusters),
+        )
         own, reference = error.sel(at).values, dense.sel(rewind_step=step).values
-        rows.append(
-            {
-                "rewind_step": int(step),
-                "level": int(level),
-                "density": float(results["density"].sel(at).mean()),
-                "arm": str(arm),
-                "stable": verdicts.stable(
-                    of_pairs, threshold, clusters=clusters, names=pair_names
-                ),
-                "matching": verdicts.matching(own, reference, tolerance, names=names),
-            }
+        matching = verdicts.matching(
+            own,
+            reference,
+            cfg.tolerance,
+            metric=metric(cfg),
+            replicas=verdicts.Replicas(names),
         )
-    return rows
+        judged += [Judged(where, "stable", stable), Judged(where, "matching", matching)]
+    return judged
 
 
-def contingency(judged: list[dict[str, Any]]) -> display.Rows:
-    """How often stable and matching go together, over all (k, level, arm) but dense."""
-    answers = ("yes", "no", "undecided")
-    pruned = [row for row in judged if row["level"] > 0]
-    rows = []
-    for stable in answers:
-        counts = [
-            sum(
-                row["stable"].answer == stable and row["matching"].answer == matching
-                for row in pruned
-            )
-            for matching in answers
-        ]
-        rows.append([f"stable: {stable}", *map(str, counts)])
-    return display.Rows(["", *(f"matching: {a}" for a in answers)], rows)
+class Subnetwork(NamedTuple):
+    """Both verdicts on the subnetworks of one (k, level, arm).
 
-
-def contingency_of_means(
-    judged: list[dict[str, Any]], threshold: float, tolerance: float
-) -> display.Rows:
-    """The same by the means alone, without intervals: everything is decided."""
-    pruned = [row for row in judged if row["level"] > 0]
-
-    def count(stable: bool, matching: bool) -> str:
-        return str(
-            sum(
-                (row["stable"].estimate < threshold) == stable
-                and (row["matching"].estimate <= tolerance) == matching
-                for row in pruned
-            )
-        )
-
-    rows = [
-        [f"mean LII {'below' if s else 'above'}", count(s, True), count(s, False)]
-        for s in (True, False)
-    ]
-    return display.Rows(["", "mean error matches", "mean error does not"], rows)
-
-
-def first_steps(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per density and arm: the smallest k that is stable, and that is matching.
-
-    By the verdict (yes), and by the mean alone; None where there is none.
+    Attributes:
+      rewind_step: k.
+      level: of pruning.
+      density: share of the weights that survive.
+      arm: its name.
+      stable: whether its LII is below the threshold.
+      matching: whether its error is no higher than dense.
     """
-    rows = []
-    for level, arm in dict.fromkeys((r["level"], r["arm"]) for r in judged):
-        mine = [r for r in judged if (r["level"], r["arm"]) == (level, arm)]
-        row = {"level": level, "density": mine[0]["density"], "arm": arm}
-        for claim in ("stable", "matching"):
-            row[claim] = _smallest([r for r in mine if r[claim].answer == "yes"])
-            row[f"{claim}_mean"] = _smallest(
-                [r for r in mine if r[claim].estimate <= r[claim].tolerance]
-            )
-        rows.append(row)
-    return rows
+
+    rewind_step: int
+    level: int
+    density: float
+    arm: str
+    stable: verdicts.Verdict
+    matching: verdicts.Verdict
 
 
-def _smallest(rows: list[dict[str, Any]]) -> int | None:
-    return min((row["rewind_step"] for row in rows), default=None)
+def subnetworks_of(judged: list[Judged]) -> list[Subnetwork]:
+    """The verdicts two by two."""
+    both: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for where, claim, verdict in judged:
+        both.setdefault(tuple(where.items()), dict(where))[claim] = verdict
+    return [Subnetwork(**fields) for fields in both.values()]
 
 
-def claim_at_first(judged: list[dict[str, Any]]) -> list[str]:
+def contingency(found: list[Subnetwork]) -> Rows:
+    """How often stable and matching go together, over all (k, level, arm) but dense."""
+    pairs = [(s.stable.answer, s.matching.answer) for s in found if s.level > 0]
+    rows = [
+        [f"stable: {stable}", *(str(pairs.count((stable, m))) for m in ANSWERS)]
+        for stable in ANSWERS
+    ]
+    title = "Stable against matching, by the intervals"
+    return Rows(title, ["", *(f"matching: {a}" for a in ANSWERS)], rows)
+
+
+def contingency_of_means(found: list[Subnetwork], cfg: Config) -> Rows:
+    """The same by the means alone, without intervals: everything is decided."""
+    pairs = [
+        (s.stable.estimate < cfg.threshold, s.matching.estimate <= cfg.tolerance)
+        for s in found
+        if s.level > 0
+    ]
+    rows = [
+        [
+            f"mean LII {'below' if stable else 'above'}",
+            *(str(pairs.count((stable, matching))) for matching in (True, False)),
+        ]
+        for stable in (True, False)
+    ]
+    header = ["", "mean error matches", "mean error does not"]
+    return Rows("By the means alone", header, rows)
+
+
+def smallest_steps(found: list[Subnetwork]) -> dict[str, np.ndarray]:
+    """By claim, the smallest k at which the ticket is so by its mean; nan: at none.
+
+    Levels are in ascending order.
+    """
+
+    def smallest(level: int, claim: str) -> float:
+        return min(
+            (
+                float(s.rewind_step)
+                for s in found
+                if (s.level, s.arm) == (level, "ticket")
+                and getattr(s, claim).estimate <= getattr(s, claim).tolerance
+            ),
+            default=np.nan,
+        )
+
+    levels = sorted({s.level for s in found})
+    return {
+        claim: np.array([smallest(level, claim) for level in levels])
+        for claim in ("stable", "matching")
+    }
+
+
+def conclusions(outcome: Outcome) -> list[str]:
     """At the smallest k where the ticket is stable and matching, are the controls?"""
+    points = metrics.difference(outcome.metric)
+    return claim_at_first(subnetworks_of(outcome.judged), points)
+
+
+def claim_at_first(found: list[Subnetwork], points: metrics.Shown) -> list[str]:
+    """A line for each density; see `conclusions`."""
     lines = []
-    for level in sorted({row["level"] for row in judged if row["level"] > 0}):
-        mine = [row for row in judged if row["level"] == level]
-        density = f"{100 * mine[0]['density']:.1f}%"
-
-        def both(row: dict[str, Any]) -> bool:
-            return row["stable"].answer == row["matching"].answer == "yes"
-
-        first = _smallest([r for r in mine if r["arm"] == "ticket" and both(r)])
+    for level in sorted({s.level for s in found if s.level > 0}):
+        mine = [s for s in found if s.level == level]
+        density = f"{100 * mine[0].density:.1f}%"
+        first = min(
+            (
+                s.rewind_step
+                for s in mine
+                if s.arm == "ticket" and s.stable.answer == s.matching.answer == "yes"
+            ),
+            default=None,
+        )
         if first is None:
             lines.append(
                 f"density {density}: no k at which the ticket is both stable and matching "
@@ -369,142 +343,119 @@ def claim_at_first(judged: list[dict[str, Any]]) -> list[str]:
             )
             continue
         text = "; ".join(
-            f"{row['arm'].replace('_', ' ')}: stable {row['stable'].answer} "
-            f"({100 * row['stable'].estimate:.1f} points), matching "
-            f"{row['matching'].answer} ({100 * row['matching'].estimate:+.1f})"
-            for row in mine
-            if row["rewind_step"] == first
+            f"{s.arm.replace('_', ' ')}: stable {s.stable.answer} "
+            f"({points.of(s.stable.estimate):.1f} {points.unit}), matching "
+            f"{s.matching.answer} ({points.of(s.matching.estimate):+.1f})"
+            for s in mine
+            if s.rewind_step == first
         )
         lines.append(f"density {density}, k = {first}: {text}")
     return lines
 
 
-def table(judged: list[dict[str, Any]]) -> display.Rows:
-    """LII and error above dense of each subnetwork, with the verdicts."""
-    header = ["density %", "k", "arm", "LII", "stable", "error - dense", "matching"]
-    rows = []
-    for row in sorted(
-        judged, key=lambda r: (r["level"], r["rewind_step"], r["arm"] != "ticket")
-    ):
-        stable, matching = row["stable"], row["matching"]
-        rows.append(
-            [
-                f"{100 * row['density']:.1f}",
-                str(row["rewind_step"]),
-                row["arm"].replace("_", " "),
-                _interval(stable),
-                stable.answer,
-                _interval(matching),
-                matching.answer,
-            ]
+def tables(outcome: Outcome) -> list[Rows]:
+    """LII and error above dense of each subnetwork; stable against matching, twice."""
+    found = subnetworks_of(outcome.judged)
+    points = metrics.difference(outcome.metric)
+
+    def interval(verdict: verdicts.Verdict) -> str:
+        half = (verdict.high - verdict.low) / 2
+        return f"{points.of(verdict.estimate):+.2f} ± {points.of(half):.2f}"
+
+    header = ["density %", "k", "arm", "LII", "stable"]
+    header += [f"{points.name} - dense", "matching"]
+    rows = [
+        [
+            f"{100 * s.density:.1f}",
+            str(s.rewind_step),
+            s.arm.replace("_", " "),
+            interval(s.stable),
+            s.stable.answer,
+            interval(s.matching),
+            s.matching.answer,
+        ]
+        for s in sorted(
+            found, key=lambda s: (s.level, s.rewind_step, s.arm != "ticket")
         )
-    return display.Rows(header, rows)
+    ]
+    title = f"{outcome.preset}: {points.unit} of test {points.name}, mean ± 95% "
+    title += f"half-width over {outcome.results.sizes['replica']} replicas"
+    means = contingency_of_means(found, outcome.cfg)
+    return [Rows(title, header, rows), contingency(found), means]
 
 
-def _interval(verdict: verdicts.Verdict) -> str:
-    half = (verdict.high - verdict.low) / 2
-    return f"{100 * verdict.estimate:+.2f} ± {100 * half:.2f}"
-
-
-def draw(
-    results: "xr.Dataset",
-    cfg: Config,
-    judged: list[dict[str, Any]],
-    folder: pathlib.Path,
-) -> pathlib.Path:
-    """Draws the figures of the study; returns the path of the first."""
-    name = f"{cfg.model} on {cfg.data}"
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """LII and error over k at each density, the smallest k, barriers between levels."""
+    results, cfg, name = outcome.results, outcome.cfg, outcome.networks
+    level_, points = metrics.level(outcome.metric), metrics.difference(outcome.metric)
     number, pairs = results.sizes["replica"], results.sizes["pair"]
     steps, total = results["rewind_step"].values, int(results.attrs["steps"])
     policy = f"\nBatchNorm statistics: {cfg.batch_norm}" if cfg.batch_norm else ""
-    levels = [int(level) for level in results["level"].values if level > 0]
-    first = None
-    for level in levels:
+    dense = dense_error(results).sel(split="test").transpose("replica", "rewind_step")
+    for level in [int(level) for level in results["level"].values if level > 0]:
         density = 100 * float(results["density"].sel(level=level, arm="ticket").mean())
         lii, error = {}, {}
         for arm in results["arm"].values:
             at = results.sel(level=level, arm=arm, split="test")
-            stacked = at["lii"].stack(sample=("replica", "pair"))
-            lii[str(arm)] = 100 * stacked.transpose("sample", "rewind_step").values
-            mean = at["error"].mean("branch")
-            error[str(arm)] = 100 * mean.transpose("replica", "rewind_step").values
-        dense = dense_error(results).sel(split="test")
-        error["dense"] = 100 * dense.transpose("replica", "rewind_step").values
+            lii[str(arm)] = points.of(samples(at["lii"], "rewind_step"))
+            mean = at["error"].mean("branch").transpose("replica", "rewind_step")
+            error[str(arm)] = level_.of(mean.values)
+        error["dense"] = level_.of(dense.values)
         title = f"{name}, {density:.1f}% of the weights"
-        path = folder / "figures" / f"instability_level{level:02d}"
         figure = plots.against_step(
             steps,
             lii,
-            ylabel="linear interpolation instability\n(points of test error)",
+            ylabel=f"linear interpolation instability\n({points.unit} of test "
+            f"{points.name})",
             title=f"{title}\nmean and deviation of {number} replicas x {pairs} pairs{policy}",
             total=total,
-            threshold=100 * cfg.threshold,
+            threshold=points.of(cfg.threshold),
             threshold_label="stable below this",
         )
-        plots.save(figure, path)
+        yield f"instability_level{level:02d}", figure
         figure = plots.against_step(
             steps,
             error,
-            ylabel="test error (%)",
+            ylabel=f"test {level_.label}",
             title=f"{title}\nmean and deviation of {number} replicas",
             total=total,
         )
-        plots.save(figure, folder / "figures" / f"error_level{level:02d}")
-        first = first or path
-    found = [row for row in first_steps(judged) if row["arm"] == "ticket"]
-    lines = {
-        claim.replace("_mean", ""): np.array(
-            [[np.nan if row[claim] is None else row[claim] for row in found]], float
-        )
-        for claim in ("stable_mean", "matching_mean")
-    }
+        yield f"error_level{level:02d}", figure
+    found = subnetworks_of(outcome.judged)
+    densities = {s.level: s.density for s in reversed(found) if s.arm == "ticket"}
     figure = plots.steps_against_density(
-        np.array([row["density"] for row in found]),
-        {f"smallest {claim} k": y[0] for claim, y in lines.items()},
+        np.array([densities[level] for level in sorted(densities)]),
+        {f"smallest {claim} k": y for claim, y in smallest_steps(found).items()},
         steps,
         title=f"{name}: tickets, by the means over {number} replicas",
     )
-    plots.save(figure, folder / "figures" / "first_steps")
-    if "level_barrier" in results:
-        _draw_levels(results, folder, f"{name}: successive levels of tickets")
-    assert first is not None
-    return first.with_suffix(".png")
-
-
-def _draw_levels(results: "xr.Dataset", folder: pathlib.Path, title: str) -> None:
-    number = results.sizes["replica"]
+    yield "first_steps", figure
+    if "level_barrier" not in results:
+        return
     for projection in results["projection"].values:
-        at = results["level_barrier"].sel(projection=projection, split="test")
-        lines = {
-            f"k = {step}": 100
-            * at.sel(rewind_step=step).transpose("replica", "earlier").values
-            for step in results["rewind_step"].values
-        }
+        barrier = results["level_barrier"].sel(projection=projection, split="test")
+        barrier = points.of(barrier.transpose("rewind_step", "replica", "earlier"))
         figure = plots.against_density(
             results["later_density"].values,
-            lines,
-            ylabel="barrier above the chord\n(points of test error)",
-            title=f"{title}\nmean of {number} replicas, bars: min to max; "
-            f"projection: {projection}",
+            {f"k = {step}": barrier.sel(rewind_step=step).values for step in steps},
+            ylabel=f"barrier above the chord\n({points.unit} of test {points.name})",
+            title=f"{name}: successive levels of tickets\nmean of {number} replicas, bars: "
+            f"min to max; projection: {projection}",
         )
-        plots.save(figure, folder / "figures" / f"level_barriers_{projection}")
+        yield f"level_barriers_{projection}", figure
 
 
-def report(
-    results: "xr.Dataset", cfg: Config, preset: str, folder: pathlib.Path
-) -> None:
-    """Figures, tables and verdicts, on the disk and on the screen."""
-    judged = judge(results, cfg.threshold, cfg.tolerance)
-    figure = draw(results, cfg, judged, folder)
-    rows, cross = table(judged), contingency(judged)
-    means = contingency_of_means(judged, cfg.threshold, cfg.tolerance)
-    lines = claim_at_first(judged)
-    together = {"subnetworks": judged, "first_steps": first_steps(judged)}
-    display.leave(folder, together, [rows, cross, means], lines)
-    number = results.sizes["replica"]
-    title = (
-        f"{preset}: points of test error, mean ± 95% half-width over {number} replicas"
-    )
-    display.show_lines(title, rows, [])
-    display.show_lines("Stable against matching, by the intervals", cross, [])
-    display.show_lines("By the means alone", means, [*lines, "", f"Figure: {figure}"])
+EXPERIMENT = Experiment(
+    name="rewinding",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    tiny="--model mlp-4 --subset 200 --steps 2it --rewind-steps 0it 1it --branches 2 "
+    "--replicas 2 --alphas 3 --levels 0 1",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)

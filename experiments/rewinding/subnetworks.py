@@ -7,21 +7,19 @@ instability between branches, and the barrier between successive levels.
 """
 
 import itertools
-import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import display
-from lottery_jax import arms, imp, masks, tickets, training
-from lottery_jax.connectivity import branches, distances, linear, points
-from lottery_jax.connectivity.points import BatchNorm
-from lottery_jax.replicas import Execution
-from lottery_jax.types import Array, Mask, Network, Task, TrainState
+from experiments.recipes import Setup
+from lottery_jax import imp, keys, masks, tickets, training, trees
+from lottery_jax.connectivity import Measure, branches, distances, linear, points
+from lottery_jax.execution import Execution, Where, default_execution
+from lottery_jax.imp import arms
+from lottery_jax.types import Mask, Network, TrainState
 
 
 class Cells(NamedTuple):
@@ -49,131 +47,72 @@ def chain_name(step: int) -> str:
     return f"k{step}"
 
 
-def find(
-    task: Task,
-    tx: optax.GradientTransformation,
-    protocol: imp.Plan,
-    ids: Sequence[int],
-    levels: int,
-    folder: pathlib.Path,
-    execution: Execution | None,
-    checkpoint_seconds: float,
-) -> imp.Study:
+def find(setup: Setup, plan: imp.Plan, ids: Sequence[int], where: Where) -> imp.Study:
     """Runs iterative pruning, or what is missing of it; tickets lie in the folder."""
-    names = [
-        f"{chain.name}: {arm} of replica {i}"
-        for chain in protocol.chains
-        for i in ids
-        for arm in protocol.arms
-    ]
-    with display.progress(protocol, names, 0, levels, folder) as watch:
+    last = max(setup.cfg.levels)
+    with display.watched(where, names=display.names(plan, ids), last=last) as place:
         return imp.run(
-            task,
-            tx,
-            protocol,
-            levels=levels,
-            replicas=ids,
-            execution=execution,
-            folder=folder,
-            checkpoint_seconds=checkpoint_seconds,
-            watch=watch,
+            setup.task, setup.tx, plan, levels=last, replicas=ids, where=place
         )
 
 
 def cells(
-    task: Task,
-    tx: optax.GradientTransformation,
-    protocol: imp.Plan,
+    setup: Setup,
     ids: Sequence[int],
     wanted: Sequence[tuple[int, int, str]],
-    folder: pathlib.Path,
-    execution: Execution | None,
+    where: Where,
 ) -> Cells:
     """What each subnetwork starts from.
 
     Args:
-      task: the task.
-      tx: the optimizer.
-      protocol: the plan that found the tickets, one chain per rewind step.
+      setup: with the plan that found the tickets, one chain per rewind step.
       ids: of the replicas.
       wanted: (rewind step, level, arm), for all replicas each.
-      folder: where `find` put the tickets.
-      execution: devices and chunk.
+      where: the folder is the one in which `find` put the tickets.
     """
+    task, tx, plan = setup.task, setup.tx, setup.plan
+    own = keys.of_replicas(plan.seed, ids)
     steps = sorted({step for step, _, _ in wanted})
-    keys = jax.vmap(lambda i: arms.replica_keys(protocol.seed, i))(jnp.array(ids))
-    fresh = None
-    if any(arm == "reinit" for _, _, arm in wanted):
-        fresh = branches.train_trunk(
-            task,
-            tx,
-            keys.fresh_init,
-            keys.fresh_noise,
-            steps,
-            execution=execution,
-            folder=folder / "fresh",
-        )
-    template = jax.eval_shape(task.init, jax.random.key(0))[0]
-    prunable = task.prunable(template) if task.prunable else masks.prunable(template)
-    _, _, stream = jax.vmap(task.init)(keys.init)
-    like = jax.eval_shape(task.init, jax.random.key(0))[:2]
+    at = [(*cell, replica) for cell in wanted for replica in range(len(ids))]
+    like = task.shapes[:2]
+    assert where.folder is not None
 
     def ticket(step: int, level: int, replica: int) -> tickets.Ticket:
-        path = imp.ticket_path(folder, chain_name(step), level, ids[replica])
+        path = imp.ticket_path(where.folder, chain_name(step), level, ids[replica])  # type: ignore[arg-type]
         return tickets.load(path, like)
 
-    @jax.jit
-    def start(
-        arm: Array,
-        own_keys: arms.ReplicaKeys,
-        mask: Mask,
-        dense: Network,
-        own: Network,
-        stream: Any,
-        step: Array,
-    ) -> TrainState:
-        network, mask = arms.begin(
-            arm,
-            own_keys,
-            mask,
-            dense,
-            own,
-            scope=protocol.random_scope,
-            prunable=prunable,
-            exclude=task.exclude,
+    found = [ticket(step, level, r) for step, level, _, r in at]
+    dense = [ticket(step, 0, r) for step, _, _, r in at]
+    chain = trees.stack([Network(one.params, one.model_state) for one in dense])
+    fresh = chain
+    if any(arm == "reinit" for _, _, arm in wanted):
+        trunk = branches.train_trunk(
+            task, tx, own.fresh_init, own.fresh_noise, steps, where=where.below("fresh")
         )
-        return training.start(tx, network, stream, mask, step)
-
-    layout, states, densities = [], [], []
-    total = masks.total(template, prunable)
-    for step, level, arm in wanted:
-        for replica in range(len(ids)):
-            found, dense = ticket(step, level, replica), ticket(step, 0, replica)
-            network = Network(dense.params, dense.model_state)
-            own = network
-            if fresh is not None:
-                state = jax.tree.map(lambda x, r=replica: x[r], fresh.at(step))
-                own = Network(state.params, state.model_state)
-            state = start(
-                np.int32(arms.ARMS.index(arm)),
-                jax.tree.map(lambda x, r=replica: x[r], keys),
-                found.mask,
-                network,
-                own,
-                jax.tree.map(lambda x, r=replica: x[r], stream),
-                np.int32(step),
-            )
-            states.append(jax.tree.map(np.asarray, state))
-            layout.append((step, level, arm, replica))
-            densities.append(int(masks.count(found.mask, prunable)) / total)
-    step_, level_, arm_, replica_ = zip(*layout)
+        fresh = trees.stack(
+            [trees.rows(trunk.at(step).network, r) for step, _, _, r in at]
+        )
+    step, level, arm, replica = (np.array(column) for column in zip(*at))
+    mask = trees.stack([one.mask for one in found])
+    stream = jax.vmap(task.init)(own.init)[2]
+    rows = arms.Rows(
+        np.array([arms.index(name) for name in arm.tolist()], np.int32),
+        step.astype(np.int32),
+        arms.Given(trees.rows(own, replica), mask, chain, fresh),
+        trees.rows(stream, replica),
+    )
+    execution = (where.execution or default_execution()).check()
+    states = arms.starts(task, tx, execution.spread(rows), execution, plan.random_scope)
+    flags = masks.of_task(task)
+    total = masks.total(task.shapes[0], flags)
+    counts = [int(masks.count(one.mask, flags)) for one in found]
     return Cells(
-        np.array(step_, np.int32),
-        np.array(level_, np.int32),
-        np.array(arm_),
-        np.array(replica_, np.int32),
-        np.array(densities),
-        jax.tree.map(lambda *x: np.stack(x), *states),
+        step.astype(np.int32),
+        level.astype(np.int32),
+        arm,
+        replica.astype(np.int32),
+        np.array(counts) / total,
+        execution.gather(states, len(at)),
     )
 
 
@@ -182,68 +121,59 @@ class Trained(NamedTuple):
 
     Attributes:
       cell: which cell each belongs to, int `[B]`.
-      branch: its noise, int `[B]`.
       networks: leading axis `[B]`.
       masks: likewise.
       first_nan: the step at which it diverged, or nan, `[B]`.
       execution: the settings that were used.
+      where: of the study, executed so.
     """
 
     cell: np.ndarray
-    branch: np.ndarray
     networks: Network
     masks: Mask
     first_nan: np.ndarray
     execution: Execution
+    where: Where
 
 
 def train(
-    task: Task,
-    tx: optax.GradientTransformation,
+    setup: Setup,
     subnetworks: Cells,
     numbers: Sequence[int],
-    seed: int,
     ids: Sequence[int],
-    stop: int,
-    *,
-    every: int,
-    execution: Execution | None,
-    folder: pathlib.Path,
-    checkpoint_seconds: float,
-    what: str = "",
+    where: Where,
 ) -> Trained:
     """Trains the branches of all cells as one batch; `numbers` says how many of each.
 
     Branch b of a replica has the same noise in every cell, so cells are compared under
     the same noise.
     """
+    cfg = setup.cfg
     cell = np.repeat(np.arange(len(numbers)), numbers)
     branch = np.concatenate([np.arange(n) for n in numbers])
-    keys = jax.vmap(lambda i: arms.replica_keys(seed, i))(jnp.array(ids))
-    noise = jax.vmap(lambda key: branches.branch_keys(key, max(numbers)))(keys.noise)
-    states = jax.tree.map(lambda x: x[cell], subnetworks.states)
-    with display.stages(what) as watch:
-        trained = branches.train(
-            task,
-            tx,
-            states,
-            subnetworks.step[cell],
-            noise[subnetworks.replica[cell], branch],
-            stop,
-            execution=execution,
-            every=every,
-            folder=folder / "branches",
-            checkpoint_seconds=checkpoint_seconds,
-            watch=display.branch_watcher(watch),
-        )
-    return Trained(
-        cell,
-        branch,
-        trained.networks,
-        states.mask,
-        trained.curves.first_nan,
-        trained.execution,
+    noise = keys.of_replicas(cfg.seed, ids).noise
+    noise = jax.vmap(lambda key: keys.branch_keys(key, max(numbers)))(noise)
+    states = trees.rows(subnetworks.states, cell)
+    runs = training.Runs(
+        states,
+        noise[subnetworks.replica[cell], branch],
+        subnetworks.step[cell],
+        np.zeros_like(cell),
     )
+    with display.watched(where.below("branches")) as place:
+        trained = training.train(
+            setup.task,
+            setup.tx,
+            runs,
+            setup.plan.steps,
+            every=cfg.every,
+            stage="branches",
+            where=place,
+        )
+    first_nan = trained.curves.first_nan
+    how = trained.execution
+    networks = trained.networks
+    return Trained(cell, networks, states.mask, first_nan, how, where.by(how))
 
 
 class Measured(NamedTuple):
@@ -261,37 +191,15 @@ class Measured(NamedTuple):
     angle: np.ndarray
 
 
-def measure(
-    task: Task,
-    trained: Trained,
-    number: int,
-    *,
-    alphas: int,
-    splits: tuple[str, ...],
-    batch_norm: BatchNorm | None,
-    statistics_batches: int,
-    folder: pathlib.Path,
-    what: str = "",
-) -> Measured:
+def measure(setup: Setup, trained: Trained, how: Measure) -> Measured:
     """Errors of all branches, and the paths between those of each cell.
 
     Args:
-      task: the task.
+      setup: of the study; cells with fewer branches than its `branches` have no pairs.
       trained: from `train`.
-      number: branches of the cells that are measured; the others have fewer.
-      alphas: points of a path.
-      splits: names of splits.
-      batch_norm: the policy.
-      statistics_batches: for "recompute".
-      folder: where checkpoints go.
-      what: for the progress bar.
+      how: paths are measured.
     """
-    options: dict[str, Any] = dict(
-        batch_norm=batch_norm,
-        splits=splits,
-        statistics_batches=statistics_batches,
-        execution=trained.execution,
-    )
+    task, number = setup.task, setup.cfg.branches
     rows = np.arange(len(trained.cell))
     ends, owners = [], []
     for cell in range(trained.cell.max() + 1):
@@ -300,47 +208,38 @@ def measure(
             ends += list(itertools.combinations(own.tolist(), 2))
             owners.append(cell)
     pairs = np.array(ends, np.int32)
-    with display.stages(what) as watch:
+    networks = trained.networks
+    with display.watched(trained.where.below("paths")) as place:
+        # Branches of a cell share a mask: checked.
         path = linear.paths(
-            task,
-            trained.networks,
-            pairs,
-            alphas,
-            # Branches of a cell share a mask: checked.
-            masks=trained.masks,
-            folder=folder / "paths",
-            watch=display.points_watcher(watch, len(pairs)),
-            **options,
+            task, networks, pairs, how, masks=trained.masks, where=place
         )
-    lii = np.full(
-        (trained.cell.max() + 1, len(pairs) // len(owners), len(splits)), np.nan
+    shape = (trained.cell.max() + 1, len(pairs) // len(owners), len(how.splits))
+    lii = np.full(shape, np.nan)
+    lii[owners] = linear.instability(path.error).reshape(len(owners), *shape[1:])
+    alone = np.ones((len(rows), 1))
+    own_error = points.evaluate_many(
+        task, networks, rows[:, None], alone, how, where=_unseen(trained.where)
     )
-    lii[owners] = linear.instability(path.error).reshape(len(owners), -1, len(splits))
-    own = points.evaluate_many(
-        task, trained.networks, rows[:, None], np.ones((len(rows), 1)), **options
-    )
-    a, b = (
-        jax.tree.map(lambda x, s=side: x[pairs[:, s]], trained.networks.params)
-        for side in (0, 1)
-    )
-    mask = jax.tree.map(lambda x: x[pairs[:, 0]], trained.masks)
-    angle = np.full(lii.shape[:2], np.nan)
-    angle[owners] = np.asarray(jax.jit(jax.vmap(distances.angle))(a, b, mask)).reshape(
-        len(owners), -1
-    )
-    return Measured(own["error"], lii, angle)
+    a, b = (trees.rows(networks.params, pairs[:, side]) for side in (0, 1))
+    mask = trees.rows(trained.masks, pairs[:, 0])
+    angle = np.full(shape[:2], np.nan)
+    between = jax.jit(jax.vmap(distances.angle))(a, b, mask)
+    angle[owners] = np.asarray(between).reshape(len(owners), -1)
+    return Measured(own_error["error"], lii, angle)
+
+
+def _unseen(where: Where) -> Where:
+    """The same devices, without a folder: for what is measured in a moment."""
+    return Where(where.execution)
 
 
 def level_barriers(
-    task: Task,
+    setup: Setup,
     subnetworks: Cells,
     trained: Trained,
-    *,
+    how: Measure,
     projection: linear.Projection,
-    alphas: int,
-    splits: tuple[str, ...],
-    batch_norm: BatchNorm | None,
-    statistics_batches: int,
 ) -> list[tuple[int, int, np.ndarray]]:
     """Barriers between the tickets of successive levels, under the same noise.
 
@@ -359,16 +258,13 @@ def level_barriers(
         ordered = sorted(cells_, key=lambda c: subnetworks.level[c])
         found += list(itertools.pairwise(ordered))
     path = linear.paths(
-        task,
+        setup.task,
         trained.networks,
         [(first[a], first[b]) for a, b in found],
-        alphas,
+        how,
         masks=trained.masks,
         projection=projection,
-        batch_norm=batch_norm,
-        splits=splits,
-        statistics_batches=statistics_batches,
-        execution=trained.execution,
+        where=_unseen(trained.where),
     )
     height = linear.barrier(path.error, path.alphas, reference="chord")
     return [(a, b, height[i]) for i, (a, b) in enumerate(found)]

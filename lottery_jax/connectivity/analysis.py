@@ -234,13 +234,13 @@ def _records(
     lead = ("schedule", "rewind_step", "replica")
     pairs = (*shape[:3], -1)
     out: Records = {}
-    for name in ("error", "loss"):
-        value = np.stack([getattr(path, name) for path in measured], axis=1)
+    for name in sorted(measured[0].values):
+        value = np.stack([path.values[name] for path in measured], axis=1)
         value = value.reshape(*shape[:3], -1, *value.shape[1:])
         axes = (*lead, "pair", "batch_norm", "split")
         out[name] = ((*axes, "alpha"), value)
         high = linear.instability(value)
-        out["lii" if name == "error" else "lii_loss"] = (axes, high)
+        out["lii" if name == "error" else f"lii_{name}"] = (axes, high)
 
     def of_branches(states: PyTree) -> PyTree:
         """States `[rewind_step or 1, replica]` as a stack of the branches."""

@@ -62,6 +62,5 @@ def error_along_curve(
         rows=1,
         where=where,
     )
-    return linear.Path(
-        at, found["error"].T[None], found["loss"].T[None], measure.splits
-    )
+    values = {name: x.T[None] for name, x in found.items()}
+    return linear.Path(at, values, measure.splits)

@@ -36,15 +36,23 @@ class Path(NamedTuple):
 
     Attributes:
       alphas: positions, float `[A]`; 0 is a pair's first network, 1 its second.
-      error: fractions in [0, 1], `[pairs, splits, A]`.
-      loss: likewise, nats.
+      values: by metric, all that the task's `evaluate` returns, `[pairs, splits, A]`.
       splits: the names along the second axis.
     """
 
     alphas: np.ndarray
-    error: np.ndarray
-    loss: np.ndarray
+    values: dict[str, np.ndarray]
     splits: tuple[str, ...]
+
+    @property
+    def error(self) -> np.ndarray:
+        """Fractions in [0, 1], `[pairs, splits, A]`."""
+        return self.values["error"]
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Likewise, nats."""
+        return self.values["loss"]
 
 
 def positions(alphas: int | ArrayLike, extrapolate: bool = False) -> np.ndarray:
@@ -187,7 +195,7 @@ def paths(
         name: np.moveaxis(x.reshape(len(ends), len(at), -1), 1, 2)
         for name, x in found.items()
     }
-    return Path(at, shaped["error"], shaped["loss"], measure.splits)
+    return Path(at, shaped, measure.splits)
 
 
 # --- masks ----------------------------------------------------------------------------

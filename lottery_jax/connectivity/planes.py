@@ -25,17 +25,25 @@ class Plane(NamedTuple):
         between weights, float `[X]`.
       y: along the second axis, at a right angle to it, towards `c`, `[Y]`.
       networks: where a, b and c lie, `[3, 2]`.
-      error: fractions, `[splits, Y, X]`.
-      loss: likewise.
+      values: by metric, all that the task's `evaluate` returns, `[splits, Y, X]`.
       splits: names along the first axis.
     """
 
     x: np.ndarray
     y: np.ndarray
     networks: np.ndarray
-    error: np.ndarray
-    loss: np.ndarray
+    values: dict[str, np.ndarray]
     splits: tuple[str, ...]
+
+    @property
+    def error(self) -> np.ndarray:
+        """Fractions in [0, 1], `[splits, Y, X]`."""
+        return self.values["error"]
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Likewise, nats."""
+        return self.values["loss"]
 
 
 def _flat(params: Params) -> np.ndarray:
@@ -114,4 +122,4 @@ def plane(
     shaped = {
         name: np.moveaxis(v.reshape(size, size, -1), -1, 0) for name, v in found.items()
     }
-    return Plane(x, y, places, shaped["error"], shaped["loss"], measure.splits)
+    return Plane(x, y, places, shaped, measure.splits)

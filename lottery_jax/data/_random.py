@@ -22,5 +22,5 @@ def random_state(seed: int, purpose: str) -> np.random.RandomState:
       ValueError: `seed` is out of range.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
+        raise ValueError(f"seed={seed}; it must lie in [0, 2**32)")
     return np.random.RandomState([seed, zlib.crc32(purpose.encode())])

@@ -51,7 +51,7 @@ def shift_crop(key: Key, images: Array, padding: int = 4) -> Array:
     """
     _check_images(images)
     if padding < 0:
-        raise ValueError(f"padding must be at least 0, got {padding}")
+        raise ValueError(f"padding={padding}; it must be 0 or more")
     size = images.shape[1:]
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
     width = (padding, padding)

@@ -32,7 +32,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     for field, value in (("num_examples", num_examples), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{field} must be at least 1, got {value}")
+            raise ValueError(f"{field}={value}; it must be 1 or more")
     return -(-num_examples // batch_size)
 
 

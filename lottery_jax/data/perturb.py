@@ -31,7 +31,7 @@ def randomize_labels(
       ValueError: `fraction` or `seed` is out of range.
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"label_noise must lie in [0, 1], got {fraction}")
+        raise ValueError(f"label_noise={fraction}; it must lie in [0, 1]")
     count = round(fraction * len(labels))
     chosen = random_state(seed, "noisy examples").permutation(len(labels))[:count]
     draws = random_state(seed, "noisy labels").randint(num_classes, size=len(labels))
@@ -65,8 +65,8 @@ def blur(images: np.ndarray, factor: float) -> np.ndarray:
     height, width = images.shape[1:3]
     if not 1 <= factor <= min(height, width):
         raise ValueError(
-            f"blur must lie in [1, {min(height, width)}] for images of "
-            f"{height}x{width}, got {factor}"
+            f"blur={factor}; it must lie in [1, {min(height, width)}] for images of "
+            f"{height}x{width}"
         )
     passes = (
         (2, _triangle(width, int(width / factor))),

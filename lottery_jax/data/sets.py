@@ -149,11 +149,11 @@ def load(
       ImportError: a package is missing; the message names the extra.
     """
     if name not in _SETS:
-        raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
+        raise ValueError(f"name={name!r}; it must be one of {', '.join(NAMES)}")
     spec = _SETS[name]
     _check_normalization(normalization, spec, name)
     if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise must lie in [0, 1], got {label_noise}")
+        raise ValueError(f"label_noise={label_noise}; it must lie in [0, 1]")
     if blur is not None and len(spec.shape) != 3:
         raise ValueError(f"blur needs images, and {name!r} has shape {spec.shape}")
 
@@ -167,14 +167,13 @@ def load(
     held_out = spec.validation if validation is None else validation
     if not 0 <= held_out < num_examples:
         raise ValueError(
-            f"validation must lie in [0, {num_examples - 1}] for {name!r}, "
-            f"got {held_out}"
+            f"validation={held_out}; it must lie in [0, {num_examples - 1}] for {name!r}"
         )
     left = num_examples - held_out
     if subset is not None and not 1 <= subset <= left:
         raise ValueError(
-            f"subset must lie in [1, {left}] for {name!r} with validation={held_out}, "
-            f"got {subset}"
+            f"subset={subset}; it must lie in [1, {left}] for {name!r} with "
+            f"validation={held_out}"
         )
 
     order = random_state(seed, "split").permutation(num_examples)
@@ -227,7 +226,7 @@ def tfds_name(name: str) -> str:
     spec = _SETS.get(name)
     if spec is None or spec.tfds is None:
         valid = ", ".join(n for n in NAMES if n not in GENERATED)
-        raise ValueError(f"name must be one of {valid}; got {name!r}")
+        raise ValueError(f"name={name!r}; it must be one of {valid}")
     return spec.tfds
 
 
@@ -271,8 +270,8 @@ def _not_prepared(
 def _check_normalization(normalization: str, spec: _Set, name: str) -> None:
     if normalization not in get_args(Normalization):
         raise ValueError(
-            f"normalization must be one of {', '.join(get_args(Normalization))}; "
-            f"got {normalization!r}"
+            f"normalization={normalization!r}; it must be one of "
+            f"{', '.join(get_args(Normalization))}"
         )
     if normalization == "imagenet" and spec.shape != _COLOR:
         raise ValueError(

@@ -91,6 +91,8 @@ class Where:
       watch: called with a `Progress` at the start, and after every segment.
       meeting: of all processes that work on this, for what they must agree on; None for
         one process.
+      clock: of its checkpoints; shared with what is `below`.
+      held: what stays on the devices; shared likewise.
     """
 
     execution: Execution | None = None

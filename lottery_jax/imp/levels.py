@@ -146,6 +146,14 @@ def set_up(
 ) -> Bench:
     """Lays out the rows and draws their networks; nothing is trained yet.
 
+    Args:
+      task: what is trained.
+      tx: the optimizer.
+      plan: the protocol.
+      ids: of the replicas.
+      execution: the devices.
+      start: weights to start from; see `study.run`.
+
     Raises:
       ValueError: a start that does not fit the task, an arm that it cannot make.
     """
@@ -462,6 +470,13 @@ def end(
     bench: Bench, kept: Kept, done: training.Trained, level: int, where: Where
 ) -> tuple[Kept, dict[str, np.ndarray]]:
     """What is kept of a level, and what is measured at its end.
+
+    Args:
+      bench: of the study.
+      kept: what the level began with.
+      done: the level, trained.
+      level: its number.
+      where: what it ran on.
 
     Returns:
       What is kept, and arrays `[R, ...]` by name (`results.table`).

@@ -8,7 +8,7 @@ FOLDER/tickets/CHAIN/levelLL-replicaRR.safetensors    what each level starts fro
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -152,6 +152,7 @@ def store_tickets(
     density: np.ndarray,
     level: int,
     metadata: Mapping[str, Any],
+    weights: Literal["stored", "digest"] = "stored",
 ) -> None:
     """Writes what each chain's level starts from, one file per replica.
 
@@ -162,6 +163,7 @@ def store_tickets(
       density: of every run at that level, `[R]`.
       level: the level.
       metadata: of the caller.
+      weights: whether these or their digests are stored.
     """
     plan, ids = bench.plan, bench.ids
     mask, network = trees.host((kept.mask, levels.begun(bench, kept, level)))
@@ -173,7 +175,8 @@ def store_tickets(
             plan, chain, ids[replica], level, float(share), metadata
         )
         path = ticket_path(folder, plan.chains[chain].name, level, ids[replica])
-        tickets.save(path, tickets.Ticket(own_mask, own.params, own.model_state, found))
+        ticket = tickets.Ticket(own_mask, own.params, own.model_state, found)
+        tickets.save(path, ticket, weights=weights)
 
 
 def stack(

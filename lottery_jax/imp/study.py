@@ -15,12 +15,14 @@ References:
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import numpy as np
 import optax
 
 from lottery_jax import training
-from lottery_jax.errors import at_least, some_different
+from lottery_jax.errors import at_least, one_of, some_different
 from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
 from lottery_jax.imp.levels import (
@@ -46,6 +48,7 @@ def run(
     replicas: Sequence[int] = (0, 1, 2),
     start: Network | None = None,
     metadata: Mapping[str, Any] | None = None,
+    weights: Literal["stored", "digest"] = "stored",
     where: Where | None = None,
 ) -> Study:
     """Runs a pruning study.
@@ -60,6 +63,8 @@ def run(
         as pre-trained ones: with the leaf shapes of one network, or with a leading axis
         of the replicas. Fresh draws (reinit) still come from the law.
       metadata: JSON-able; its "model" and "task" go into the tickets.
+      weights: what tickets hold of them: themselves, or digests of those of `start`, where
+        all replicas share it and all chains rewind to it (`tickets.load(start=)`).
       where: devices, folder, who watches. In its folder checkpoints and tickets are
         stored, and a study that is found there is continued.
 
@@ -82,6 +87,7 @@ def run(
     check(plan)
     at_least("levels", levels, 0)
     some_different("replicas", ids := tuple(replicas))
+    _check_weights(weights, plan, start, task)
     own = store.identity(plan, ids, start)
     at, settings_changed = store.check_same(where or Where(), own)
     folder = at.store
@@ -131,11 +137,29 @@ def run(
         resumed = False
         if folder is not None:
             density = measured["density"]
-            store.store_tickets(folder, bench, kept, density, level, metadata or {})
+            store.store_tickets(
+                folder, bench, kept, density, level, metadata or {}, weights
+            )
         if level == levels or at.clock.due(at.checkpoint_seconds):
             store_moment(moment)
     rewound = begun(bench, moment.kept, moment.level - 1)
     return results.outcome(bench, moment, rewound)
+
+
+def _check_weights(weights: str, plan: Plan, start: Network | None, task: Task) -> None:
+    """Raises a ValueError if tickets cannot do without weights."""
+    one_of("weights", weights, ("stored", "digest"))
+    if weights == "stored":
+        return
+    shared = start is not None and [np.shape(x) for x in jax.tree.leaves(start)] == [
+        x.shape for x in jax.tree.leaves(task.shapes[:2])
+    ]
+    kept = any(chain.keeps_weights for chain in plan.chains)
+    if not shared or kept or any(plan.rewind_steps):
+        raise ValueError(
+            "weights='digest' needs a start that all replicas share, and chains that "
+            "rewind to it: retrain='rewind' and rewind_step=0"
+        )
 
 
 def _within(where: Where, level: int, resumed: bool) -> Where:

@@ -93,6 +93,13 @@ class Conv(nn.Module):
     Pads every side by half the window, as PyTorch's models do: with a stride of 2 and
     an even size that is not what "SAME" pads. A kernel with fewer channels is applied as
     it is.
+
+    Attributes:
+      features: output channels.
+      window: height and width of the kernel.
+      stride: along both axes.
+      use_bias: whether there is one.
+      choices: initialisers and the like.
     """
 
     features: int

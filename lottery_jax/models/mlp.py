@@ -16,6 +16,11 @@ class MLP(nn.Module):
 
     LeCun et al. 1998, as in Frankle & Carbin 2019, figure 2; open_lth's
     `mnist_lenet_300_100`. Layers: `dense_0`, ..., `head`.
+
+    Attributes:
+      num_classes: width of the output layer.
+      widths: of the hidden layers.
+      choices: initialisers and the like, of all layers.
     """
 
     num_classes: int
@@ -50,6 +55,11 @@ class ResidualMLP(nn.Module):
 
     `h = relu(dense_0 x); h = h + relu(dense_1 h); head h`, with 500 units the network
     of MNIST-1D's lottery tickets (Greydanus & Kobak 2024, section 3, and its code).
+
+    Attributes:
+      num_classes: width of the output layer.
+      width: of both hidden layers.
+      choices: initialisers and the like, of all layers.
     """
 
     num_classes: int

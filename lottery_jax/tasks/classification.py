@@ -1,4 +1,4 @@
-"""Classification of images or vectors by a Linen model."""
+"""Classification of images or vectors: cross-entropy, by a model of any library."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import optax
 from flax import linen as nn
 
 from lottery_jax import data as datasets
-from lottery_jax import models
+from lottery_jax import models, trees
+from lottery_jax.tasks import _batches, _models
 from lottery_jax.types import (
     Array,
     Batch,
@@ -30,42 +31,18 @@ from lottery_jax.types import (
 class _Classification:
     """The static part of the task; its methods are the Task's functions."""
 
-    model: nn.Module
-    shape: tuple[int, ...]
-    num_train: int
-    batch_size: int
-    evaluation_batch: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: tuple[str, ...]
+    model: _models.Model
+    batches: _batches.Batches
 
     def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
-        variables = self.model.init(key, jnp.zeros((1, *self.shape)), train=False)
-        rest = {name: tree for name, tree in variables.items() if name != "params"}
-        return variables["params"], rest, ()
+        params, model_state = self.model.init(key)
+        return params, model_state, ()
 
     def narrow(self, key: Key, count: int) -> tuple[Network, Mask]:
-        params, model_state, _ = self.init(key)
-        narrowed, mask = models.narrow(self.model, params, count)
+        assert isinstance(self.model, _models.Linen)
+        params, model_state = self.model.init(key)
+        narrowed, mask = models.narrow(self.model.module, params, count)
         return Network(narrowed, model_state), mask
-
-    def order(self, noise_key: Key, epoch: Array) -> Array:
-        return datasets.permutation(noise_key, epoch, self.num_train, self.batch_size)
-
-    def batch(self, data: PyTree, indices: Array, noise_key: Key, step: Array) -> Batch:
-        full = self.num_train % self.batch_size == 0
-        batch = datasets.gather(data["train"], indices, full=full)
-        images = batch["image"]
-        if self.augment:
-            key = jax.random.fold_in(noise_key, step)
-            if self.augment == ("flip", "crop"):
-                images = datasets.flip_and_crop(key, images)
-            else:
-                one = (
-                    datasets.flip if self.augment == ("flip",) else datasets.shift_crop
-                )
-                images = one(key, images)
-        return batch | {"image": datasets.normalize(images, self.mean, self.std)}
 
     def loss(
         self,
@@ -75,43 +52,16 @@ class _Classification:
         batch: Batch,
         key: Key,
     ) -> tuple[Array, tuple[ModelState, StreamState, Metrics]]:
-        variables: dict[str, Any] = {"params": params, **model_state}
         weight = batch["weight"]
-        out = self.model.apply(
-            variables,
-            batch["image"],
-            train=True,
-            weights=weight,
-            mutable=list(model_state),
-            rngs={"dropout": key},
+        logits, model_state = self.model.apply(
+            params, model_state, batch["image"], train=True, key=key, weights=weight
         )
-        logits, model_state = out
         share = weight / jnp.sum(weight)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         loss = jnp.sum(losses * share)
         wrong = jnp.argmax(logits, axis=-1) != batch["label"]
         metrics = {"loss": loss, "error": jnp.sum(wrong * share)}
         return loss, (model_state, stream_state, metrics)
-
-    def _each_batch(
-        self,
-        params: Params,
-        model_state: ModelState,
-        arrays: PyTree,
-        measure: Callable[[Array, PyTree], PyTree],
-    ) -> PyTree:
-        """`measure(logits, batch)` of each batch of a split, stacked."""
-        number = arrays["label"].shape[0]
-        size = min(self.evaluation_batch, number)
-
-        def some(rows: Array) -> PyTree:
-            batch = datasets.gather(arrays, rows)
-            images = datasets.normalize(batch["image"], self.mean, self.std)
-            variables = {"params": params, **model_state}
-            logits: Any = self.model.apply(variables, images, train=False)
-            return measure(logits, batch)
-
-        return jax.lax.map(some, datasets.sequential(number, size))
 
     def evaluate(
         self,
@@ -124,13 +74,14 @@ class _Classification:
         arrays = data[split]
         number = arrays["label"].shape[0]
 
-        def sums(logits: Array, batch: PyTree) -> tuple[Array, Array]:
+        def sums(batch: Batch) -> tuple[Array, Array]:
+            logits = self._logits(params, model_state, batch)
             label, weight = batch["label"], batch["weight"]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
             wrong = jnp.argmax(logits, axis=-1) != label
             return jnp.sum(losses * weight), jnp.sum(wrong * weight)
 
-        loss, wrong = self._each_batch(params, model_state, arrays, sums)
+        loss, wrong = self.batches.each(arrays, sums)
         return {"loss": jnp.sum(loss) / number, "error": jnp.sum(wrong) / number}
 
     def predict(
@@ -143,118 +94,185 @@ class _Classification:
     ) -> Array:
         arrays = data[split]
 
-        def classes(logits: Array, batch: PyTree) -> Array:
+        def classes(batch: Batch) -> Array:
+            logits = self._logits(params, model_state, batch)
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-        found = self._each_batch(params, model_state, arrays, classes)
+        found = self.batches.each(arrays, classes)
         return found.reshape(-1)[: arrays["label"].shape[0]]
 
-    def statistics(
-        self, params: Params, model_state: ModelState, batch: Batch
-    ) -> PyTree:
-        # With momentum 0 a training pass leaves the batch's own moments behind.
-        choices = dataclasses.replace(
-            self.model.choices,
-            momentum=0.0,
-            unbiased=False,
-        )
-        _, state = self.model.clone(choices=choices).apply(
-            {"params": params, **model_state},
-            batch["image"],
-            train=True,
-            weights=batch["weight"],
-            mutable=list(model_state),
-        )
-        return _each_norm(
-            state,
-            lambda norm: {
-                "mean": norm["mean"],
-                "square": norm["var"] + jnp.square(norm["mean"]),
-            },
-        )
-
-    def pool(self, moments: PyTree) -> ModelState:
-        return _each_norm(
-            moments,
-            lambda norm: {
-                "mean": norm["mean"],
-                "var": jnp.maximum(norm["square"] - jnp.square(norm["mean"]), 0),
-            },
-        )
-
-
-def _each_norm(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
-    """Changes every BatchNorm's dict of moments in a nested dict."""
-    if "mean" in tree:
-        return change(tree)
-    return {name: _each_norm(inner, change) for name, inner in tree.items()}
+    def _logits(self, params: Params, model_state: ModelState, batch: Batch) -> Array:
+        return self.model.apply(params, model_state, batch["image"], train=False)[0]
 
 
 def classification(
     dataset: datasets.Dataset,
-    model: nn.Module,
+    model: nn.Module | None = None,
     *,
+    init: Callable[..., Any] | None = None,
+    apply: Callable[..., Any] | None = None,
     batch_size: int,
+    drop_last: bool = False,
     augment: tuple[str, ...] = (),
     evaluation_batch: int = 500,
+    prunable: Callable[[Params], PyTree] | None = None,
     exclude: tuple[str, ...] = (),
+    head: tuple[str, ...] = ("(^|/)head/",),
 ) -> Task:
     """A classification task: a data set, a model, cross-entropy.
 
+    The model is a Linen module, or two pure functions, which any library can give:
+
+        init(key) -> params                     apply(params, images) -> logits
+        init(key) -> (params, model_state)      apply(params, model_state, images)
+                                                    -> (logits, model_state)
+
+    `apply` may have further parameters, each of which is given if it is there: `train`,
+    a bool; `key`, for what training draws (dropout), None in evaluation; `weights`,
+    float32 `[batch]`, 0 for the padding of a last batch, None in evaluation. Both are
+    functions of a module, and nothing they use may be an array but their arguments.
+
+    Flax NNX (the graph definition holds no arrays; dropout is given its key):
+
+        def split(net): return nnx.split(net, nnx.Param, ...)
+
+        GRAPH = split(nnx.eval_shape(lambda: Net(rngs=nnx.Rngs(0))))[0]
+
+        def init(key):
+            return split(Net(rngs=nnx.Rngs(key)))[1:]
+
+        def apply(params, model_state, images, *, train, key, weights):
+            net = nnx.merge(GRAPH, params, model_state)
+            logits = net(images, train, key, weights)
+            return logits, split(net)[2]
+
+    Equinox (the static part holds no arrays):
+
+        def build(key): return eqx.nn.MLP(784, 10, 300, depth=2, key=key)
+
+        def init(key): return eqx.filter(build(key), eqx.is_inexact_array)
+
+        STATIC = eqx.filter(build(jax.random.key(0)), eqx.is_inexact_array, inverse=True)
+
+        def apply(params, images):
+            net = eqx.combine(params, STATIC)
+            return jax.vmap(net)(images.reshape(len(images), -1))
+
+    Haiku, without a state and with one:
+
+        NET = hk.transform(forward)  # draws with `hk.maybe_next_rng_key`: no key, no noise
+
+        def init(key): return NET.init(key, jnp.zeros((1, 784)))
+
+        def apply(params, images, *, key): return NET.apply(params, key, images)
+
+        NET = hk.transform_with_state(forward)  # forward(images, train)
+
+        def init(key): return NET.init(key, jnp.zeros((1, 784)), True)
+
+        def apply(params, model_state, images, *, train, key):
+            return NET.apply(params, model_state, key, images, train)
+
     Args:
       dataset: from `lottery_jax.data.load`, or arrays of one's own in that form.
-      model: `model.apply(variables, images, train=..., weights=...)` gives logits
-        `[batch, classes]`; the output layer is called `head`.
-      batch_size: examples per step; the last batch of an epoch is padded with examples
-        of weight 0.
+      model: a Linen module, `model.apply(variables, images)` gives logits `[batch,
+        classes]`. If its `__call__` has them, it is given `train` (or `training`,
+        `is_training`, `deterministic`, `use_running_average`) and `weights`. Flax's own
+        `nn.Dropout` and `nn.BatchNorm` work: padding does not enter the statistics, and
+        they can be recomputed, by training passes with dropout.
+      init: instead of a model, with `apply`: draws what a network starts from.
+      apply: see above; images are float32 `[batch, *dataset.shape]`, normalised.
+      batch_size: examples per step, in [1, training examples].
+      drop_last: whether an epoch leaves out a last batch that is not full. By default it
+        is padded with examples of weight 0. A model state that cannot know them, since
+        the model has no parameter `weights`, is refused.
       augment: of "flip" and "crop" (a shift by up to 4 pixels), in this order; needs
         images.
       evaluation_batch: examples evaluated at once.
+      prunable: `params -> Prunable`, which leaves count; None for those that
+        `masks.prunable` finds.
       exclude: patterns of leaves that count as prunable and are never cut.
+      head: patterns of the output layer's leaves.
 
     Raises:
-      ValueError: batch_size outside [1, number of training examples], an unknown
-        augmentation, or one that does not fit the data.
+      ValueError: not one of model and (init, apply); logits of another shape, or a model
+        state that changes its structure; a padded batch that would enter the model state;
+        batch_size or evaluation_batch out of range, an unknown augmentation, or one that
+        does not fit the data.
     """
-    num_train = len(dataset.arrays["train"]["label"])
-    if not 1 <= batch_size <= num_train:
-        raise ValueError(
-            f"batch_size={batch_size}; it must be between 1 and {num_train}, the number "
-            f"of training examples of {dataset.name}"
-        )
-    if augment not in ((), ("flip",), ("crop",), ("flip", "crop")):
-        raise ValueError(
-            f"augment={augment!r}; it must be of 'flip' and 'crop', in this order"
-        )
-    if augment and len(dataset.shape) != 3:
-        raise ValueError(
-            f"augment={augment!r} needs images; {dataset.name} has examples of shape "
-            f"{dataset.shape}"
-        )
-    static = _Classification(
-        model,
-        dataset.shape,
-        num_train,
-        batch_size,
-        evaluation_batch,
-        dataset.mean,
-        dataset.std,
-        augment,
+    batches = _batches.of(
+        dataset,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        augment=augment,
+        evaluation_batch=evaluation_batch,
     )
+    used: _models.Linen | _models.Functions
+    if model is not None and init is None and apply is None:
+        used = _models.linen(model, dataset.shape, batches.padded)
+        # Only then is it known what training leaves in the state.
+        foreign = _models.has_foreign_state(used)
+    elif model is None and init is not None and apply is not None:
+        used = _models.functions(init, apply)
+        foreign = used.stateful
+    else:
+        names = {"model": model, "init": init, "apply": apply}
+        given = [name for name, value in names.items() if value is not None]
+        raise ValueError(
+            f"given are {given}; it must be either model, or init and apply both"
+        )
+    if foreign and batches.padded and "weights" not in used.options:
+        raise ValueError(
+            f"batch_size={batch_size}; it must divide {batches.num_train}, the number of "
+            f"training examples of {dataset.name}, or drop_last be True: the last batch of "
+            "an epoch is padded, which would enter the model state. (A model with a "
+            "parameter `weights` can leave out examples of weight 0.)"
+        )
+    static = _Classification(used, batches)
+    _check(static, dataset)
+    own = isinstance(used, _models.Linen)
     return Task(
         data=dataset.arrays,
         init=static.init,
-        order=static.order,
-        batch=static.batch,
+        order=batches.order,
+        batch=batches.batch,
         loss=static.loss,
         evaluate=static.evaluate,
-        steps_per_epoch=datasets.steps_per_epoch(num_train, batch_size),
+        steps_per_epoch=batches.steps_per_epoch,
+        prunable=prunable,
         exclude=exclude,
-        head=("(^|/)head/",),
-        narrow=static.narrow,
-        # A model of one's own says itself what its statistics are: Task._replace.
-        statistics=static.statistics if hasattr(model, "choices") else None,
-        pool=static.pool,
+        head=head,
+        narrow=static.narrow if own else None,
+        # Of other states the user says what to average: Task._replace.
+        statistics=used.statistics
+        if isinstance(used, _models.Linen) and not foreign
+        else None,
+        pool=_models.pool if own and not foreign else None,
         predict=static.predict,
         validates="validation" in dataset.arrays,
     )
+
+
+def _check(static: _Classification, dataset: datasets.Dataset) -> None:
+    """Refuses a model that does not fit the data, before anything is compiled."""
+    key = jax.eval_shape(jax.random.key, 0)
+    size = static.batches.batch_size
+    images = jax.ShapeDtypeStruct((size, *dataset.shape), jnp.float32)
+    weights = jax.ShapeDtypeStruct((size,), jnp.float32)
+
+    def both(key: Key, images: Array, weights: Array) -> PyTree:
+        params, state = static.model.init(key)
+        logits, after = static.model.apply(
+            params, state, images, train=True, key=key, weights=weights
+        )
+        return logits, state, after
+
+    logits, state, after = jax.eval_shape(both, key, images, weights)
+    wanted = (size, dataset.num_classes)
+    if getattr(logits, "shape", None) != wanted:
+        found = getattr(logits, "shape", jax.tree.structure(logits))
+        raise ValueError(
+            f"the model's logits have shape {found}; it must be {wanted}, [batch_size, "
+            f"classes of {dataset.name}]"
+        )
+    trees.same(state, after, ("the model state", "the one that apply returns"))

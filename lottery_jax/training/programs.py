@@ -40,6 +40,7 @@ class Program:
     def __init__(self, jitted: Callable[..., Any]) -> None:
         self.jitted = jitted
         self._coming: list[concurrent.futures.Future[Any]] = []
+        self._seen = set[Any]()
 
     def __call__(self, *args: Any) -> Any:
         while self._coming:
@@ -53,7 +54,11 @@ class Program:
           *specs: pytrees of `jax.ShapeDtypeStruct` with the shardings of the call's
             arguments: another sharding would be another program.
         """
-        self._coming.append(_pool().submit(self._compile, specs))
+        leaves, structure = jax.tree.flatten(specs)
+        key = (structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
+        if key not in self._seen:
+            self._seen.add(key)
+            self._coming.append(_pool().submit(self._compile, specs))
 
     def _compile(self, specs: tuple[Any, ...]) -> None:
         self.lower(*specs).compile()

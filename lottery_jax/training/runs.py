@@ -137,16 +137,23 @@ class Joining(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Runs on their way: all that the next segment needs. A segment makes a new one."""
+    """Runs on their way: all that the next segment needs. A segment makes a new one.
+
+    Attributes:
+      step: that was reached.
+      rows: the states, `[P]`, in the order in which they were dealt.
+      best: by validation loss, likewise; None without validation.
+      curves: what was recorded, likewise.
+      kept: states at the steps that are kept, in the order of the runs, on the host.
+      since: metrics of each segment since the last recorded step, `[P, steps]`.
+    """
 
     step: int
     rows: TrainState
     best: Best | None
     curves: Curves
     kept: TrainState | None
-    since: tuple[
-        dict[str, np.ndarray], ...
-    ]  # metrics since the last column, `[P, ...]`
+    since: tuple[dict[str, np.ndarray], ...]
 
 
 def train(

@@ -1,0 +1,654 @@
+"""Every benchmark, as data: what is compared with what, at which sizes, and the targets.
+
+Nothing here imports JAX or PyTorch: sides are names of functions (`sides_jax`,
+`sides_torch`, `sides_command`) that run in processes of their own. `run` measures a row,
+whatever it is. A new row is an entry of `ROWS`.
+"""
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+# --- what rows are made of ------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """What a side may be asked for; each looks at what it needs."""
+
+    model: str = "lenet-300-100"  # a name of `models.make`; PyTorch reads its numbers
+    shape: tuple[int, ...] = (28, 28, 1)  # of one example; three axes are an image's
+    examples: int = 55_000  # in the training set
+    held_out: int = 0  # in the validation set
+    test: int = 0
+    batch: int = 60  # examples per step, or at once
+    optimizer: Literal["adam", "sgd"] = "adam"  # SGD with momentum
+    learning_rate: float = 1.2e-3
+    density: float = 0.2  # of the random masks on the kernels
+    augment: bool = False  # flip and crop on the device
+    replicas: int = 1  # trained together, a multiple of the devices
+    chunk: int = 1  # of them at once on a device; 0 for all
+    convolution: str | None = None  # how kernels of several replicas are executed
+    precision: str | None = None  # of products
+    steps: int = 200  # of each replica in a call, or of a level
+    every: int = 100  # steps between validations
+    levels: tuple[int, ...] = (1,)  # prunings, or those whose tickets are looked at
+    fraction: float = 0.2  # of the surviving weights, removed at each level
+    pairs: int = 3  # of networks, or branches of an initialisation
+    alphas: int = 30  # points of a path
+    operations: float = 1.5e10  # about how many a ruler does in a call
+    squares: tuple[int, ...] = (256, 512, 1024, 2048)  # products that may be the peak
+    data: str = ""  # a data set that needs no download
+    seconds: float = 0.3  # that short calls should take together, about
+    fused: bool = False  # PyTorch's fused Adam, and masks by one call
+    channels_last: bool = False  # PyTorch's memory format
+    loaders: int = 0  # PyTorch's processes that load, beside the one that trains
+    flags: str = ""  # of a command
+    label: str = ""  # of facts, where several sides find the same
+
+
+class Side(NamedTuple):
+    """Something that is timed, or that finds facts.
+
+    Attributes:
+      setup: "module:function" of this package: takes `Sizes`, returns programs by name.
+        A program is a function without arguments; it returns how many units of work it
+        has done, or facts: numbers and tables by name.
+      program: which of them.
+      change: fields of `Sizes` that differ from the row's.
+      devices: host devices of JAX; sides with the same number share a process. None for a
+        side without JAX, which has a process of its own.
+      threads: of PyTorch.
+      processes: how many do this work at the same time; rates add up.
+    """
+
+    setup: str
+    program: str = "run"
+    change: Mapping[str, Any] = {}
+    devices: int | None = None
+    threads: int | None = None
+    processes: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it runs lottery_jax, and so can run another checkout's."""
+        return not self.setup.startswith("sides_torch")
+
+
+class Target(NamedTuple):
+    """A bound, in the unit of the comparison, that the median must keep."""
+
+    sense: Literal[">=", ">", "<="]
+    bound: float
+
+    def reached(self, value: float) -> bool:
+        """Whether a value keeps the bound."""
+        compare = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+        return compare[self.sense](value, self.bound)
+
+
+class Ratio(NamedTuple):
+    """One side against another, turn by turn.
+
+    Attributes:
+      of: name of a side.
+      to: of the other; of several the best one counts.
+      target: None where there is none.
+      time: the ratio of times instead of rates: 1.05 is 5% more.
+      times: a fact that the ratio is multiplied by, where units differ.
+    """
+
+    of: str
+    to: str | tuple[str, ...]
+    target: Target | None = None
+    time: bool = False
+    times: str = ""
+
+
+class Number(NamedTuple):
+    """A fact, by its name, that belongs into the table of comparisons."""
+
+    fact: str
+    target: Target | None = None
+    unit: str = ""
+
+
+class Row(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+      question: what ran and against what, in a few sentences.
+      full: the sizes.
+      quick: fields that are changed to see no more than that the row runs; they win over
+        what sides change.
+      sides: timed in turns, one after another in each turn.
+      unit: of their rates.
+      ratios: of sides.
+      facts: sides that find facts, each time in a fresh process that nothing has warmed.
+      numbers: the facts among the comparisons.
+      turns: of the sides.
+      repeats: of the facts.
+      curves: lines of the figure of costs, by panel and label: sides by x, or the name of
+        a fact that is a list of (x, median, smallest, largest).
+      device: what it needs; on another one it runs at the quick sizes only.
+      alone: whether each side runs by itself from start to end, because together they do
+        not fit; one that fails then says so, and the others run.
+      needs: modules that must be importable.
+    """
+
+    question: str
+    full: Sizes = Sizes()
+    quick: Mapping[str, Any] = {}
+    sides: Mapping[str, Side] = {}
+    unit: str = "replica-steps per second"
+    ratios: Sequence[Ratio] = ()
+    facts: Sequence[Side] = ()
+    numbers: Sequence[Number] = ()
+    turns: int = 5
+    repeats: int = 1
+    curves: Mapping[str, Mapping[str, Mapping[float, str] | str]] = {}
+    device: Literal["cpu", "gpu"] = "cpu"
+    alone: bool = False
+    needs: tuple[str, ...] = ()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- the rows -------------------------------------------------------------------------
+
+N = cores()
+US, PRODUCTS = "lottery_jax", "its products alone"
+PEAK = "the best square products, in operations"
+OPERATIONS = "operations of the products in one step"
+STEP = "ms of a step, 1 replica on 1 device"
+TRAINED = "training and validation, share of the wall time"
+STORED = ("xarray", "h5netcdf", "safetensors")
+TORCH = ("torch", "PIL")
+COMMAND = (*STORED, "tyro", "rich", "matplotlib", "mnist1d")
+
+LENET = Sizes(replicas=8 * N)
+TINY: Mapping[str, Any] = {
+    "model": "lenet-20",
+    "shape": (8, 8, 1),
+    "examples": 120,
+    "batch": 60,
+    "steps": 4,
+    "every": 2,
+    "operations": 1e5,
+    "squares": (32,),
+}
+RESNET = Sizes(
+    model="resnet-20-16",
+    shape=(32, 32, 3),
+    examples=10_000,
+    batch=128,
+    optimizer="sgd",
+    learning_rate=0.01,
+    replicas=2 * N,
+    steps=3,
+)
+TINY_RESNET = TINY | {"model": "resnet-8-4", "shape": (32, 32, 3), "batch": 8}
+TINY_RESNET |= {"examples": 32, "steps": 1}
+
+
+def _jax(function: str, devices: int = N, program: str = "run", **change: Any) -> Side:
+    return Side(f"sides_jax:{function}", program, change, devices=devices)
+
+
+def _torch(function: str, threads: int = N, processes: int = 1, **change: Any) -> Side:
+    setup = f"sides_torch:{function}"
+    return Side(setup, "run", change, threads=threads, processes=processes)
+
+
+def _devices(number: int) -> str:
+    return f"{number} device{'s' * (number != 1)}"
+
+
+# lenet
+
+_FUSED = {"steps": 600, "fused": True}
+_PEERS = {
+    f"PyTorch, plain loop, {N} threads": _torch("lenet", steps=600),
+    f"PyTorch, fused Adam and foreach masks, {N} threads": _torch("lenet", **_FUSED),
+    f"PyTorch, the same, {N} single-thread processes": _torch("lenet", 1, N, **_FUSED),
+    "PyTorch, open_lth's loop, loading in the same process": _torch("open_lth"),
+    "PyTorch, open_lth's loop, 2 processes load": _torch("open_lth", loaders=2),
+}
+
+_LENET = Row(
+    "LeNet-300-100, batch 60, Adam 1.2e-3, random masks of density 0.2 on the kernels, "
+    f"55,000 examples of 784 pixels (noise) in memory. lottery_jax: {8 * N} replicas on {N} "
+    "host devices, one at a time on each, in the library's compiled loop, loss and error "
+    "recorded at every step; the peers train one network per process and read nothing "
+    "back. Data orders are drawn beforehand on all sides but in open_lth's loop: a loader "
+    "that converts and normalises each image in Python, masks in the forward pass.",
+    LENET,
+    TINY,
+    {
+        US: _jax("train"),
+        **_PEERS,
+        PRODUCTS: _jax("ruler", steps=1500),
+        PEAK: _jax("peak"),
+    },
+    ratios=[
+        *(Ratio(US, peer) for peer in _PEERS),
+        Ratio(US, tuple(_PEERS), Target(">=", 1.3)),
+        Ratio(US, PRODUCTS, Target(">=", 0.8)),
+        Ratio(US, PEAK, times=OPERATIONS),
+        Ratio(PRODUCTS, PEAK, times=OPERATIONS),
+    ],
+    facts=[_jax("account", 1, replicas=1, steps=300)],
+    turns=7,
+    needs=TORCH,
+)
+
+# resnet20
+
+_ALL = f"lottery_jax, {2 * N} replicas on {N} host devices"
+_ONE = "lottery_jax, 1 replica on 1 device"
+_STOCK = "JAX, stock convolutions, jitted steps from Python, 1 device"
+_DEFAULT = f"PyTorch, default layout, {N} threads"
+_LAST = f"PyTorch, channels-last, {N} threads"
+GROWTH = f"temporary memory of a device, {8 * N} replicas in all against {N}"
+
+_RESNET20 = Row(
+    "ResNet-20, batch 128, CIFAR-10's shapes (noise in memory, no augmentation), SGD with "
+    "momentum, random masks of density 0.2. lottery_jax: the library's compiled loop, the "
+    "replicas of a device one after another. The stock side is the same model and step "
+    "with `lax.conv_general_dilated` and its own gradients, one jitted call per step, its "
+    "state donated. Memory is XLA's own account of the training program.",
+    RESNET,
+    TINY_RESNET,
+    {
+        _ALL: _jax("train"),
+        _ONE: _jax("train", 1, replicas=1),
+        _STOCK: _jax("stock", 1, replicas=1),
+        _DEFAULT: _torch("resnet", steps=8),
+        _LAST: _torch("resnet", steps=8, channels_last=True),
+        PEAK: _jax("peak"),
+    },
+    ratios=[
+        Ratio(_ALL, _STOCK),
+        Ratio(_ONE, _STOCK),
+        Ratio(_ALL, _ONE),
+        Ratio(_ALL, _DEFAULT, Target(">", 1.0)),
+        Ratio(_ALL, _LAST),
+        Ratio(_ALL, PEAK, times=OPERATIONS),
+    ],
+    facts=[
+        _jax("account", 1, replicas=1),
+        _jax("memory", replicas=8 * N, steps=4),
+    ],
+    numbers=[Number(GROWTH, Target("<=", 1.05))],
+    needs=TORCH,
+)
+
+# paths and branches
+
+_BATCHES = {
+    f"PyTorch, batch {b:,}, {N} threads": _torch("paths", batch=b)
+    for b in (500, 2000, 10_000)
+}
+_FORWARD = "the forward products alone, 500 rows"
+MORE = "growth of temporary memory from 30 to 300 alphas, as a share"
+
+_PATHS = Row(
+    "LeNet-300-100: error and loss of 9 pairs x 30 alphas on 10,000 images of 784 pixels "
+    "(noise, uint8 in memory, normalised as they are read; the peer's are normalised "
+    f"float32). lottery_jax: `connectivity.paths`, one point at a time on each of {N} host "
+    "devices. Memory is XLA's own account of `error_along_path`.",
+    Sizes(examples=100, test=10_000, pairs=9),
+    TINY | {"test": 100, "batch": 50, "pairs": 2, "alphas": 3},
+    {US: _jax("paths"), **_BATCHES, _FORWARD: _jax("forward", batch=500)},
+    "images per second",
+    [
+        Ratio(US, _FORWARD, Target(">=", 0.9)),
+        Ratio(US, tuple(_BATCHES), Target(">=", 1.0)),
+    ],
+    [_jax("paths_memory", 1, pairs=2)],
+    [Number(MORE, Target("<=", 0.01))],
+    turns=3,
+    needs=TORCH,
+)
+
+_BRANCHING = Row(
+    "LeNet-300-100, batch 60, Adam, 900 steps: 3 inits x 3 branches from each of steps 0, "
+    f"90 and 300 as one batch of 27 rows on {N} host devices, each joining at its rewind "
+    "step, data orders and transfers to the host included; against one compiled segment "
+    f"of {N} replicas.",
+    Sizes(replicas=N, density=1.0, steps=900),
+    TINY | {"steps": 10},
+    {"branches": _jax("branches"), "plain training": _jax("train")},
+    ratios=[Ratio("branches", "plain training", Target(">=", 0.9))],
+    turns=4,
+)
+
+# masks
+
+_MLP = Sizes("mlp-100-100", (40,), 3000, batch=100, learning_rate=5e-3, steps=4000)
+_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "LeNet-300-100": {"steps": 600},
+    "MNIST-1D MLP": _MLP._replace(replicas=N)._asdict(),
+}
+
+_MASKING = Row(
+    "The library's loop with random masks of density 0.2 against the same loop written by "
+    f"hand without masks, Adam, {N} replicas on {N} host devices. LeNet-300-100: batch 60. "
+    "MNIST-1D MLP: 40-100-100-10, batch 100. Ratios are of time: 1.05 is 5% more.",
+    Sizes(replicas=N),
+    TINY,
+    {
+        f"{name}, {kind}": _jax(function, **sizes)
+        for name, sizes in _NETWORKS.items()
+        for kind, function in (("masked", "train"), ("unmasked", "unmasked"))
+    },
+    ratios=[
+        Ratio(f"{name}, masked", f"{name}, unmasked", Target("<=", 1.05), time=True)
+        for name in _NETWORKS
+    ],
+    turns=11,
+)
+
+# studies
+
+_TINY_STUDY = Sizes(
+    "mlp-8", (6,), 64, held_out=16, test=16, batch=8, steps=24, every=8, levels=(3,)
+)._replace(replicas=2)
+
+_COMPILATIONS = Row(
+    "A study of 3 levels after level 0, 3 arms and 2 replicas of a tiny network, in a "
+    "fresh process without a compilation cache; and the training program of two networks, "
+    "compiled alone. Eager calls count, too.",
+    _TINY_STUDY,
+    TINY,
+    facts=[
+        _jax("levels"),
+        *(
+            _jax("compiling", **own._replace(replicas=N, label=label)._asdict())
+            for label, own in (("LeNet-300-100", LENET), ("ResNet-20", RESNET))
+        ),
+    ],
+    numbers=[
+        Number("compilations from level 2 on", Target("<=", 0)),
+        *(
+            Number(f"{what} {model}", unit="s")
+            for model in ("LeNet-300-100", "ResNet-20")
+            for what in ("compiling", "tracing and lowering")
+        ),
+    ],
+    needs=STORED,
+)
+
+_LEVELS = Row(
+    "Iterative pruning of LeNet-300-100 by 20%, level 0 and 20 prunings of 2,000 steps, "
+    f"ticket, reinit and random mask, 2 replicas (6 networks) on {N} host devices, "
+    "validated every 100: with its checkpoints, tickets and tests, on noise of "
+    "Fashion-MNIST's shape. Training and validation are the median of a level's segments, "
+    "times their number. In turns: random masks of both densities.",
+    Sizes(replicas=2, steps=2000, levels=(20,), held_out=5000, test=10_000),
+    TINY | {"levels": (2,), "held_out": 50, "test": 50},
+    {
+        f"density {0.8**k:.3f}": _jax("train", replicas=N, density=0.8**k, steps=600)
+        for k in (1, 20)
+    },
+    ratios=[Ratio("density 0.012", "density 0.800", Target("<=", 1.05), time=True)],
+    facts=[_jax("levels")],
+    numbers=[
+        Number("time of the last level against level 1", Target("<=", 1.05)),
+        Number("compilations from level 2 on", Target("<=", 0)),
+        Number(
+            f"{TRAINED} without compiling",
+            Target(">=", 0.9),
+        ),
+        Number(TRAINED),
+        Number("wall time", unit="s"),
+        Number("tracing and compiling", unit="s"),
+    ],
+    turns=11,
+    curves={"levels": {"LeNet-300-100": "ms of a replica-step by level"}},
+    needs=STORED,
+)
+
+_STUDY = Row(
+    "A study of 20 steps: LeNet-300-100, 3 arms, 2 replicas, 1 pruning, on noise of "
+    "MNIST's shape, twice in one fresh process without a compilation cache. For the second "
+    "call task and optimizer are made anew, by the same calls: what is compiled belongs to "
+    "shapes and functions, not to objects.",
+    Sizes(replicas=2, steps=20, every=10, held_out=5000, test=10_000),
+    {"model": "lenet-20", "examples": 600, "held_out": 50, "test": 50},
+    facts=[_jax("study")],
+    numbers=[
+        Number("first call", Target("<=", 7.0), "s"),
+        Number("second call", Target("<=", 1.0), "s"),
+        Number("compilations in the second call", Target("<=", 0)),
+    ],
+    repeats=3,
+)
+
+# scaling
+
+_FIXED = 8 * N  # replicas while devices change; 4 N devices are more than the cores
+_GRID = {
+    1: sorted({1, 2, 4, 8, 16, 32, 64, N, _FIXED}),
+    N: sorted({c for c in (1, 2, 4, 8, 16, 32, 64, N, _FIXED) if c % N == 0}),
+}
+for _several in (2, 4, 8, 2 * N, 4 * N):
+    if _FIXED % _several == 0:
+        _GRID.setdefault(_several, [_FIXED])
+_WIDTHS = ((12, 10), (40, 20), (130, 60), (300, 100), (1000, 500), (3000, 2500))
+
+
+def _grid(devices: int, replicas: int) -> str:
+    return f"{_devices(devices)}, {replicas} replica{'s' * (replicas != 1)}"
+
+
+def _weights(a: int, b: int) -> int:
+    return 784 * a + a * b + 10 * b
+
+
+def _width(a: int, b: int) -> str:
+    return f"784-{a}-{b}-10, {_weights(a, b):,} weights"
+
+
+def _wide(a: int, b: int) -> Side:
+    steps = min(max(40_000_000 // _weights(a, b), 2), 4000)  # about as long for all
+    return _jax("train", model=f"lenet-{a}-{b}", replicas=N, steps=steps)
+
+
+_SCALING = Row(
+    "`lenet`'s training in lottery_jax, the replicas of a device one after another, all "
+    f"masks full; with more host devices than the {N} cores they share them. By "
+    "parameters: dense networks with two hidden layers, one replica on each of "
+    f"{_devices(N)}.",
+    Sizes(density=1.0),
+    TINY,
+    {
+        _grid(d, c): _jax("train", d, replicas=c, steps=max(1600 // c, 40))
+        for d, counts in sorted(_GRID.items())
+        for c in counts
+    }
+    | {_width(a, b): _wide(a, b) for a, b in _WIDTHS},
+    ratios=[
+        Ratio(_grid(4 * N, _FIXED), _grid(N, _FIXED), Target(">=", 0.85)),
+        Ratio(_grid(N, _FIXED), _grid(1, _FIXED)),
+        Ratio(_grid(1, 64), _grid(1, 1), time=True),
+    ],
+    turns=4,
+    curves={
+        "replicas": {
+            _devices(d): {c: _grid(d, c) for c in _GRID[d]} for d in sorted({1, N})
+        },
+        "devices": {f"{_FIXED} replicas": {d: _grid(d, _FIXED) for d in sorted(_GRID)}},
+        "parameters": {
+            f"training, {_devices(N)}": {_weights(*w): _width(*w) for w in _WIDTHS}
+        },
+    },
+)
+
+# commands
+
+_FIRST_STEP = "mnist1d --levels 0 --steps 1it --replicas 2"
+
+_STARTUP = Row(
+    f"`python -m experiments.imp {_FIRST_STEP}`, from the start of the process to the "
+    "first line of its metrics: its 6 networks have made a step and are validated. Cold: "
+    "empty caches; warm: data and compiled programs cached.",
+    Sizes(flags=_FIRST_STEP),
+    {"flags": f"{_FIRST_STEP} --model mlp-10"},
+    facts=[Side("sides_command:first_step")],
+    numbers=[
+        Number(f"from the command to the first training step, {kind}", unit="s")
+        for kind in ("cold", "warm")
+    ],
+    repeats=3,
+    needs=COMMAND,
+)
+
+_MEMORY = Row(
+    "`python -m experiments.imp`, the demo: 5 replicas, 3 arms, 17 levels on MNIST-1D, "
+    "from the start of the process to its figures. Cold: empty caches; warm: data and "
+    "compiled programs cached.",
+    quick={
+        "flags": "--levels 1 --steps 20it --replicas 1 --arms ticket --model mlp-10"
+    },
+    facts=[Side("sides_command:demo")],
+    numbers=[
+        Number("peak resident memory", Target("<=", 1.5), "GB"),
+        Number("wall time, cold", unit="s"),
+        Number("wall time, warm", unit="s"),
+    ],
+    needs=COMMAND,
+)
+
+# tickets in use
+
+_AT = (7, 13, 18, 20, 23, 26)
+_SIZES = (1, 128, 1024)
+
+_COMPACTION = Row(
+    "LeNet-300-100, tickets of iterative magnitude pruning (global, 20% per level, rewound "
+    "to the start, Adam 1.2e-3, 500 steps of 60) on a synthetic task: 28 x 28 pixels, ten "
+    "classes of three smooth patterns each, with noise and an empty frame. Forward passes, "
+    "one jitted call at a time from Python, each waited for; 1 host device. Dense: full "
+    "arrays, zeros included (the same at every density). Compacted: `compact.shrink`. "
+    "BCOO: the compacted network's kernels as `jax.experimental.sparse.BCOO`, int32 "
+    "indices.",
+    Sizes(examples=10_000, test=10_000, steps=500, every=500, levels=_AT),
+    TINY | {"model": "lenet-8-6", "test": 100, "seconds": 0.001},
+    {f"dense, batch {b}": _jax("compaction", 1, f"dense {b}") for b in _SIZES}
+    | {
+        f"{form}, level {k}, batch {b}": _jax("compaction", 1, f"{form} {k} {b}")
+        for form in ("compacted", "BCOO")
+        for k in _AT
+        for b in _SIZES
+    },
+    "images per second",
+    [
+        Ratio(f"{form}, level {k}, batch {b}", f"dense, batch {b}")
+        for b in _SIZES
+        for k in _AT
+        for form in ("compacted", "BCOO")
+    ],
+    [_jax("compaction", 1, "facts")],
+    needs=STORED,
+)
+
+# precision
+
+
+_MNIST1D = Sizes(
+    "mlp-100-100", batch=100, learning_rate=5e-3, steps=1500, fraction=0.36, levels=(5,)
+)._replace(data="mnist1d", replicas=20)
+_DIGITS = Sizes(
+    "resnet-8-8", batch=64, learning_rate=3e-3, steps=250, fraction=0.6, levels=(3,)
+)._replace(data="digits", replicas=6)
+
+_PRECISION = Row(
+    "The same pruning studies with the operands of all products rounded: an MLP on "
+    "MNIST-1D, 20 replicas, 5 prunings by 36%, 1,500 steps; a narrow ResNet-8 on digits, 6 "
+    "replicas, 3 prunings by 60%, 250 steps. Initial weights, data and their order are "
+    "those of float32, replica by replica. Changes are mean paired differences with 95% t "
+    "intervals. The rounding is that of an accelerator's matrix units; the speed is not, "
+    "since a CPU has none.",
+    quick={"steps": 4, "levels": (1,), "replicas": 2, "model": "mlp-10"},
+    facts=[_jax("precision", **s._asdict()) for s in (_MNIST1D, _DIGITS)],
+    numbers=[
+        Number(f"test error, {data}, {when} level, {precision}: change", unit="points")
+        for data in ("mnist1d", "digits")
+        for when in ("first", "last")
+        for precision in ("tensorfloat32", "bfloat16")
+    ],
+    needs=("mnist1d", "sklearn"),
+)
+
+# accelerators
+
+
+_WAYS = ("grouped", "patches", "loop")
+
+
+def _cell(replicas: int, way: str | None, precision: str) -> str:
+    number = f"{replicas} replica{'s' * (replicas > 1)}"
+    return ", ".join([number, *([way] if way else []), precision])
+
+
+def _on_gpu(model: str) -> Row:
+    """Every way to convolve and every precision: the most telling cells first."""
+    fast = ("tensorfloat32", "bfloat16")
+    cells = [
+        (replicas, way, precision)
+        for precisions, numbers in ((fast, (1, 9, 27, 3)), (("float32",), (1, 9)))
+        for replicas in numbers
+        for way in (_WAYS if replicas > 1 else (None,))
+        for precision in precisions
+    ]
+    own = RESNET._replace(model=model, examples=50_000, augment=True, replicas=1)
+    own = own._replace(chunk=0, steps=30)
+    nine = [(_cell(9, way, p), _cell(1, None, p)) for p in fast for way in _WAYS]
+    return Row(
+        f"{model} on one accelerator: batch 128, flipped and cropped on the device, SGD "
+        "with momentum, masks of density 0.2; all replicas vmapped. Each line is one "
+        "compiled training loop in a process of its own. 9 replicas are to take no more "
+        "than twice the time of one: 4.5 times its rate. The peak is of square products in "
+        "bfloat16.",
+        own,
+        TINY_RESNET | {"steps": 2},
+        {PEAK: _jax("peak", 1, precision="bfloat16", squares=(4096, 8192, 16_384))}
+        | {
+            _cell(r, way, p): _jax("train", 1, replicas=r, convolution=way, precision=p)
+            for r, way, p in cells
+        },
+        ratios=[
+            *(Ratio(of, to, Target(">=", 4.5)) for of, to in nine),
+            *(Ratio(of, PEAK, times=OPERATIONS) for of, _ in nine),
+        ],
+        facts=[_jax("account", 1)],
+        turns=3,
+        device="gpu",
+        alone=True,
+    )
+
+
+ROWS: Mapping[str, Row] = {
+    "lenet": _LENET,
+    "resnet20": _RESNET20,
+    "paths": _PATHS,
+    "masking": _MASKING,
+    "branching": _BRANCHING,
+    "study": _STUDY,
+    "compilations": _COMPILATIONS,
+    "scaling": _SCALING,
+    "levels": _LEVELS,
+    "startup": _STARTUP,
+    "memory": _MEMORY,
+    "compaction": _COMPACTION,
+    "precision": _PRECISION,
+    "gpu-resnet20": _on_gpu("resnet-20"),
+    "gpu-vgg16": _on_gpu("vgg-16"),
+}
+"""All rows by name, in the order of the table."""

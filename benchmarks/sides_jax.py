@@ -1,0 +1,695 @@
+"""What is timed in JAX: the library's programs, loops without them, and rulers.
+
+Each setup takes `Sizes` and returns programs by name. Data are noise, but for studies whose
+accuracy is a result; weights and data orders are drawn on the host, because compiling the
+law of a residual network takes longer than a run of it here.
+"""
+
+import contextlib
+import pathlib
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial, wraps
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from scipy import stats
+
+import lottery_jax as lj
+from benchmarks import _both, profile
+from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, TRAINED, Sizes
+from benchmarks.run import Compiling, Programs, Spread, spread
+from lottery_jax import convolution, masks, training, transforms
+from lottery_jax.connectivity import branches as branches_
+from lottery_jax.data import Dataset
+from lottery_jax.types import Network, Task
+
+# --- what sides are made of -----------------------------------------------------------
+
+
+def make_task(sizes: Sizes) -> Task:
+    """Classification of noise: uint8 images, or float32 vectors."""
+    generator = np.random.default_rng(0)
+    image = len(sizes.shape) == 3
+
+    def split(number: int) -> dict[str, np.ndarray]:
+        size = (number, *sizes.shape)
+        if image:
+            x = generator.integers(0, 256, size, np.uint8)
+        else:
+            x = generator.standard_normal(size, np.float32)
+        return {"image": x, "label": generator.integers(0, 10, number, np.int32)}
+
+    numbers = {"train": sizes.examples, "validation": sizes.held_out}
+    numbers["test"] = sizes.test
+    arrays = {name: split(number) for name, number in numbers.items() if number}
+    channels = sizes.shape[-1] if image else 1
+    mean, std = ((0.5,) * channels, (0.3,) * channels) if image else ((0.0,), (1.0,))
+    return classification(Dataset(arrays, 10, sizes.shape, mean, std, "noise"), sizes)
+
+
+def classification(dataset: Dataset, sizes: Sizes) -> Task:
+    """The task of a data set."""
+    augment = ("flip", "crop") if sizes.augment else ()
+    model = lj.models.make(sizes.model, dataset.num_classes)
+    return lj.tasks.classification(
+        dataset, model, batch_size=sizes.batch, augment=augment
+    )
+
+
+def make_tx(sizes: Sizes) -> optax.GradientTransformation:
+    """The optimizer."""
+    if sizes.optimizer == "sgd":
+        return optax.sgd(sizes.learning_rate, 0.9)
+    return optax.adam(sizes.learning_rate)
+
+
+def make_execution(sizes: Sizes) -> _both.Execution:
+    """All devices, with the settings of the sizes."""
+    number = jax.device_count()
+    return _both.Execution(number, sizes.chunk, sizes.convolution, sizes.precision)
+
+
+def draw(generator: np.random.Generator, number: int, shapes: Any) -> Any:
+    """Weights and statistics of a network, `number` times: equal ones cost as much."""
+
+    def leaf(path: tuple, x: Any) -> np.ndarray:
+        if x.ndim > 1:
+            one = generator.standard_normal(x.shape, np.float32)
+            one *= np.float32((2 / np.prod(x.shape[:-1])) ** 0.5)
+        else:
+            ones = jax.tree_util.keystr(path, simple=True).endswith(("scale", "var"))
+            one = np.full(x.shape, float(ones), np.float32)
+        return np.broadcast_to(one, (number, *x.shape))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
+    """What a program of `compile_training` is called with, all placed.
+
+    Returns:
+      Data, states, keys, orders, the first step and the last.
+    """
+    execution, number = make_execution(sizes), sizes.replicas
+    generator = np.random.default_rng(2)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    params, model_state, stream = draw(generator, number, shapes)
+
+    def draw_mask(p: Any, prunable: bool) -> np.ndarray:
+        one = generator.random(p.shape[1:]) < (sizes.density if prunable else 1)
+        return np.broadcast_to(one, p.shape)
+
+    mask = jax.tree.map(draw_mask, params, masks.prunable(shapes[0]))
+    tx = make_tx(sizes)
+    start = _both.parallel(execution, partial(training.start, tx), (0, 0, 0))
+    own = (Network(params, model_state), stream, mask)
+    states = start(*(_both.place(execution, x) for x in own))
+    epochs = training.epochs_of(task, sizes.steps)
+    one = jax.eval_shape(task.order, jax.random.key(0), jnp.int32(0))
+    orders = np.full((number, epochs, one.size), -1, np.int32)
+    for replica, epoch in np.ndindex(number, epochs):
+        orders[replica, epoch, : sizes.examples] = generator.permutation(sizes.examples)
+    orders = orders.reshape(number, epochs, *one.shape)
+    keys = jax.random.split(jax.random.key(0), number)
+    return (
+        _both.share(execution, task.data),
+        states,
+        _both.place(execution, keys),
+        _both.place(execution, orders),
+        np.int32(0),
+        np.int32(sizes.steps),
+    )
+
+
+def compile_training(
+    task: Task, sizes: Sizes, train: Callable[..., Any] = _both.train
+) -> Any:
+    """A segment of training of all replicas; `train` has the arguments of the library's."""
+    functions, tx = task.functions, make_tx(sizes)
+
+    def segment(data: Any, state: Any, key: Any, order: Any, a: Any, b: Any) -> Any:
+        bound = functions._replace(data=data)
+        return train(bound, tx, state, key, order, a, b, capacity=sizes.steps)
+
+    return _both.parallel(make_execution(sizes), segment, (None, 0, 0, 0, None, None))
+
+
+@lru_cache(maxsize=2)
+def _compiled(sizes: Sizes) -> tuple[Task, Any]:
+    task = make_task(sizes)
+    return task, compile_training(task, sizes)
+
+
+def set_up(sizes: Sizes) -> tuple[Task, Any, tuple[Any, ...]]:
+    """Task, program and arguments: one program serves all densities."""
+    task, run = _compiled(sizes._replace(density=1.0))
+    return task, run, make_arguments(task, sizes)
+
+
+def as_program(run: Callable[..., Any], args: Sequence[Any], units: int) -> Programs:
+    """The program `run`: calls a function until its results are there."""
+
+    def program() -> int:
+        jax.block_until_ready(run(*args))
+        return units
+
+    return {"run": program}
+
+
+def facts(find: Callable[[Sizes], dict[str, Any]]) -> Callable[[Sizes], Programs]:
+    """A setup whose one program finds facts."""
+    return wraps(find)(lambda sizes: {"run": partial(find, sizes)})
+
+
+def table(header: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """A fact that is a table; the names of its columns are separated by bars."""
+    return {"header": header.split(" | "), "rows": rows}
+
+
+# --- training -------------------------------------------------------------------------
+
+
+def train(sizes: Sizes) -> Programs:
+    """The library's compiled loop, in replica-steps."""
+    _, run, args = set_up(sizes)
+    return as_program(run, args, sizes.replicas * sizes.steps)
+
+
+def unmasked(sizes: Sizes) -> Programs:
+    """The same loop, written by someone who knows no masks."""
+
+    def loop(task, tx, state, key, order, start, stop, *, capacity):
+        def step(i: Any, carry: Any) -> Any:
+            state, kept = carry
+            gradients, state, metrics = training.step_gradient(
+                task, state, key, order, i
+            )
+            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            kept = {k: x.at[i - start].set(metrics[k]) for k, x in kept.items()}
+            return state._replace(params=params, opt_state=opt_state), kept
+
+        empty = jnp.full((capacity,), jnp.nan, jnp.float32)
+        kept = {"loss": empty, "error": empty}
+        return lax.fori_loop(start, stop, step, (state, kept))
+
+    task = make_task(sizes)
+    data, state, *rest = make_arguments(task, sizes)
+    args = (data, state._replace(mask=()), *rest)
+    run = compile_training(task, sizes, loop)
+    return as_program(run, args, sizes.replicas * sizes.steps)
+
+
+@contextlib.contextmanager
+def stock_convolutions() -> Iterator[None]:
+    """Traces what is within with `lax.conv_general_dilated` as it comes."""
+
+    def conv(x: Any, kernel: Any, *, strides: Any, padding: Any, **_: Any) -> Any:
+        axes = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=axes
+        )
+
+    with mock.patch.object(convolution, "conv", conv):
+        yield
+
+
+def stock(sizes: Sizes) -> Programs:
+    """The same network and step, stock convolutions, one jitted step per Python call."""
+    task = make_task(sizes)
+    data, states, keys, orders, *_ = make_arguments(task, sizes)
+    state, key, order = jax.tree.map(lambda x: x[0], (states, keys, orders))
+    optimizer, functions = transforms.masked(make_tx(sizes)), task.functions
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: Any, data: Any, i: Any) -> Any:
+        bound = functions._replace(data=data)
+        gradients, state, metrics = training.step_gradient(bound, state, key, order, i)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, mask=state.mask
+        )
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state), metrics
+
+    with stock_convolutions():
+        compiled = step.lower(state, data, np.int32(0)).compile()
+
+    def run() -> int:
+        nonlocal state
+        for i in range(sizes.steps):
+            state, _ = compiled(state, data, np.int32(i))
+        jax.block_until_ready(state)
+        return sizes.steps
+
+    return {"run": run}
+
+
+@facts
+def account(sizes: Sizes) -> dict[str, Any]:
+    """Of one replica: operations of a step, its time, and where that goes."""
+
+    task, run, args = set_up(sizes)
+    compiled = run.lower(*args).compile()
+
+    def program() -> None:
+        jax.block_until_ready(compiled(*args))
+
+    program()
+    begin = time.perf_counter()
+    program()
+    step = 1e3 * (time.perf_counter() - begin) / sizes.steps
+    with stock_convolutions():
+        operations = profile.operations(task)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
+    weights = {tuple(leaf.shape) for leaf in jax.tree.leaves(shapes)}
+    found: dict[str, Any] = {OPERATIONS: operations, STEP: step}
+    try:
+        shares = profile.shares(
+            profile.trace(program), compiled.as_text(), weights, sizes.batch
+        )
+    except RuntimeError as error:  # an accelerator names its kernels otherwise
+        return found | {"where the time of a step goes": str(error)}
+    rows = [
+        [kind, f"{100 * share:.1f}", f"{share * step:.3g}"]
+        for kind, share in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+    header = "operations of a step, 1 replica on 1 device | % of their time | ms"
+    return found | {"where the time of a step goes": table(header, rows)}
+
+
+@facts
+def memory(sizes: Sizes) -> dict[str, Any]:
+    """XLA's account of the training program by number of replicas."""
+
+    few = jax.device_count()
+    _, run, args = set_up(sizes._replace(replicas=few))
+    data, *own, a, b = args
+    rows, temporary = [], []
+    for number in sorted({few, 2 * few, sizes.replicas}):
+
+        def wide(x: Any, number: int = number) -> jax.ShapeDtypeStruct:
+            shape = (number, *x.shape[1:])
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
+
+        found = run.lower(data, *jax.tree.map(wide, own), a, b).compile()
+        size = found.memory_analysis()
+        temporary.append(size.temp_size_in_bytes)
+        parts = (temporary[-1], size.argument_size_in_bytes)
+        parts += (size.output_size_in_bytes,)
+        rows.append([number, *(f"{1e-6 * part:.1f}" for part in parts)])
+    header = "replicas | temporary MB | arguments MB | outputs MB"
+    name = "XLA's account of the program on a device, by replicas"
+    return {GROWTH: temporary[-1] / temporary[0], name: table(header, rows)}
+
+
+@facts
+def compiling(sizes: Sizes) -> dict[str, Any]:
+    """Seconds to trace and to compile one training program."""
+
+    _, run, args = set_up(sizes._replace(steps=10))
+    begin = time.perf_counter()
+    lowered = run.lower(*args)
+    traced = time.perf_counter()
+    lowered.compile()
+    return {
+        f"tracing and lowering {sizes.label}": traced - begin,
+        f"compiling {sizes.label}": time.perf_counter() - traced,
+    }
+
+
+# --- rulers ---------------------------------------------------------------------------
+
+
+def on_each_device(work: Callable[[Any], Any], units: int) -> Programs:
+    """The same work on every device at once; it takes a key."""
+    number = jax.device_count()
+    execution = _both.Execution(number, 1)
+    keys = _both.place(execution, jax.random.split(jax.random.key(0), number))
+    return as_program(_both.parallel(execution, work, (0,)), (keys,), number * units)
+
+
+def _first(x: Any, number: Any) -> Any:
+    """One number of a product goes into all operands of the next step.
+
+    So nothing is hoisted out of the loop or left out, and nothing is copied.
+    """
+    return x.at[(0,) * x.ndim].set(jnp.tanh(number))
+
+
+def _products(sizes: Sizes, steps: int, units: int, backward: bool) -> Programs:
+    """The matrix products of a dense network at their own shapes, over and over."""
+    widths = [int(np.prod(sizes.shape)), *map(int, sizes.model.split("-")[1:]), 10]
+
+    def step(_: Any, carry: Any) -> Any:
+        x, weights, _ = carry
+        inputs = [x]
+        for weight in weights:
+            inputs.append(inputs[-1] @ weight)
+        g, gradients = inputs.pop(), []
+        for i in reversed(range(len(weights))) if backward else ():
+            gradients.insert(0, inputs[i].T @ g)
+            g = g @ weights[i].T if i else g
+        last = (gradients or [g])[0][0, 0]
+        return _first(x, last), [_first(w, last) for w in weights], gradients
+
+    def work(key: Any) -> Any:
+        first, *keys = jax.random.split(key, len(widths))
+        weights = [
+            jax.random.normal(k, shape) / shape[0] ** 0.5
+            for k, shape in zip(keys, zip(widths, widths[1:]))
+        ]
+        x = jax.random.normal(first, (sizes.batch, widths[0]))
+        zeros = [jnp.zeros_like(w) for w in weights] if backward else []
+        return lax.fori_loop(0, steps, step, (x, weights, zeros))
+
+    return on_each_device(work, units)
+
+
+def ruler(sizes: Sizes) -> Programs:
+    """The products of a step, in steps."""
+    return _products(sizes, sizes.steps, sizes.steps, backward=True)
+
+
+def forward(sizes: Sizes) -> Programs:
+    """The products of a forward pass, as often as the paths need them, in images."""
+    images = sizes.pairs * sizes.alphas * sizes.test
+    steps = max(1, images // jax.device_count() // sizes.batch)
+    return _products(sizes, steps, steps * sizes.batch, backward=False)
+
+
+def peak(sizes: Sizes) -> Programs:
+    """Square products on all devices at once, of the size that is fastest here."""
+    kind = jnp.bfloat16 if sizes.precision == "bfloat16" else jnp.float32
+
+    def of(side: int, operations: float) -> Programs:
+        steps = max(1, round(operations / (2 * side**3)))
+
+        def work(key: Any) -> Any:
+            a, b = jax.random.normal(key, (2, side, side), kind)
+
+            def step(_: Any, carry: Any) -> Any:
+                a, _ = carry
+                product = a @ b
+                return _first(a, product[0, 0]), product
+
+            return lax.fori_loop(0, steps, step, (a, jnp.zeros_like(a)))
+
+        return on_each_device(work, 2 * side**3 * steps)
+
+    def rate(side: int) -> float:
+        run = of(side, sizes.operations)["run"]
+        run()
+        begin = time.perf_counter()
+        return run() / (time.perf_counter() - begin)
+
+    rates = {side: rate(side) for side in sizes.squares}
+    best = max(rates, key=rates.__getitem__)
+    # An accelerator does a few in no time, and their launch would count.
+    return of(best, max(sizes.operations, sizes.seconds * rates[best]))
+
+
+# --- connectivity ---------------------------------------------------------------------
+
+
+def _networks(task: Task, number: int) -> Network:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    params, model_state, _ = draw(np.random.default_rng(3), number, shapes)
+    return Network(params, model_state)
+
+
+def paths(sizes: Sizes) -> Programs:
+    """Paths between successive networks, all (pair, alpha) in one pass, in images."""
+    task = make_task(sizes)
+    networks = _networks(task, sizes.pairs + 1)
+    pairs = [(i, i + 1) for i in range(sizes.pairs)]
+
+    def run() -> int:
+        _both.paths(task, networks, pairs, sizes.alphas, make_execution(sizes))
+        return sizes.pairs * sizes.alphas * sizes.test
+
+    return {"run": run}
+
+
+@facts
+def paths_memory(sizes: Sizes) -> dict[str, Any]:
+    """How temporary memory grows with ten times the alphas, by XLA's account."""
+
+    task = make_task(sizes)
+    networks = _networks(task, sizes.pairs + 1)
+    a, b = (jax.tree.map(lambda x, i=i: x[i:][: sizes.pairs], networks) for i in (0, 1))
+    temporary = {}
+    for number in (sizes.alphas, 10 * sizes.alphas):
+        along = _both.error_along_path(task, number)
+        run = jax.jit(lambda a, b, f=along: lax.map(lambda ab: f(*ab), (a, b)))
+        analysis = run.lower(a, b).compile().memory_analysis()
+        temporary[str(number)] = analysis.temp_size_in_bytes
+    few, many = temporary.values()
+    return {
+        MORE: (many - few) / max(few, 1),
+        "temporary bytes, by alphas": temporary,
+    }
+
+
+def branches(sizes: Sizes) -> Programs:
+    """Branches of shared trunks, from the starts to the networks on the host.
+
+    Three inits, and as many branches of each from three rewind steps.
+    """
+    task, tx = make_task(sizes), make_tx(sizes)
+    execution = make_execution(sizes)
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    at = (0, sizes.steps // 10, sizes.steps // 3)
+    trunk = branches_.train_trunk(task, tx, *keys, at, every=sizes.steps)
+    joins, branch = _both.branches_of(task, tx, trunk, keys[1], sizes.pairs, execution)
+    total = int((sizes.steps - joins).sum())
+
+    def run() -> int:
+        branch(sizes.steps)
+        return total
+
+    return {"run": run}
+
+
+# --- studies --------------------------------------------------------------------------
+
+
+def _plan(sizes: Sizes, **options: Any) -> Any:
+    return _both.plan(sizes.steps, sizes.fraction, sizes.every, **options)
+
+
+def _run(sizes: Sizes, task: Task, plan: Any, **where: Any) -> Any:
+    """The study of the sizes."""
+    replicas, number = range(sizes.replicas), max(sizes.levels)
+    tx = make_tx(sizes)
+    return _both.run_study(task, tx, plan, levels=number, replicas=replicas, **where)
+
+
+@facts
+def study(sizes: Sizes) -> dict[str, Any]:
+    """Seconds of two equal studies in one process, and what the second compiles."""
+
+    def once() -> float:
+        task = make_task(sizes)
+        begin = time.perf_counter()
+        _run(sizes, task, _plan(sizes))
+        return time.perf_counter() - begin
+
+    compiling = Compiling()
+    first, programs = once(), compiling.count()
+    return {
+        "first call": first,
+        "second call": once(),
+        "compilations in the first call": programs,
+        "compilations in the second call": compiling.count() - programs,
+    }
+
+
+@facts
+def levels(sizes: Sizes) -> dict[str, Any]:
+    """What the levels of a study in a folder cost, watched after each segment."""
+
+    compiling, clock = Compiling(), time.perf_counter
+    ends: dict[int, list[float]] = defaultdict(list)
+    begin, number, plan = clock(), max(sizes.levels), _plan(sizes)
+
+    def watch(level: int) -> None:
+        ends[level].append(clock())
+
+    with tempfile.TemporaryDirectory() as folder:
+        _run(sizes, make_task(sizes), plan, folder=folder, watch=watch)
+    wall, compiled = clock() - begin, compiling.seconds()
+    # The first segment of a level begins within its preparation: the others stand
+    # for it, and their median keeps checkpoints out.
+    segments = [
+        [b - a - compiling.seconds(a, b) for a, b in zip(own, own[1:])]
+        for own in (ends[level] for level in range(number + 1))
+    ]
+    typical = [statistics.median(own) for own in segments]
+    trained = sum(m * (len(own) + 1) for m, own in zip(typical, segments))
+    last = [ends[level][-1] for level in range(number + 1)]
+    starts = [float("-inf"), *last]
+    by_level = [compiling.count(a, b) for a, b in zip(starts, last)]
+    rows = sizes.replicas * len(plan.arms)
+    per_ms = sizes.every * rows / 1e3
+    slower = spread([b / a for a, b in zip(segments[1], segments[-1])])
+    return {
+        "time of the last level against level 1": list(slower),
+        f"{TRAINED} without compiling": trained / (wall - compiled),
+        TRAINED: trained / wall,
+        "wall time": wall,
+        "tracing and compiling": compiled,
+        "compilations from level 2 on": sum(by_level[2:]),
+        "compilations in levels 0, 1, 2 ...": by_level,
+        "compilations after the last level": compiling.count(last[-1]),
+        "ms of a replica-step by level": [
+            [level, *(x / per_ms for x in spread(own))]
+            for level, own in enumerate(segments)
+        ],
+    }
+
+
+@facts
+def precision(sizes: Sizes) -> dict[str, Any]:
+    """What rounding the operands of products does to the errors of a study."""
+
+    task = classification(lj.data.load(sizes.data), sizes)
+    plan = _plan(sizes._replace(every=sizes.steps), arms=("ticket",))
+    number = max(sizes.levels)
+    errors, seconds, density = {}, {}, np.ones(number + 1)
+    for own in ("float32", "tensorfloat32", "bfloat16"):
+        begin = time.perf_counter()
+        execution = make_execution(sizes._replace(precision=own))
+        found = _run(sizes, task, plan, execution=execution)
+        seconds[own] = time.perf_counter() - begin
+        errors[own] = 100 * found.records["test_error"][1][0, 0]  # [replica, level]
+        density = found.records["density"][1][0, 0].mean(axis=0)
+    changes: dict[str, Any] = {f"seconds, {sizes.data}": seconds}
+    for when, level in (("first", 0), ("last", number)):
+        name = f"test error, {sizes.data}, {when} level"
+        changes[f"{name}, density"] = float(density[level])
+        for own, error in errors.items():
+            changes[f"{name}, {own}, %"] = float(error[:, level].mean())
+            if own != "float32":
+                change = (error - errors["float32"])[:, level]
+                changes[f"{name}, {own}: change"] = list(interval(change))
+    return changes
+
+
+def interval(differences: np.ndarray) -> Spread:
+    """The mean with its 95% t interval; without one for a single number."""
+    mean, number = float(differences.mean()), len(differences)
+    if number < 2:
+        return Spread(mean, mean, mean)
+    half = stats.t.ppf(0.975, number - 1) * differences.std(ddof=1) / number**0.5
+    return Spread(mean, mean - float(half), mean + float(half))
+
+
+# --- tickets in use -------------------------------------------------------------------
+
+
+def patterns(sizes: Sizes) -> Task:
+    """Classification of noisy patterns: what pruning finds here is not noise alone.
+
+    Each class has three patterns of squares of 4 pixels; an image is one of them at a
+    random contrast, with noise. As in scanned digits a frame is always empty, so that the
+    weights of some pixels are of no use.
+    """
+    generator, side = np.random.default_rng(0), sizes.shape[0]
+    means = generator.standard_normal((10, 3, side // 4, side // 4))
+    means = means.repeat(4, axis=2).repeat(4, axis=3)
+    inside = np.pad(np.ones((side - 2 * (side // 8),) * 2), side // 8)
+
+    def split(number: int) -> dict[str, np.ndarray]:
+        label = generator.integers(0, 10, number, np.int32)
+        contrast = generator.uniform(0.2, 1, (number, 1, 1))
+        noise = 1.5 * generator.standard_normal((number, side, side))
+        image = contrast * means[label, generator.integers(0, 3, number)] + noise
+        image = np.clip(64 * image * inside, -127, 127) + 128
+        return {"image": image.astype(np.uint8)[..., None], "label": label}
+
+    arrays = {"train": split(sizes.examples), "test": split(sizes.test)}
+    dataset = Dataset(arrays, 10, sizes.shape, (0.5,), (0.25,), "noisy patterns")
+    return classification(dataset, sizes)
+
+
+def compaction(sizes: Sizes) -> Programs:
+    """Forward passes of tickets in three forms, in images; and facts about their sizes.
+
+    Programs: `FORM LEVEL BATCH` with FORM one of "compacted" and "BCOO", `dense BATCH`,
+    and `facts`.
+    """
+    task, network = patterns(sizes), lj.models.make(sizes.model, 10)
+    with tempfile.TemporaryDirectory() as folder:
+        found = _run(sizes, task, _plan(sizes, arms=("ticket",)), folder=folder)
+        files = {
+            level: next(pathlib.Path(folder).rglob(f"level{level:02d}-*.safetensors"))
+            for level in sizes.levels
+        }
+        tickets = {level: lj.tickets.load(path) for level, path in files.items()}
+    errors = found.records["test_error"][1][0, 0, 0]
+    dense = jax.jit(lambda params, x: network.apply({"params": params}, x))
+    sparse = jax.jit(_both.sparse.apply_bcoo)
+    # Zeros cost what other numbers cost: one dense side stands for all levels.
+    forms = {"dense": (dense, tickets[sizes.levels[0]].params)}
+    rows = []
+    for level, ticket in tickets.items():
+        small = lj.compact.shrink(network, ticket)
+        forms[f"compacted {level}"] = dense, small.params
+        forms[f"BCOO {level}"] = sparse, _both.sparse.to_bcoo(network, small)
+        size = lj.compact.sizes(network, ticket)
+        removed = 100 * lj.compact.saving(ticket, small).share
+        rows.append(
+            [
+                level,
+                f"{float(masks.density(ticket.mask)):.3g}",
+                f"{100 * errors[level]:.1f}",
+                f"{removed:.1f}",
+                *(f"{n:,}" for n in size),
+                ", ".join(f"{group} {len(kept)}" for group, kept in small.kept.items()),
+            ]
+        )
+    header = (
+        "level | density | test error, % | % of kernel weights removed | dense, bytes"
+    )
+    header += " | compacted | BCOO | bits and values | units left"
+    tickets_ = {"the tickets": table(header, rows)}
+    programs: dict[str, Callable[[], Any]] = {"facts": lambda: tickets_}
+    images = jax.random.normal(jax.random.key(2), (1024, *sizes.shape))
+    for form, (function, params) in forms.items():
+        for batch in (1, 128, 1024):
+            args = (params, images[:batch])
+            name = f"{form} {batch}"
+            programs[name] = _repeated(function, args, batch, sizes.seconds)
+    return programs
+
+
+def _repeated(
+    function: Callable[..., Any], args: tuple, images: int, seconds: float
+) -> Callable[[], int]:
+    """As many calls, each waited for, as fit into the time; counted when it is warm."""
+    number = 0
+
+    def call() -> float:
+        begin = time.perf_counter()
+        function(*args).block_until_ready()
+        return time.perf_counter() - begin
+
+    def program() -> int:
+        nonlocal number
+        if not number:
+            call()  # compiles
+            number = max(1, min(20_000, int(seconds / min(call() for _ in range(3)))))
+        for _ in range(number):
+            function(*args).block_until_ready()
+        return number * images
+
+    return program

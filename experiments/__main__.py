@@ -1,0 +1,8 @@
+"""`python -m experiments`: which experiments there are, and their presets."""
+
+from experiments.all import EXPERIMENTS
+
+if __name__ == "__main__":
+    for one in EXPERIMENTS:
+        print(f"python -m experiments.{one.name} [PRESET]: {one.about.splitlines()[0]}")
+        print(f"    {', '.join(one.presets)}")

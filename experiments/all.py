@@ -1,0 +1,14 @@
+"""All experiments: what is in this list is listed, documented and tested."""
+
+from typing import Any
+
+from experiments import alignment, curves, imp, instability, rewinding
+from experiments.experiment import Experiment
+
+EXPERIMENTS: tuple[Experiment[Any], ...] = (
+    imp.EXPERIMENT,
+    instability.EXPERIMENT,
+    rewinding.EXPERIMENT,
+    alignment.EXPERIMENT,
+    curves.EXPERIMENT,
+)

@@ -1,0 +1,259 @@
+"""An experiment is a value: what is run, what is concluded, and all that follows from it.
+
+    EXPERIMENT = Experiment(name="curves", about=__doc__, config=Config, ...)
+    main = EXPERIMENT.main
+
+Identity and run folder, groups of replicas, several processes, what results say of their
+origin, verdicts, tables, figures, the screen and `--help` are the same for all. What one
+has of its own are functions:
+
+    prepare(config) -> setup          checks, task, optimizer, plan
+    one(setup, ids, where) -> results of a group of replicas
+    judge(results, config) -> verdicts
+    tables, figures, conclusions (outcome)
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from experiments import display, groups, identity, launch, recipes
+from experiments.display import Judged, Rows
+from experiments.launch import Command
+from experiments.presets import Preset
+from lottery_jax import errors, plots, records
+from lottery_jax.execution import Where, default_execution, processes
+from lottery_jax.verdicts import Metric
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+C = TypeVar("C")
+
+_AT_LEAST = {"replicas": 1, "every": 1, "tolerance": 0, "checkpoint_seconds": 0}
+
+
+class Outcome(NamedTuple):
+    """What came out of a run, for tables and figures.
+
+    Attributes:
+      results: all of them.
+      cfg: the configuration.
+      preset: its name.
+      judged: the verdicts.
+    """
+
+    results: "xr.Dataset"
+    cfg: Any
+    preset: str
+    judged: list[Judged]
+
+    @property
+    def networks(self) -> str:
+        """What was trained, for titles."""
+        return f"{self.cfg.model} on {self.cfg.data}"
+
+    @property
+    def metric(self) -> Metric:
+        """What networks are compared by."""
+        return recipes.metric(self.cfg)
+
+
+def describe(outcome: Outcome) -> list[str]:
+    """The verdicts, a line each."""
+    return [one.verdict.describe() for one in outcome.judged]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Generic[C]):
+    """A command `python -m experiments.NAME`, and all that it does.
+
+    Attributes:
+      name: of its module, and of its folder in results/.
+      about: what it shows, for `--help`: the module's docstring.
+      config: the frozen dataclass of its fields: a `Recipe` and a `Where`. Replicas are
+        independent and run in groups, unless `replicas` belongs to the identity: then
+        they are compared with each other and run together, in one process.
+      presets: by name.
+      default: the preset that is meant if none is named.
+      tiny: flags that make a run of the default preset a matter of seconds, for tests.
+      prepare: what all groups share, before a folder is made; raises a ValueError that
+        names the first field that makes no sense.
+      one: runs a group of replicas, by ids, or what is missing of it.
+      judge: the verdicts on results.
+      tables: of an outcome.
+      figures: their names and matplotlib figures; the first is named on the screen.
+      conclusions: a line each.
+      complete: for studies that grow in more than replicas: whether results hold all
+        that a configuration asks for.
+      again: for `--from`: (config, run, level, folder of the new run) -> its results.
+      select: for one command of several studies: the one that a configuration means.
+    """
+
+    name: str
+    about: str
+    config: type[C]
+    presets: Mapping[str, Preset[C]]
+    tiny: str
+    prepare: Callable[[C], Any]
+    one: Callable[[Any, list[int], Where], "xr.Dataset"]
+    judge: Callable[["xr.Dataset", C], list[Judged]]
+    tables: Callable[[Outcome], Sequence[Rows]]
+    figures: Callable[[Outcome], Iterable[tuple[str, Any]]]
+    conclusions: Callable[[Outcome], list[str]] = describe
+    default: str = "mnist1d"
+    complete: Callable[["xr.Dataset", C], bool] | None = None
+    again: Callable[[C, pathlib.Path, int, pathlib.Path], "xr.Dataset"] | None = None
+    select: Callable[[C], "Experiment"] | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether replicas are compared with each other, and so run together."""
+        return "replicas" not in identity.free(self.config)
+
+    def of(self, cfg: C) -> "Experiment[C]":
+        """The study that a configuration means: itself, if there is no other."""
+        return self.select(cfg) if self.select else self
+
+    # --- running
+
+    def check(self, cfg: C) -> None:
+        """Finds what makes no sense in fields that all experiments share.
+
+        Raises:
+          ValueError: names the field.
+        """
+        for field, least in _AT_LEAST.items():
+            if field == "replicas" and self.together:
+                least = 2
+            if hasattr(cfg, field):
+                errors.at_least(field, getattr(cfg, field), least)
+        (launch.execution(cfg) or default_execution()).check()
+
+    def run(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
+        """Runs what is missing in a run folder, and returns all results.
+
+        With several processes the first one returns them, the others None.
+
+        Raises:
+          ValueError: a field that makes no sense, or the folder of another run; names
+            the fields.
+        """
+        this = self.of(cfg)
+        if (found := this.stored(cfg, folder)) is not None:
+            return found
+        this.check(cfg)
+        setup = this.prepare(cfg)
+        config, free = identity.as_config(cfg), identity.free(this.config)
+        replicas: int = cfg.replicas  # type: ignore[attr-defined]
+
+        def one(
+            group: pathlib.Path,
+            ids: list[int],
+            meeting: processes.Meeting | None = None,
+        ) -> "xr.Dataset":
+            return this.one(setup, ids, launch.where(cfg, group, meeting))
+
+        def all_together() -> "xr.Dataset":
+            results = one(folder, list(range(replicas)))
+            results.attrs["config"] = json.dumps(config)
+            return results
+
+        if this.together:
+            records.claim_folder(folder, config, free)
+            return groups.once(folder / "results.nc", all_together)
+        grows = this.complete is not None
+        return groups.run(folder, config, free, replicas, one, grows=grows)
+
+    def stored(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
+        """The results in a folder, if they hold all that is asked for.
+
+        Raises:
+          ValueError: the folder holds a run with another configuration.
+        """
+        path = folder / "results.nc"
+        if not records.intact(path):
+            return None
+        found, replicas = records.load(path), cfg.replicas  # type: ignore[attr-defined]
+        if not 0 < replicas <= found.sizes["replica"]:
+            return None
+        if self.complete and not self.complete(found, cfg):
+            return None
+        # What it says of its size stays, when less is asked for.
+        own, free = records.read_config(folder) or {}, identity.free(self.config)
+        size = {name: own[name] for name in free if name in own}
+        records.claim_folder(folder, identity.as_config(cfg) | size, free)
+        return found
+
+    # --- what came out
+
+    def report(
+        self, results: "xr.Dataset", cfg: C, preset: str, folder: pathlib.Path
+    ) -> None:
+        """Figures, tables and verdicts, on the disk and on the screen."""
+        this = self.of(cfg)
+        outcome = Outcome(results, cfg, preset, this.judge(results, cfg))
+        first = None
+        for name, figure in this.figures(outcome):
+            plots.save(figure, folder / "figures" / name)
+            first = first or folder / "figures" / f"{name}.png"
+        tables, lines = this.tables(outcome), this.conclusions(outcome)
+        display.leave(folder, outcome.judged, tables, lines)
+        if note := results.attrs.get("note"):
+            lines = [*lines, f"Data: {note}"]
+        display.show(tables, [*lines, "", f"Figure: {first}"])
+
+    # --- the command
+
+    def parse(self, arguments: Sequence[str] | None = None) -> Command:
+        """Reads the command line; see `launch.parse`."""
+        return launch.parse(
+            self.name, self.presets, self.default, self.about, arguments
+        )
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """The command; returns the exit status."""
+        command = self.parse(arguments)
+        if command.source is not None and self.again is None:
+            launch.fail(f"--from: {self.name} trains no stored level again")
+        if command.processes is not None and self.together:
+            launch.fail(f"--distributed: {self.name} runs in one process")
+        return launch.guarded(lambda: self._work(command), command.processes)
+
+    def _work(self, command: Command) -> None:
+        cfg, source, level = command.config, command.source, command.level
+        digits = identity.digits(cfg)
+        if source is not None and level is not None and self.again is not None:
+            if processes.count() > 1:
+                raise ValueError("--from: a level is trained again by one process")
+            usual = source / "retrained" / f"level{level:02d}-{digits}"
+            folder = pathlib.Path(cfg.out or usual)
+            self.check(cfg)
+            results: xr.Dataset | None = self.again(cfg, source, level, folder)
+        else:
+            usual = pathlib.Path("results", self.name, f"{command.preset}-{digits}")
+            folder = pathlib.Path(cfg.out or usual)
+            results = self.run(cfg, folder)
+        if results is not None and processes.index() == 0:
+            self.report(results, cfg, command.preset, folder)
+
+
+def dataset(
+    cfg: Any,
+    found: Mapping[str, tuple[tuple[str, ...], Any]],
+    coordinates: Mapping[str, Any],
+    **attributes: Any,
+) -> "xr.Dataset":
+    """Records with named axes, and where they come from.
+
+    Args:
+      cfg: the configuration.
+      found: arrays with the names of their axes.
+      coordinates: labels of the axes.
+      **attributes: beside the environment and what must be said of the data.
+    """
+    more = {"note": note} if (note := recipes.note(cfg)) else {}
+    attributes = {**records.environment(), **attributes, **more}
+    return records.dataset(found, coordinates, attributes)

@@ -1,0 +1,315 @@
+"""Every preset of every experiment: the networks, the recipes, and what is done with them.
+
+A preset is a line for `--help` and the fields in which it differs from the defaults of the
+experiment's configuration. What several have in common stands once, at the top.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+C = TypeVar("C")
+
+
+class Preset(NamedTuple, Generic[C]):
+    """A configuration with a name.
+
+    Attributes:
+      config: the frozen dataclass.
+      help: one line for `--help`: what it shows, how long it takes.
+    """
+
+    config: C
+    help: str
+
+
+Fields = dict[str, Any]
+Table = Mapping[str, tuple[str, Fields]]
+
+
+def make(kind: type[C], table: Table) -> Mapping[str, Preset[C]]:
+    """The presets of an experiment with this configuration."""
+    return {
+        name: Preset(kind(**fields), text) for name, (text, fields) in table.items()
+    }
+
+
+# Tables, several fields to a line.
+# fmt: off
+
+# --- networks and recipes -------------------------------------------------------------
+
+_LENET: Fields = dict(
+    data="fashion_mnist", model="lenet-300-100", batch_size=60, learning_rate=1.2e-3,
+    steps="3000it",
+)
+_CIFAR: Fields = dict(
+    data="cifar10", augment=("flip", "crop"), optimizer="sgd", learning_rate=0.1,
+    weight_decay=1e-4, schedule="step",
+)
+# On paths nothing is chosen by validation, so nothing is held out.
+_MLP_PATHS: Fields = dict(
+    validation=0, optimizer="sgd", learning_rate=0.1, steps="3000it"
+)
+_MLP_ENDS: Fields = dict(validation=0, learning_rate=1e-3, steps="3000it")
+_RESNET8_PATHS: Fields = dict(
+    **_CIFAR, validation=0, model="resnet-8-8", batch_size=64, drops=("800it", "1200it"),
+    steps="1600it", alphas=11, path_train=2000, path_test=3000, every=100,
+)
+_PAPER_PATHS: Fields = dict(
+    **_CIFAR, validation=0, model="resnet-20", batch_size=128,
+    drops=("32000it", "48000it"), steps="63000it", path_train=10_000,
+)
+_OPEN_LTH: Fields = dict(
+    validation=0, initializer="kaiming_normal", bias="torch", norm_scale="uniform",
+    unbiased_variance=True, batch_size=128, optimizer="sgd", learning_rate=0.1,
+    rule="open_lth", arms=("ticket", "reinit_raw", "random_mask"), levels=20, replicas=3,
+    validate_every=391,
+)
+_OPEN_LTH_CIFAR: Fields = {
+    **_OPEN_LTH, **_CIFAR, "normalization": "imagenet", "drops": ("80ep", "120ep"),
+    "steps": "160ep",
+}
+_RESNET20: Fields = dict(
+    **_CIFAR, model="resnet-20", batch_size=128, drops=("10000it", "12500it"),
+    steps="15000it", levels=12, replicas=3, validate_every=500,
+)
+
+# --- experiments ----------------------------------------------------------------------
+
+IMP: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, 5 replicas, 16 levels, no download. "
+        "Under a minute on 2 cores.",
+        {},
+    ),
+    "digits": (
+        "MLP 64-100-100-10 on 1,797 real 8x8 scans, no download. Under a minute.",
+        dict(
+            data="digits", batch_size=32, learning_rate=2e-3, steps="600it", levels=12,
+            validate_every=50,
+        ),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, 3 replicas, 12 levels.",
+        dict(**_LENET, levels=12, replicas=3),
+    ),
+    "lenet-mnist-paper": (
+        "Frankle and Carbin's numbers: LeNet-300-100 on MNIST, 50,000 steps, layerwise 20% "
+        "and 10% for the output layer, 5 replicas. Hours on a CPU.",
+        {
+            **_LENET, "data": "mnist", "initializer": "glorot_normal", "steps": "50000it",
+            "scope": "layerwise", "rates": (("head", 0.1), ("dense", 0.2)), "levels": 19,
+        },
+    ),
+    "open-lth-lenet": (
+        "open_lth's mnist_lenet_300_100: SGD 0.1, 40 epochs, its counts, initialisation "
+        "and untrained reinit; no validation split.",
+        {
+            **_OPEN_LTH, "data": "mnist", "model": "lenet-300-100", "momentum": 0.0,
+            "exclude": ("head",), "steps": "40ep", "validate_every": 469,
+        },
+    ),
+    "open-lth-resnet20": (
+        "open_lth's cifar_resnet_20: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
+        dict(**_OPEN_LTH_CIFAR, model="resnet-20"),
+    ),
+    "open-lth-vgg16": (
+        "open_lth's cifar_vgg_16: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
+        dict(**_OPEN_LTH_CIFAR, model="vgg-16", exclude=("head",)),
+    ),
+    "resnet20-cifar10-standard": (
+        "lr 0.1, batch 128, k = 0: the failure that Liu et al. and Gale et al. report; "
+        "expect no gap between ticket and reinit. GPU.",
+        _RESNET20,
+    ),
+    "resnet20-cifar10-low": (
+        "Works because the learning rate is low (0.01), at the price of dense accuracy. GPU.",
+        {**_RESNET20, "learning_rate": 0.01},
+    ),
+    "resnet20-cifar10-warmup": (
+        "Works because of 10,000 steps of warm-up to lr 0.03. GPU.",
+        {**_RESNET20, "learning_rate": 0.03, "warmup": "10000it"},
+    ),
+    "resnet20-cifar10-rewind": (
+        "Works because weights are rewound to step 500 instead of 0. GPU.",
+        dict(**_RESNET20, rewind_step="500it"),
+    ),
+    "resnet20-cifar10-batch1024": (
+        "Works because large batches (1,024) make SGD less noisy (Maene et al.). GPU.",
+        {
+            **_RESNET20, "batch_size": 1024, "steps": "120ep", "drops": ("80ep", "100ep"),
+            "validate_every": 220,
+        },
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 at low learning rate, 60% per level, 1,000 steps: a residual "
+        "network in about half an hour on 2 cores.",
+        {
+            **_RESNET20, "model": "resnet-8-8", "batch_size": 64, "learning_rate": 0.01,
+            "schedule": "constant", "drops": (), "steps": "1000it", "fraction": 0.6,
+            "levels": 3, "validate_every": 250, "arms": ("ticket", "reinit"),
+        },
+    ),
+    "oneshot-vs-iterative": (
+        "One-shot, geometric and linear schedules to the same densities, in one figure.",
+        dict(
+            **_LENET, levels=12, replicas=3,
+            schedules=("geometric", "linear", "one_shot"),
+            # Twelve equal steps to the density of geometric's level 12.
+            linear_fraction=0.0776067, arms=("ticket",),
+        ),
+    ),
+    "conv2-cifar10": (
+        "Frankle and Carbin's Conv-2 on CIFAR-10 with their layerwise rates. GPU, or days.",
+        dict(
+            data="cifar10", model="conv-2", initializer="glorot_normal", batch_size=60,
+            learning_rate=2e-4, steps="20000it", scope="layerwise",
+            rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)), levels=14,
+            validate_every=500,
+        ),
+    ),
+}
+
+_BOTH = ("recompute", "interpolate")
+_K_OF_THE_PAPER = (
+    "0it", "100it", "250it", "500it", "1000it", "2000it", "4000it", "8000it"
+)
+_INSTABILITY_PAPER: Fields = dict(
+    **_PAPER_PATHS, rewind_steps=_K_OF_THE_PAPER, batch_norm=_BOTH
+)
+
+INSTABILITY: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, SGD 0.1, 3 inits x 3 branches, five k, "
+        "with the control of restarted schedules; no download. Under a minute on 2 cores.",
+        dict(**_MLP_PATHS, schedules=("continued", "restarted")),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps: stable from the start. "
+        "Some minutes on 2 cores.",
+        dict(
+            **_LENET, validation=0, rewind_steps=("0it", "100it", "300it", "1000it"),
+            path_train=10_000, every=100,
+        ),
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 1,600 steps: unstable at k = 0. "
+        "Both BatchNorm policies. About an hour on 2 cores.",
+        dict(
+            **_RESNET8_PATHS,
+            rewind_steps=("0it", "16it", "50it", "160it", "480it", "1000it"),
+            batch_norm=_BOTH,
+        ),
+    ),
+    "lenet-mnist-paper": (
+        "Frankle et al.'s LeNet: MNIST, Adam 1.2e-3, batch 60, 24,000 steps.",
+        {
+            **_LENET, "data": "mnist", "validation": 0, "initializer": "glorot_normal",
+            "steps": "24000it", "rewind_steps": ("0it", "240it", "1200it", "4800it"),
+            "every": 1000,
+        },
+    ),
+    "resnet20-cifar10-paper": (
+        "Frankle et al.'s ResNet-20: lr 0.1 with drops at 32,000 and 48,000 of 63,000 "
+        "steps, eight k. GPU; interrupt and repeat at will.",
+        _INSTABILITY_PAPER,
+    ),
+    "vgg16-cifar10-paper": (
+        "Frankle et al.'s VGG-16, with the same schedule. GPU; interrupt and repeat.",
+        {**_INSTABILITY_PAPER, "model": "vgg-16"},
+    ),
+}
+
+_REWINDING_MLP: Fields = dict(**_MLP_PATHS, replicas=5)
+_REWINDING_LENET: Fields = dict(
+    **_LENET, validation=0, levels=(0, 8), successive=False, alphas=15, path_train=5000,
+)
+_REWINDING_PAPER: Fields = dict(
+    **_PAPER_PATHS,
+    rewind_steps=("0it", "100it", "250it", "500it", "1000it", "2000it", "8000it"),
+    # 16.8%, the density of the paper.
+    levels=(0, 8), successive=False, batch_norm="recompute", every=100,
+)
+
+REWINDING: Table = {
+    "mnist1d": (
+        "MLP on MNIST-1D: ticket, reinit and random mask at three densities and five k, "
+        "5 replicas x 3 branches, and barriers between levels; no download. Some minutes "
+        "on 2 cores.",
+        _REWINDING_MLP,
+    ),
+    "mnist1d-retraining": (
+        "The same network with a stepped learning rate: four ways to retrain, five "
+        "retraining times. Some minutes.",
+        dict(
+            **_REWINDING_MLP, study="retraining", schedule="step",
+            drops=("1500it", "2250it"),
+            retrain_times=("300it", "1000it", "2000it", "2700it", "3000it"),
+            levels=(0, 2, 4, 6, 8, 10),
+        ),
+    ),
+    "mnist1d-batch-size": (
+        "The same network at k = 0 with batches of 25 to 1,000 at equal epochs. Some "
+        "minutes.",
+        {
+            **_REWINDING_MLP, "study": "batch_size", "batch_sizes": (25, 100, 400, 1000),
+            "steps": "75ep", "levels": (0, 4, 7), "every": 10_000,
+        },
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST at 16.8%, five k, 3 replicas. A quarter of an "
+        "hour on 2 cores.",
+        _REWINDING_LENET,
+    ),
+    "lenet-fashion-sparse": (
+        "The same at 4.4%, 36% per level. Ten minutes on 2 cores.",
+        # Where the paper studies LeNet, at 3.5%, in larger steps.
+        {
+            **_REWINDING_LENET, "fraction": 0.36, "levels": (0, 7), "alphas": 11,
+            "path_train": 2000, "path_test": 5000,
+        },
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 on CIFAR-10 at 25%, three k. Hours on 2 cores.",
+        dict(
+            **_RESNET8_PATHS, rewind_steps=("0it", "160it", "480it"), levels=(0, 2),
+            fraction=0.5, successive=False, batch_norm="recompute",
+        ),
+    ),
+    "resnet20-cifar10-paper": (
+        "Frankle et al.'s ResNet-20 at 16.8%, seven k. GPU; interrupt and repeat at will.",
+        _REWINDING_PAPER,
+    ),
+    "vgg16-cifar10-paper": (
+        "Frankle et al.'s VGG-16 at 1.4%, seven k. GPU; interrupt and repeat at will.",
+        # 1.5%, the density of the paper.
+        {**_REWINDING_PAPER, "model": "vgg-16", "levels": (0, 19)},
+    ),
+}
+
+CURVES: Table = {
+    "mnist1d": (
+        "MLP 40-100-100-10 on MNIST-1D, Adam 1e-3, 3 replicas; no download. About a "
+        "minute on 2 cores.",
+        _MLP_ENDS,
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, 3 replicas. Some minutes.",
+        dict(**_LENET, validation=0, path_train=5000, path_test=5000, plane=15),
+    ),
+}
+
+ALIGNMENT: Table = {
+    "mnist1d": (
+        "MLPs of three widths on MNIST-1D, Adam 1e-3, 3 replicas; no download. Some "
+        "minutes on 2 cores.",
+        _MLP_ENDS,
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 3 replicas. Some minutes.",
+        {
+            **{k: v for k, v in _RESNET8_PATHS.items() if k != "model"},
+            "models": ("resnet-8-8",), "batch_norm": "recompute",
+        },
+    ),
+}
