@@ -382,7 +382,7 @@ def assert_many_paths(found, close=False):
         for name in ("error", "loss")
     }
     if close:
-        assert_same_path(shaped, expected._asdict())
+        assert_same_path(shaped, expected.values)
         return
     for name, x in shaped.items():
         np.testing.assert_array_equal(x, getattr(expected, name))
@@ -398,7 +398,7 @@ def test_a_full_device_evaluates_fewer_points_at_once():
     )
     assert_many_paths(found, close=True)
     path = connectivity.paths(full, networks, PAIRS, Measure(5), where=many)
-    assert_same_path(path._asdict(), many_paths()._asdict())
+    assert_same_path(path.values, many_paths().values)
     classes = connectivity.predictions(full, networks, where=many)
     expected = connectivity.predictions(task, networks, where=TWO)
     np.testing.assert_array_equal(classes, expected)
