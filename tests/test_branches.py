@@ -9,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from quick import everything as everything
 
 import lottery_jax as lj
-from lottery_jax import arms, connectivity, replicas, training
-from lottery_jax.connectivity import analysis, branches
+from lottery_jax import connectivity, training
+from lottery_jax import keys as keys_
+from lottery_jax.connectivity import Measure, analysis, branches
 from lottery_jax.data import Dataset
-from lottery_jax.replicas import Execution
+from lottery_jax.execution import Execution, Where
+from lottery_jax.training import Runs
+from lottery_jax.trees import rows
 from lottery_jax.types import Network
 
 TWO = Execution(2, 1, "loop", "float32")  # the default on a CPU
@@ -48,14 +53,14 @@ TX = optax.sgd(toys.SCHEDULE, momentum=0.9)
 def setting():
     """A task, and the keys of two replicas."""
     task = images(lj.models.make("mlp-4", 3, bias="torch"))
-    keys = jax.vmap(lambda i: arms.replica_keys(0, i))(jnp.arange(2))
-    return task, keys
+    return task, keys_.of_replicas(0, (0, 1))
 
 
-def grow(steps=KEPT, **options):
+def grow(steps=KEPT, **where):
     task, keys = setting()
+    where = Where(TWO, checkpoint_seconds=0.0, **where)
     return branches.train_trunk(
-        task, TX, keys.init, keys.noise, steps, execution=TWO, every=EVERY, **options
+        task, TX, keys.init, keys.noise, steps, every=EVERY, where=where
     )
 
 
@@ -66,7 +71,7 @@ def trunk():
 
 @functools.cache
 def plainly(stop):
-    """The replicas' states after `stop` steps of `training.train` in one segment."""
+    """The replicas' states after `stop` steps of one segment of `train_steps`."""
     return _plain_program()(stop)
 
 
@@ -82,27 +87,19 @@ def _plain_program():
     def train(data, state, noise, stop, active):
         bound = task._replace(data=data)
         order = training.orders(bound, noise, training.epochs_of(bound, STOP))
-        return training.train(
+        return training.train_steps(
             bound, TX, state, noise, order, 0, stop, capacity=STOP, active=active
         )[0]
 
     # `active` is traced as for branches: XLA fuses a loop outside of `cond` otherwise,
     # which rounds otherwise.
-    program = replicas.parallel(train, (None, 0, 0, None, 0), TWO)
-    init, noise, active = replicas.place((keys.init, keys.noise, np.ones(2, bool)), TWO)
-    data = jax.device_put(task.data, replicas.shared(TWO))
-    start = replicas.parallel(first, (0,), TWO)(init)
+    program = TWO.parallel(train, (None, 0, 0, None, 0))
+    init, noise, active = TWO.place((keys.init, keys.noise, np.ones(2, bool)))
+    data = TWO.share(task.data)
+    start = TWO.parallel(first, (0,))(init)
     return lambda stop: jax.tree.map(
         np.asarray, program(data, start, noise, np.int32(stop), active)
     )
-
-
-def rows(tree, where):
-    return jax.tree.map(lambda x: x[where], tree)
-
-
-def network(state):
-    return Network(state.params, state.model_state)
 
 
 # --- trunks ---------------------------------------------------------------------------
@@ -127,8 +124,14 @@ def test_the_steps_of_a_trunk_may_come_in_any_order():
         toys.assert_equal(found.at(step), trunk().at(step))
 
 
+def test_a_trunk_of_initialisations_alone_trains_nothing():
+    found = grow((0,))
+    assert found.steps == (0,)
+    toys.assert_equal(found.at(0), trunk().at(0))
+
+
 def test_a_step_that_was_not_kept():
-    with pytest.raises(ValueError, match=r"step 4 was not kept; .* \(0, 3, 6\)"):
+    with pytest.raises(ValueError, match=r"step=4; .* kept, \(0, 3, 6\)"):
         trunk().at(4)
 
 
@@ -145,8 +148,8 @@ class Killed(Exception):
 def kill_at(step):
     """A watcher that raises once training gets there."""
 
-    def watch(at, *_):
-        if at >= step:
+    def watch(progress):
+        if progress.done >= step:
             raise Killed
 
     return watch
@@ -156,102 +159,102 @@ def test_an_interrupted_trunk_goes_on_where_it_was(tmp_path):
     with pytest.raises(Killed):
         grow(folder=tmp_path, watch=kill_at(6))
     seen = []
-    found = grow(folder=tmp_path, watch=lambda *moment: seen.append(moment))
+    found = grow(folder=tmp_path, watch=seen.append)
     toys.assert_equal(found, trunk())
-    assert seen[0] == (3, 6, 2, True)  # from its last rewind step
-    assert all(step > 3 and not resumed for step, _, _, resumed in seen[1:])
-    assert seen[-1][0] == 6
-    again = grow(folder=tmp_path, watch=lambda step, *_: seen.append(step))
+    first, *later = seen
+    assert (first.stage, first.done, first.total, first.rows) == ("trunk", 4, 6, 2)
+    assert first.resumed and [p.done for p in later] == [6]
+    assert not any(p.resumed for p in later)
+    again = grow(folder=tmp_path, watch=seen.append)
     toys.assert_equal(again, trunk())
-    with pytest.raises(ValueError, match=r"a trunk with steps=\[0, 3, 6\], not \[0, 6"):
-        grow((0, 6), folder=tmp_path)
+    assert [p.done for p in seen] == [4, 6, 6]  # what is complete is read
+    # Nor is it taken for a trunk that was kept elsewhere on its way.
+    for other in ((0, 6), (0, 4, 6)):
+        with pytest.raises(ValueError, match=r"keep=.*0, 3, 6.*choose another folder"):
+            grow(other, folder=tmp_path)
 
 
 # --- branches -------------------------------------------------------------------------
 
 
-def lay_out(number=2):
-    return branches.starts(trunk(), number)
-
-
 def test_branches_start_from_the_trunks_states():
-    starts, joins, replica, branch = lay_out(3)
+    at = branches.layout(trunk(), 3)
+    runs = branches.of_trunk(trunk(), setting()[1].noise, 3)
     grid = list(itertools.product(KEPT, range(2), range(3)))
-    assert list(zip(joins.tolist(), replica.tolist(), branch.tolist())) == grid
-    for row, (step, r, _) in enumerate(grid):
-        toys.assert_equal(rows(starts, row), rows(plainly(step), r))
+    assert list(zip(*(x.tolist() for x in at))) == grid
+    assert runs.joins.tolist() == at.step.tolist() and not runs.offset.any()
+    for row, (step, r, branch) in enumerate(grid):
+        toys.assert_equal(rows(runs.state, row), rows(plainly(step), r))
+        own = keys_.branch_keys(setting()[1].noise[r], 3)[branch]
+        toys.assert_equal(runs.noise[row], own)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_one_branch_is_no_pair(number):
-    with pytest.raises(ValueError, match=f"branches={number}"):
-        lay_out(number)
+def test_no_branch_is_refused():
+    with pytest.raises(ValueError, match="number=0"):
+        branches.layout(trunk(), 0)
 
 
-def train(starts, joins, noise, stop=STOP, every=EVERY, execution=TWO, **options):
-    task, _ = setting()
-    return branches.train(
-        task,
+def train(runs, stop=STOP, every=EVERY, task=None, execution=TWO, **where):
+    return training.train(
+        task or setting()[0],
         TX,
-        starts,
-        joins,
-        noise,
+        runs,
         stop,
-        execution=execution,
         every=every,
-        **options,
+        stage="branches",
+        where=Where(execution, checkpoint_seconds=0.0, **where),
     )
+
+
+def two_each():
+    """Two branches of every state, each under its own noise."""
+    return branches.of_trunk(trunk(), setting()[1].noise, 2)
 
 
 @functools.cache
 def same_noise():
     """Two branches of every state, both under the trunk's own noise."""
-    starts, joins, replica, _ = lay_out()
-    return train(starts, joins, setting()[1].noise[replica])
+    noise = setting()[1].noise[branches.layout(trunk(), 2).replica]
+    return train(two_each()._replace(noise=noise))
 
 
 @functools.cache
 def own_noise():
-    """Two branches of every state, each under its own noise; and the arguments."""
-    starts, joins, replica, branch = lay_out()
-    keys = jax.vmap(lambda key: branches.branch_keys(key, 2))(setting()[1].noise)
-    arguments = starts, joins, keys[replica, branch]
-    return train(*arguments), arguments
+    return train(two_each())
 
 
 def test_under_the_trunks_noise_a_branch_is_the_trunk():
-    expected = network(plainly(STOP))
-    _, _, replica, _ = lay_out()
-    for row, r in enumerate(replica):
-        toys.assert_equal(rows(same_noise().networks, row), rows(expected, r))
+    expected, found = plainly(STOP).network, same_noise().networks
+    for row, r in enumerate(branches.layout(trunk(), 2).replica):
+        toys.assert_equal(rows(found, row), rows(expected, r))
 
 
 def test_branches_of_one_state_end_apart_through_their_noise_alone():
-    found, (starts, joins, noise) = own_noise()
-    for row in range(0, len(joins), 2):
-        toys.assert_equal(rows(starts, row), rows(starts, row + 1))
+    runs = two_each()
+    for row in range(0, len(runs.joins), 2):
+        toys.assert_equal(rows(runs.state, row), rows(runs.state, row + 1))
         first, second, trunks = (
             jax.tree.leaves(rows(networks, row + shift).params)
             for networks, shift in (
-                (found.networks, 0),
-                (found.networks, 1),
+                (own_noise().networks, 0),
+                (own_noise().networks, 1),
                 (same_noise().networks, 0),
             )
         )
         for x, y, z in zip(first, second, trunks):
             assert (x != y).any() and (x != z).any() and (y != z).any()
     # One replica's branches of all rewind steps share their noise.
-    assert len(np.unique(jax.random.key_data(noise), axis=0)) == 4
+    assert len(np.unique(jax.random.key_data(runs.noise), axis=0)) == 4
 
 
 def test_noise_keys_are_all_different():
     _, keys = setting()
-    many = jax.vmap(lambda key: branches.branch_keys(key, 5))(keys.noise)
-    roles = jax.vmap(lambda key: jnp.stack(training.noise_keys(key)))(keys.noise)
+    many = jax.vmap(lambda key: keys_.branch_keys(key, 5))(keys.noise)
+    roles = jax.vmap(lambda key: jnp.stack(keys_.noise_keys(key)))(keys.noise)
     everything = [many.reshape(-1), roles.reshape(-1), keys.noise, keys.init]
     data = jax.random.key_data(jnp.concatenate(everything))
-    assert len(np.unique(data, axis=0)) == len(data) == 10 + 6 + 2 + 2
-    fewer = branches.branch_keys(keys.noise[1], 2)
+    assert len(np.unique(data, axis=0)) == len(data) == 10 + 8 + 2 + 2
+    fewer = keys_.branch_keys(keys.noise[1], 2)
     np.testing.assert_array_equal(
         jax.random.key_data(fewer), jax.random.key_data(many[1, :2])
     )
@@ -259,8 +262,8 @@ def test_noise_keys_are_all_different():
 
 def test_branches_see_other_batches_in_another_order():
     task, keys = setting()
-    noise = branches.branch_keys(keys.noise[0], 3)
-    draw = jax.jit(lambda key: training.orders(task, key, 3))
+    noise = keys_.branch_keys(keys.noise[0], 3)
+    draw = quick.jit(lambda key: training.orders(task, key, 3))
     orders = [np.asarray(draw(key)) for key in noise]
     whole = np.arange(EXAMPLES)
     for order in orders:
@@ -276,12 +279,12 @@ def test_branches_see_the_same_example_otherwise():
     task, keys = setting()
     same = jnp.arange(BATCH)
 
-    @jax.jit
+    @quick.jit
     def batch(noise, step):
-        key = training.noise_keys(noise).batch
+        key = keys_.noise_keys(noise).batch
         return task.batch(task.data, same, key, step)
 
-    noise = branches.branch_keys(keys.noise[0], 2)
+    noise = keys_.branch_keys(keys.noise[0], 2)
     one, other = (
         np.stack([batch(key, step)["image"] for step in range(3)]) for key in noise
     )
@@ -295,106 +298,123 @@ def test_branches_see_the_same_example_otherwise():
 
 
 def test_rows_that_join_late_are_what_they_would_be_alone():
-    found, (starts, joins, noise) = own_noise()
-    late = np.flatnonzero(joins == 6)
-    alone = train(rows(starts, late), joins[late], noise[late])
+    runs, found = two_each(), own_noise()
+    late = np.flatnonzero(runs.joins == 6)
+    alone = train(rows(runs, late))
     toys.assert_equal(alone.networks, rows(found.networks, late))
-    for name, x, y in zip(alone.curves._fields, alone.curves, found.curves):
-        np.testing.assert_array_equal(x, y[late], err_msg=name)
+    toys.assert_equal(alone.curves.values, rows(found.curves.values, late))
+    toys.assert_equal(alone.curves.first_nan, found.curves.first_nan[late])
 
 
 def test_curves_are_means_over_the_steps_a_row_trained():
-    found, _ = own_noise()
-    assert found.curves.train_loss.shape == (12, STOP // EVERY)
-    assert np.isnan(found.curves.train_loss[8:, 0]).all()  # joined at step 6
-    assert np.isfinite(found.curves.train_loss[8:, 1:]).all()
-    assert np.isfinite(found.curves.train_loss[:8]).all()
+    found = own_noise()
+    loss = found.curves.values["train_loss"]
+    assert loss.shape == (12, STOP // EVERY)
+    assert np.isnan(loss[8:, 0]).all()  # joined at step 6
+    assert np.isfinite(loss[8:, 1:]).all()
+    assert np.isfinite(loss[:8]).all()
     assert np.isnan(found.curves.first_nan).all()
-    finer = train(*own_noise()[1], every=1)
+    finer = train(two_each(), every=1)
     toys.assert_equal(finer.networks, found.networks)
-    each = finer.curves.train_loss.reshape(12, -1, EVERY)
+    each = finer.curves.values["train_loss"].reshape(12, -1, EVERY)
     trained = np.isfinite(each).any(axis=-1)
     mean = np.nansum(each, -1)[trained] / np.isfinite(each).sum(-1)[trained]
-    np.testing.assert_allclose(found.curves.train_loss[trained], mean, rtol=1e-6)
+    np.testing.assert_allclose(loss[trained], mean, rtol=1e-6)
 
 
-@pytest.mark.parametrize("step", [4, 6, 12])
-def test_interrupted_branches_go_on_where_they_were(tmp_path, step):
-    # Segments end at 3, 4, 6, 8 and 12: at joins, too.
-    expected, arguments = own_noise()
-    options = {"folder": tmp_path, "checkpoint_seconds": 0.0}
+@pytest.mark.parametrize(("step", "stored"), [(4, 0), (6, 4), (12, 8)])
+def test_interrupted_branches_go_on_where_they_were(tmp_path, step, stored):
+    # Segments end at 3, 4, 6, 8 and 12, at joins too; whole columns are stored.
     with pytest.raises(Killed):
-        train(*arguments, **options, watch=kill_at(step))
+        train(two_each(), folder=tmp_path, watch=kill_at(step))
     seen = []
-    resumed = train(
-        *arguments, **options, watch=lambda *moment: seen.append(moment), execution=None
-    )
-    toys.assert_equal(resumed, expected)
-    assert seen[-1] == (STOP, STOP, 12, False)
-    steps = [s for s, *_ in seen]
-    assert steps == sorted(steps)
-    if step > EVERY + 2:
-        assert seen[0][3] and seen[0][0] >= EVERY  # not from the start
-    if step == STOP:
-        # What is complete is read and not trained.
-        toys.assert_equal(train(*arguments, **options), expected)
-        starts, joins, noise = arguments
-        for changed, message in (
-            ((starts, joins, noise, STOP + 1), "stop=12, not 13"),
-            ((starts, joins, noise, STOP, 3), "every=4, not 3"),
-            ((starts, joins[::-1], noise), r"joins=\[0, 0,.*not \[6, 6,"),
-        ):
-            with pytest.raises(ValueError, match=f"holds branches with {message}"):
-                train(*changed, **options)
+    resumed = train(two_each(), folder=tmp_path, watch=seen.append, execution=None)
+    toys.assert_equal(resumed.networks, own_noise().networks)
+    toys.assert_equal(resumed.curves, own_noise().curves)
+    assert resumed.execution == (TWO if stored else lj.execution.default_execution())
+    assert (seen[0].done, seen[0].resumed) == (stored, stored > 0)
+    last = seen[-1]
+    assert (last.done, last.total, last.rows, last.resumed) == (STOP, STOP, 12, False)
+    assert [p.done for p in seen] == [s for s in (0, 3, 4, 6, 8, 12) if s >= stored]
+    toys.assert_equal(last.states(), own_noise().state)
+    if step < STOP:
+        return
+    # What is complete is read and not trained.
+    seen.clear()
+    again = train(two_each(), folder=tmp_path, watch=seen.append)
+    toys.assert_equal(again.networks, own_noise().networks)
+    assert [(p.done, p.resumed) for p in seen] == [(STOP, True)]
+    runs = two_each()
+    for arguments, message in (
+        ((runs, STOP + 1), "stop=12, not 13"),
+        ((runs, STOP, 3), "every=4, not 3"),
+        ((runs._replace(joins=runs.joins[::-1]),), r"joins=\[0, 0,.*not \[6, 6,"),
+        ((runs._replace(noise=runs.noise[::-1]),), "start="),
+    ):
+        with pytest.raises(ValueError, match=f"holds other runs: {message}"):
+            train(*arguments, folder=tmp_path)
+
+
+def test_branches_on_a_full_device_go_on_with_fewer_at_once():
+    # All twelve, six and three do not fit; fewer at once round otherwise.
+    task = toys.full_beyond(setting()[0], 2)
+    with pytest.warns(RuntimeWarning, match="in branches, after step 0; .*chunk=1"):
+        found = train(two_each(), task=task, execution=TWO._replace(chunk=0))
+    assert found.execution == TWO
+    assert found.changes == (training.Change(0, TWO),)
+    toys.assert_close(found.networks, own_noise().networks)
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    starts, joins, replica, _ = lay_out()
-    noise = setting()[1].noise[replica]
-    for changed, message in (
-        ((starts, joins[1:], noise), r"joins has shape \(11,\) and noise \(12,\)"),
-        ((starts, joins, noise[1:]), r"joins has shape \(12,\) and noise \(11,\)"),
-        ((starts, joins - 1, noise), r"joins=-1; .*\[0, 12\)"),
-        ((starts, joins + 6, noise), r"joins=12; .*\[0, 12\)"),
-        ((starts, joins, noise, 5), r"joins=6; .*\[0, 5\)"),
+    runs = two_each()
+    for changed, stop, message in (
+        ({"joins": runs.joins[1:]}, STOP, r"joins has shape \(11,\).*\(12,\)"),
+        ({"offset": runs.offset[1:]}, STOP, r"offset has shape \(11,\).*\(12,\)"),
+        ({"state": rows(runs.state, slice(1, None))}, STOP, "11 states for 12 noise"),
+        ({"joins": runs.joins - 1}, STOP, r"joins=-1; .*\[0, 12\)"),
+        ({"joins": runs.joins + 6}, STOP, r"joins=12; .*\[0, 12\)"),
+        ({}, 5, r"joins=6; .*\[0, 5\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(*changed)
+            train(runs._replace(**changed), stop)
 
 
-def test_a_rewound_state_has_a_fresh_optimizer_and_the_same_weights():
-    starts, _, _, _ = lay_out()
-    found = branches.rewound(TX, starts, 2)
-    toys.assert_equal(found._replace(opt_state=()), starts._replace(opt_state=()))
-    fresh = training.start(
-        TX, network(rows(starts, 8)), (), rows(starts.mask, 8), step=2
-    )
-    toys.assert_equal(rows(found.opt_state, 8), fresh.opt_state)
+def test_a_restarted_run_has_a_fresh_optimizer_and_the_same_weights():
+    runs = two_each()
+    found = branches.restarted(TX, runs)
+    same = dict(opt_state=())
+    toys.assert_equal(found.state._replace(**same), runs.state._replace(**same))
+    toys.assert_equal(found.noise, runs.noise)
+    assert not found.joins.any()
+    begun = rows(runs.state, 8)
+    fresh = training.start(TX, begun.network, (), begun.mask)
+    toys.assert_equal(rows(found.state.opt_state, 8), fresh.opt_state)
 
 
 def test_branches_of_environments_with_random_keys(tmp_path):
     # Walkers and their keys are state: a branch goes on where the trunk's were.
     task, tx, stop = toys.policy_gradient(), optax.sgd(0.1), 6
-    keys = jax.vmap(lambda i: arms.replica_keys(0, i))(jnp.arange(3))
-    options = {"execution": TWO, "every": 3}
+    keys = keys_.of_replicas(0, (0, 1))
+
+    def where(name, **options):
+        return Where(TWO, tmp_path / name, 0.0, **options)
+
     grown = functools.partial(
-        branches.train_trunk, task, tx, keys.init, keys.noise, **options
+        branches.train_trunk, task, tx, keys.init, keys.noise, (0, 3, stop), every=3
     )
-    whole = grown((0, 3, stop), folder=tmp_path / "trunk")
-    toys.assert_equal(grown((0, 3, stop), folder=tmp_path / "trunk"), whole)
+    whole = grown(where=where("trunk"))
+    toys.assert_equal(grown(where=where("trunk")), whole)
     found = branches.Trunk((0, 3), rows(whole.states, slice(0, 2)))
-    starts, joins, replica, _ = branches.starts(found, 2)
     walked = [np.asarray(found.at(k).stream_state["cell"]) for k in (0, 3)]
     assert (walked[0] != walked[1]).any()
-    arguments = task, tx, starts, joins, keys.noise[replica], stop
-    options |= {"folder": tmp_path / "branches", "checkpoint_seconds": 0.0}
+    replica = branches.layout(found, 2).replica
+    runs = branches.of_trunk(found, keys.noise, 2)._replace(noise=keys.noise[replica])
+    trained = functools.partial(training.train, task, tx, runs, stop, every=3)
     with pytest.raises(Killed):
-        branches.train(*arguments, **options, watch=kill_at(stop))
-    ends = branches.train(*arguments, **options)
+        trained(where=where("branches", watch=kill_at(stop)))
+    ends = trained(where=where("branches")).state
     for row, r in enumerate(replica):
-        toys.assert_equal(
-            rows(ends.networks, row), rows(network(whole.at(stop)), int(r))
-        )
+        toys.assert_equal(rows(ends, row), rows(whole.at(stop), int(r)))
 
 
 @given(
@@ -402,20 +422,25 @@ def test_branches_of_environments_with_random_keys(tmp_path):
     st.integers(1, 5),
 )
 def test_rows_are_dealt_evenly(joins, devices):
-    deal, back = branches.dealt(joins, Execution(devices, 1))
+    offset = np.arange(len(joins))
+    found = training.runs.joining(joins, offset, Execution(devices, 1))
+    deal, back = found.deal, found.places
     assert len(deal) % devices == 0
     assert len(joins) <= len(deal) < len(joins) + devices
     # Every row lies at one place of its own, where it is found again.
     assert len(set(back.tolist())) == len(back) == len(joins)
-    np.testing.assert_array_equal(deal[back], np.arange(len(joins)))
-    # Whenever it is, no device has two more rows in training than another.
+    np.testing.assert_array_equal(deal[back], offset)
+    np.testing.assert_array_equal(found.joins[back], joins)
+    np.testing.assert_array_equal(found.offset[back], offset)
+    # Whenever it is, no device has more rows in training than its share.
     device = back // (len(deal) // devices)
     for step in range(10):
         busy = np.bincount(device[joins <= step], minlength=devices)
-        assert busy.max() - busy.min() <= 1
-    # Further places hold copies of the last to join.
+        assert busy.max() == -(-busy.sum() // devices)
+    # Further places hold copies of the last to join, and never do.
     copies = np.setdiff1d(np.arange(len(deal)), back)
     assert (joins[deal[copies]] == joins.max()).all()
+    assert (found.joins[copies] == np.iinfo(np.int32).max).all()
 
 
 # --- the analysis ---------------------------------------------------------------------
@@ -445,10 +470,11 @@ def normed():
     return task._replace(loss=counted), count
 
 
-def analyse(plan=PLAN, ids=(0, 1), **options):
+def analyse(plan=PLAN, ids=(0, 1), **where):
     task, count = normed()
     before = count[0]
-    found = analysis.run(task, TX, plan, replicas=ids, execution=TWO, **options)
+    where = Where(TWO, checkpoint_seconds=0.0, **where)
+    found = analysis.run(task, TX, plan, replicas=ids, where=where)
     return found, count[0] - before
 
 
@@ -502,13 +528,20 @@ def test_records_are_those_of_their_networks():
     records = {name: value for name, (_, value) in found.records.items()}
     own = rows(found.networks, PICK)
     pairs = list(itertools.combinations(range(3), 2))
+    # All networks, as the analysis has them: the same programs.
+    stacked = jax.tree.map(lambda x: x.reshape(-1, *x.shape[4:]), found.networks)
+    first = 3 * int(np.ravel_multi_index(PICK, (2, 2, 2)))
+    ends = [(3 * i + a, 3 * i + b) for i in range(8) for a, b in pairs]
+    where = Where(TWO)
     for index, policy in enumerate(PLAN.batch_norm):
-        path = connectivity.paths(
-            task, own, pairs, 5, batch_norm=policy, statistics_batches=2, execution=TWO
-        )
+        measure = Measure(5, policy, statistics_batches=2)
+        path = connectivity.paths(task, stacked, ends, measure, where=where)
         for name in ("error", "loss"):
-            np.testing.assert_allclose(
-                records[name][PICK][:, index], getattr(path, name), rtol=1e-6
+            np.testing.assert_array_equal(
+                records[name][PICK][:, index],
+                getattr(path, name)[
+                    [ends.index((first + a, first + b)) for a, b in pairs]
+                ],
             )
     error = records["error"].astype(np.float64)
     mean = (error[..., 0] + error[..., -1]) / 2
@@ -528,14 +561,14 @@ def test_records_are_those_of_their_networks():
         np.testing.assert_allclose(
             records["angle"][PICK][pair], 2 / np.pi * np.arccos(cosine), rtol=1e-4
         )
-        classes = connectivity.predictions(task, own, execution=TWO)
+        classes = connectivity.predictions(task, stacked, where=where)[first:]
         np.testing.assert_allclose(
             records["disagreement_test"][PICK][pair],
             (classes[i] != classes[j]).mean(),
             atol=1e-6,
         )
     for name, step in (("travel", 6), ("travel_from_init", 0)):
-        begin = flat(network(found.trunk.at(step)), PICK[2])
+        begin = flat(found.trunk.at(step), PICK[2])
         for branch in range(3):
             distance = np.linalg.norm(flat(own, branch) - begin)
             np.testing.assert_allclose(records[name][PICK][branch], distance, rtol=1e-5)
@@ -558,34 +591,31 @@ def test_restarted_from_the_initialisation_is_continued_from_it():
 def test_a_restarted_branch_trains_all_steps_from_the_trunks_weights():
     found, _ = analysed()
     task, _ = normed()
-    _, keys = setting()
-    fresh = branches.rewound(TX, found.trunk.at(6))
-    noise = jax.vmap(lambda key: branches.branch_keys(key, 2)[1])(keys.noise)
-    expected = branches.train(
-        task, TX, fresh, [0, 0], noise, STOP, execution=TWO, every=EVERY
-    )
-    toys.assert_equal(expected.networks, rows(found.networks, (1, 1, slice(None), 1)))
+    noise = jax.vmap(lambda key: keys_.branch_keys(key, 2)[1])(setting()[1].noise)
+    zeros = np.zeros(2, np.int32)
+    fresh = branches.restarted(TX, Runs(found.trunk.at(6), noise, zeros + 6, zeros))
+    # Many times over: as many as the analysis trains, in the same program.
+    many = rows(fresh, np.tile(np.arange(2), 12))
+    expected = rows(train(many, task=task).networks, slice(2))
+    toys.assert_equal(expected, rows(found.networks, (1, 1, slice(None), 1)))
 
 
 def test_numbers_depend_on_no_other_replica_or_rewind_step():
+    # As many branches as before.
     plan = dataclasses.replace(
-        PLAN, rewind_steps=(6, 2, 0, 5), schedules=("continued",)
+        PLAN, rewind_steps=(6, 2, 0, 5, 1, 3, 4, 7), schedules=("continued",)
     )
     first, traces = analysed()
     seen = []
-    second, more = analyse(
-        plan, ids=(1,), watch=lambda p: seen.append((p.stage, p.done, normed()[1][0]))
-    )
-    assert second.trunk.steps == (0, 2, 5, 6)
+    second, more = analyse(plan, ids=(1,), watch=seen.append)
+    assert second.trunk.steps == tuple(range(8))
     for name, (axes, value) in second.records.items():
         if "replica" in axes:
             expected = first.records[name][1][0, :, 1]
-            np.testing.assert_array_equal(value[0, [0, 3], 0], expected, err_msg=name)
-    # One program serves all segments of a stage, whatever their lengths and who trains.
-    assert [done for stage, done, _ in seen if stage == "trunk"] == [2, 4, 5, 6]
-    for stage in ("trunk", "branches"):
-        assert len({count for name, _, count in seen if name == stage}) == 1
-    assert more <= traces
+            np.testing.assert_array_equal(value[0, [0, 6], 0], expected, err_msg=name)
+    # One program serves all segments, whatever their lengths, and the next analysis.
+    assert [p.done for p in seen if p.stage == "trunk"] == list(range(8))
+    assert traces > 0 and more == 0
 
 
 def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path):
@@ -597,18 +627,22 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path):
         if progress.stage == "paths" and progress.done > 0:
             raise Killed
 
-    options = {"folder": tmp_path, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        analyse(**options, watch=kill)
+        analyse(folder=tmp_path, watch=kill)
     assert list(dict.fromkeys(stages)) == ["trunk", "branches", "paths"]
     seen = []
-    resumed, _ = analyse(**options, watch=seen.append)
+    resumed, _ = analyse(folder=tmp_path, watch=seen.append)
     toys.assert_equal(resumed.networks, expected.networks)
     for name, (axes, value) in expected.records.items():
         assert resumed.records[name][0] == axes
         np.testing.assert_array_equal(resumed.records[name][1], value, err_msg=name)
     trained = [p for p in seen if p.stage != "paths" and not p.resumed]
     assert not trained
+    # Two passes over all points look like one.
+    assert [(p.done, p.total) for p in seen if p.stage == "paths"] == [
+        (120, 240),
+        (240, 240),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -621,10 +655,10 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path):
         ({"rewind_steps": ()}, r"rewind_steps=\(\)"),
         ({"rewind_steps": (0, 12)}, r"rewind_steps=\(0, 12\).*\[0, 12\)"),
         ({"rewind_steps": (-1,)}, r"rewind_steps=\(-1,\)"),
-        ({"batch_norm": ("reset",)}, r"batch_norm=\('reset',\)"),
-        ({"batch_norm": ("recompute",) * 2}, "batch_norm=.*each once"),
-        ({"schedules": ("stopped",)}, r"schedules=\('stopped',\)"),
-        ({"schedules": ("restarted",) * 2}, "schedules=.*each once"),
+        ({"batch_norm": ("reset",)}, "batch_norm='reset'"),
+        ({"batch_norm": ("recompute",) * 2}, "batch_norm=.*all different"),
+        ({"schedules": ("stopped",)}, "schedules='stopped'"),
+        ({"schedules": ("restarted",) * 2}, "schedules=.*all different"),
         ({"schedules": ()}, "schedules"),
         ({"splits": ()}, "splits"),
     ],

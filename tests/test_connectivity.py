@@ -11,15 +11,18 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from quick import everything as everything
 
 import lottery_jax as lj
 from lottery_jax import connectivity, masks
-from lottery_jax.connectivity import distances, linear, points
-from lottery_jax.replicas import Execution
+from lottery_jax.connectivity import Measure, distances, linear, points
+from lottery_jax.connectivity.measure import SPLITS
+from lottery_jax.execution import Execution, Where
+from lottery_jax.trees import rows as at
 from lottery_jax.types import Network
 
 EPSILON = np.finfo(np.float32).eps
-TWO = Execution(devices=2, chunk=1)
+TWO = Where(Execution(devices=2, chunk=1))
 
 
 @functools.cache
@@ -49,10 +52,6 @@ def drawn(task, number):
     return Network(params, model_state)
 
 
-def at(tree, i):
-    return jax.tree.map(lambda x: x[i], tree)
-
-
 @functools.cache
 def evaluator(task_of, split):
     task = task_of()[0]
@@ -66,8 +65,7 @@ def evaluator(task_of, split):
 def by_hand(task_of, networks):
     """What the task says of some networks, `[splits, networks]`."""
     out = [
-        [evaluator(task_of, split)(network) for network in networks]
-        for split in points.SPLITS
+        [evaluator(task_of, split)(network) for network in networks] for split in SPLITS
     ]
     return {
         name: np.array([[float(m[name]) for m in row] for row in out])
@@ -156,7 +154,9 @@ def test_a_traced_position_works_under_jit_vmap_and_differentiation():
     toys.assert_equal(at(many, 0), a)
     toys.assert_equal(at(many, 4), b)
     # The derivative along the path is the difference of its ends, wherever it is taken.
-    slope = jax.jacfwd(lambda alpha: connectivity.interpolate(a, b, alpha))(0.3)
+    slope = jax.jit(jax.jacfwd(lambda alpha: connectivity.interpolate(a, b, alpha)))(
+        0.3
+    )
     toys.assert_close(slope, jax.tree.map(jnp.subtract, b, a), atol=1e-6)
 
 
@@ -187,7 +187,7 @@ W = np.zeros((2, 3), np.float32)
             r"'x/w' has shape \(2, 3\) in a and \(3, 2\)",
         ),
         ({"x": W}, {"x": W[0]}, r"'x' has shape \(2, 3\) in a and \(3,\) in b"),
-        ((W, W), [W, W], "structure"),
+        ((W, W), [W, W], "the same leaves in different containers"),
     ],
 )
 def test_trees_that_do_not_match_say_where(a, b, message):
@@ -203,13 +203,11 @@ def test_trees_that_do_not_match_say_where(a, b, message):
 
 
 @functools.cache
-def path_program(number=7, chunk=1):
+def path_program(number=5, chunk=1):
     task, _ = plain()
 
     def run(a, b):
-        return connectivity.error_along_path(
-            task, a, b, number, batch_norm=None, chunk=chunk
-        )
+        return connectivity.error_along_path(task, a, b, Measure(number), chunk=chunk)
 
     return jax.jit(run)
 
@@ -217,9 +215,9 @@ def path_program(number=7, chunk=1):
 def test_a_path_is_the_error_of_each_network_on_it():
     _, networks = plain()
     a, b = at(networks, 0), at(networks, 1)
-    between = [numpy_line(a, b, alpha) for alpha in np.linspace(0, 1, 7)]
+    between = [numpy_line(a, b, alpha) for alpha in np.linspace(0, 1, 5)]
     found = path_program()(a, b)
-    assert found["error"].shape == found["loss"].shape == (2, 7)
+    assert found["error"].shape == found["loss"].shape == (2, 5)
     assert found["error"].dtype == found["loss"].dtype == jnp.float32
     assert_same_path(found, by_hand(plain, between))
     # The check can fail: networks differ along the path, and splits do.
@@ -241,12 +239,11 @@ def test_a_path_from_the_other_end_is_the_same_path():
     assert_same_path(there, {name: x[:, ::-1] for name, x in back.items()})
 
 
-@pytest.mark.parametrize("chunk", [3, 7])
-def test_points_at_once_are_the_same_points(chunk):
-    # Chunks of three of seven points leave a rest.
+def test_points_at_once_are_the_same_points():
+    # Chunks of three of five points leave a rest.
     _, networks = plain()
     a, b = at(networks, 0), at(networks, 1)
-    assert_same_path(path_program(7, chunk)(a, b), path_program()(a, b))
+    assert_same_path(path_program(chunk=3)(a, b), path_program()(a, b))
 
 
 def test_vmapped_over_pairs_is_a_loop_over_pairs():
@@ -265,7 +262,7 @@ def test_chosen_positions_and_splits():
     a, b = at(networks, 0), at(networks, 1)
     chosen = (-0.5, 0.0, 0.3, 1.0)
     found = connectivity.error_along_path(
-        task, a, b, chosen, batch_norm=None, splits=("test",), extrapolate=True
+        task, a, b, Measure(chosen, splits=("test",)), extrapolate=True
     )
     assert found["error"].shape == (1, 4)
     expected = by_hand(plain, [numpy_line(a, b, alpha) for alpha in chosen])
@@ -293,9 +290,7 @@ def test_networks_that_do_not_match_are_refused():
     a, b = at(networks, 0), at(networks, 1)
     params = b.params | {"head": b.params["head"] | {"bias": jnp.zeros(3)}}
     with pytest.raises(ValueError, match="'params/head/bias' has shape"):
-        connectivity.error_along_path(
-            task, a, b._replace(params=params), 3, batch_norm=None
-        )
+        connectivity.error_along_path(task, a, b._replace(params=params), Measure(3))
 
 
 def test_memory_does_not_grow_with_the_number_of_points():
@@ -306,7 +301,7 @@ def test_memory_does_not_grow_with_the_number_of_points():
     def temporary(number, chunk=1):
         def run(data, a, b):
             return connectivity.error_along_path(
-                task._replace(data=data), a, b, number, batch_norm=None, chunk=chunk
+                task._replace(data=data), a, b, Measure(number), chunk=chunk
             )
 
         compiled = jax.jit(run).lower(task.data, a, a).compile()
@@ -328,7 +323,7 @@ PAIRS = ((0, 1), (2, 0), (1, 2))
 @functools.cache
 def many_paths():
     task, networks = plain()
-    return connectivity.paths(task, networks, PAIRS, 5, batch_norm=None, execution=TWO)
+    return connectivity.paths(task, networks, PAIRS, Measure(5), where=TWO)
 
 
 def test_sharded_paths_are_the_paths_of_each_pair():
@@ -339,7 +334,7 @@ def test_sharded_paths_are_the_paths_of_each_pair():
     assert found.splits == ("train", "test")
     np.testing.assert_array_equal(found.alphas, np.linspace(0, 1, 5, dtype=np.float32))
     for row, (i, j) in enumerate(PAIRS):
-        expected = path_program(5)(at(networks, i), at(networks, j))
+        expected = path_program()(at(networks, i), at(networks, j))
         assert_same_path({"error": found.error[row], "loss": found.loss[row]}, expected)
 
 
@@ -351,7 +346,13 @@ def line_points(pairs=PAIRS, number=5):
 
 
 @pytest.mark.parametrize(
-    ("execution", "group"), [(TWO, 4), (TWO, 1), (Execution(1, 1), 7), (TWO, 15)]
+    ("execution", "group"),
+    [
+        (TWO.execution, 4),
+        (TWO.execution, 1),
+        (Execution(1, 1), 7),
+        (TWO.execution, 15),
+    ],
 )
 def test_groups_and_devices_change_nothing(execution, group):
     task, networks = plain()
@@ -360,21 +361,58 @@ def test_groups_and_devices_change_nothing(execution, group):
         task,
         networks,
         *line_points(),
-        batch_norm=None,
-        execution=execution,
+        Measure(),
         group=group,
-        watch=lambda done, total: seen.append((done, total)),
+        where=Where(execution, watch=seen.append),
     )
-    expected = many_paths()
-    for name in ("error", "loss"):
-        shaped = np.moveaxis(found[name].reshape(3, 5, 2), 1, 2)
-        np.testing.assert_array_equal(shaped, getattr(expected, name))
-    done = [d for d, _ in seen]
+    assert_many_paths(found)
+    done = [p.done for p in seen]
     assert done == sorted(set(done)) and done[-1] == 15
-    assert {total for _, total in seen} == {15}
+    assert {(p.stage, p.total, p.rows) for p in seen} == {("paths", 15, 3)}
     # No call evaluates more points than asked for, rounded up to the devices.
     most = -(-group // execution.devices) * execution.devices
     assert max(np.diff([0, *done])) <= most
+
+
+def assert_many_paths(found, close=False):
+    """What is found at `line_points` is what lies on `many_paths`."""
+    expected = many_paths()
+    shaped = {
+        name: np.moveaxis(found[name].reshape(3, 5, 2), 1, 2)
+        for name in ("error", "loss")
+    }
+    if close:
+        assert_same_path(shaped, expected.values)
+        return
+    for name, x in shaped.items():
+        np.testing.assert_array_equal(x, getattr(expected, name))
+
+
+def test_a_full_device_evaluates_fewer_points_at_once():
+    # Eight, four and two at once do not fit; the points are the same but for rounding.
+    task, networks = plain()
+    full = toys.full_beyond(task, 1)
+    many = Where(Execution(devices=1, chunk=0))
+    found = connectivity.evaluate_many(
+        full, networks, *line_points(), Measure(), where=many
+    )
+    assert_many_paths(found, close=True)
+    path = connectivity.paths(full, networks, PAIRS, Measure(5), where=many)
+    assert_same_path(path.values, many_paths().values)
+    classes = connectivity.predictions(full, networks, where=many)
+    expected = connectivity.predictions(task, networks, where=TWO)
+    np.testing.assert_array_equal(classes, expected)
+
+
+def test_a_device_too_small_for_one_point_is_said():
+    task, networks = plain()
+
+    def evaluate(*_):
+        raise toys.FULL
+
+    none = task._replace(evaluate=evaluate)
+    with pytest.raises(MemoryError, match="one replica at a time"):
+        connectivity.paths(none, networks, PAIRS, Measure(5), where=TWO)
 
 
 def test_points_of_three_networks_are_their_weighted_sums():
@@ -385,8 +423,8 @@ def test_points_of_three_networks_are_their_weighted_sums():
         networks,
         np.tile([2, 0, 1], (3, 1)),
         weights,
-        batch_norm=None,
-        execution=TWO,
+        Measure(),
+        where=TWO,
     )
     combined = [
         jax.tree.map(lambda x, w=w: w[0] * x[2] + w[1] * x[0] + w[2] * x[1], networks)
@@ -409,14 +447,14 @@ def test_points_of_three_networks_are_their_weighted_sums():
 def test_points_that_make_no_sense_are_refused(which, weights, message):
     task, networks = plain()
     with pytest.raises(ValueError, match=message):
-        connectivity.evaluate_many(task, networks, which, weights, batch_norm=None)
+        connectivity.evaluate_many(task, networks, which, weights, Measure())
 
 
 @pytest.mark.parametrize("pairs", [[], [(0, 3)], [(-1, 0)]])
 def test_pairs_of_unknown_networks_are_refused(pairs):
     task, networks = plain()
     with pytest.raises(ValueError, match=r"pairs=.*networks in \[0, 3\)"):
-        connectivity.paths(task, networks, pairs, 3, batch_norm=None)
+        connectivity.paths(task, networks, pairs, Measure(3))
 
 
 class Killed(Exception):
@@ -427,36 +465,30 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
     task, networks = plain()
     seen = []
 
-    def evaluate(watch, splits=points.SPLITS, which=None):
+    def evaluate(watch, splits=SPLITS, which=None):
         chosen, weights = line_points()
+        where = Where(TWO.execution, tmp_path, checkpoint_seconds=0, watch=watch)
         return connectivity.evaluate_many(
             task,
             networks,
             chosen if which is None else which,
             weights,
-            batch_norm=None,
-            splits=splits,
-            execution=TWO,
+            Measure(splits=splits),
             group=4,
-            folder=tmp_path,
-            checkpoint_seconds=-1.0,  # after every call
-            watch=watch,
+            where=where,
         )
 
-    def kill(done, total):
-        if done >= 8:
+    def kill(progress):
+        if progress.done >= 8:
             raise Killed
 
     with pytest.raises(Killed):
         evaluate(kill)
-    resumed = evaluate(lambda done, total: seen.append(done))
-    assert seen == [8, 12, 15]  # what was evaluated before the kill is not again
-    expected = many_paths()
-    for name in ("error", "loss"):
-        shaped = np.moveaxis(resumed[name].reshape(3, 5, 2), 1, 2)
-        np.testing.assert_array_equal(shaped, getattr(expected, name))
+    resumed = evaluate(lambda progress: seen.append(progress.done))
+    assert seen == [8, 12, 15]  # the call before the kill was stored
+    assert_many_paths(resumed)
     # What is complete is read and not evaluated.
-    toys.assert_equal(evaluate(lambda *_: pytest.fail("evaluated again")), resumed)
+    toys.assert_equal(evaluate(lambda _: pytest.fail("evaluated again")), resumed)
     for other in ({"splits": ("test",)}, {"which": line_points()[0][::-1]}):
         with pytest.raises(ValueError, match="evaluation of other points"):
             evaluate(None, **other)
@@ -603,7 +635,7 @@ def test_thresholds_of_no_sense_are_refused(threshold):
 def test_the_matrix_holds_the_barrier_of_every_pair(reference):
     task, networks = plain()
     found = connectivity.barrier_matrix(
-        task, networks, 5, reference=reference, batch_norm=None, execution=TWO
+        task, networks, Measure(5), reference=reference, where=TWO
     )
     assert found.shape == (2, 3, 3)
     np.testing.assert_array_equal(found, np.swapaxes(found, 1, 2))
@@ -618,7 +650,7 @@ def test_the_matrix_holds_the_barrier_of_every_pair(reference):
 def test_a_matrix_of_one_network_is_refused():
     task, networks = plain()
     with pytest.raises(ValueError, match="networks: there is 1"):
-        connectivity.barrier_matrix(task, at(networks, slice(0, 1)), 3, batch_norm=None)
+        connectivity.barrier_matrix(task, at(networks, slice(0, 1)), Measure(3))
 
 
 # --- masks ----------------------------------------------------------------------------
@@ -655,14 +687,10 @@ def test_masks_that_differ_are_refused_by_leaf_and_count():
     with pytest.raises(ValueError, match=message):
         connectivity.same_mask(first, second)
     with pytest.raises(ValueError, match=message):
-        connectivity.error_along_path(
-            task, a, b, 3, batch_norm=None, masks=(first, second)
-        )
+        connectivity.error_along_path(task, a, b, Measure(3), masks=(first, second))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), first, second, first)
     with pytest.raises(ValueError, match=message):
-        connectivity.paths(
-            task, networks, [(0, 2), (2, 1)], 3, batch_norm=None, masks=stacked
-        )
+        connectivity.paths(task, networks, [(0, 2), (2, 1)], Measure(3), masks=stacked)
     # Under jit nothing is known of them.
     jax.jit(connectivity.same_mask)(first, second)
     short = {name: x for name, x in first.items() if name != "head"}
@@ -681,7 +709,7 @@ def test_projections():
             assert 0 < both.sum() < both.size or both.size < 6
             np.testing.assert_array_equal(p, np.where(both, q, 0))
     toys.assert_equal(connectivity.project(a, b, held, other, "union"), (a, b))
-    with pytest.raises(ValueError, match="projection='both'"):
+    with pytest.raises(ValueError, match="onto='both'"):
         connectivity.project(a, b, held, other, "both")
 
 
@@ -692,22 +720,26 @@ def test_paths_between_networks_of_different_masks():
     sparse = networks._replace(
         params=jax.tree.map(lambda m, p: jnp.where(m, p, 0), stacked, networks.params)
     )
-    options = {"batch_norm": None, "execution": TWO}
+    options = {"measure": Measure(5), "where": TWO}
     union = connectivity.paths(
-        task, sparse, PAIRS, 5, masks=stacked, projection="union", **options
+        task, sparse, PAIRS, masks=stacked, projection="union", **options
     )
-    toys.assert_equal(union, connectivity.paths(task, sparse, PAIRS, 5, **options))
+    toys.assert_equal(union, connectivity.paths(task, sparse, PAIRS, **options))
     cut = connectivity.paths(
-        task, sparse, PAIRS, 5, masks=stacked, projection="intersection", **options
+        task, sparse, PAIRS, masks=stacked, projection="intersection", **options
     )
     for row, (i, j) in enumerate(PAIRS):
         both = jax.tree.map(jnp.logical_and, three[i], three[j])
         ends = [Network(masks.apply(both, at(networks, k).params), {}) for k in (i, j)]
         found = {"error": cut.error[row], "loss": cut.loss[row]}
-        assert_same_path(found, path_program(5)(*ends))
+        assert_same_path(found, path_program()(*ends))
     assert (cut.loss[..., 0] != union.loss[..., 0]).any()  # an end loses weights, too
+    with pytest.raises(ValueError, match="projection='both'; it must be one of"):
+        connectivity.paths(
+            task, sparse, PAIRS, masks=stacked, projection="both", **options
+        )
     with pytest.raises(ValueError, match="projection='union' needs the masks"):
-        connectivity.paths(task, sparse, PAIRS, 5, projection="union", **options)
+        connectivity.paths(task, sparse, PAIRS, projection="union", **options)
 
 
 def test_paths_within_one_mask_need_no_projection():
@@ -718,10 +750,10 @@ def test_paths_within_one_mask_need_no_projection():
         params=jax.tree.map(lambda m, p: jnp.where(m, p, 0), stacked, networks.params)
     )
     found = connectivity.paths(
-        task, sparse, PAIRS, 5, masks=stacked, batch_norm=None, execution=TWO
+        task, sparse, PAIRS, Measure(5), masks=stacked, where=TWO
     )
     for row, (i, j) in enumerate(PAIRS):
-        expected = path_program(5)(at(sparse, i), at(sparse, j))
+        expected = path_program()(at(sparse, i), at(sparse, j))
         assert_same_path({"error": found.error[row], "loss": found.loss[row]}, expected)
 
 
@@ -740,9 +772,8 @@ def recomputed():
     return run
 
 
-@pytest.mark.parametrize("batches", [1, 3])
-def test_recomputed_statistics_are_the_moments_of_all_activations_together(batches):
-    task, networks = normed()
+def test_recomputed_statistics_are_the_moments_of_all_activations_together():
+    (task, networks), batches = normed(), 3
     network = at(networks, 0)
     rows = np.asarray(points.statistics_slice(task, batches)).reshape(-1)
     hidden = jax.tree.map(lambda x: np.asarray(x, np.float64), network.params["hidden"])
@@ -752,10 +783,9 @@ def test_recomputed_statistics_are_the_moments_of_all_activations_together(batch
     assert found.keys() == {"mean", "var"}
     np.testing.assert_allclose(found["mean"], h.mean((0, 1)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["var"], h.var((0, 1)), rtol=2e-5)
-    if batches > 1:
-        # The check can fail: without the variance of batch means it would be less.
-        within = h.reshape(batches, -1, h.shape[-1]).var(1).mean(0)
-        assert (h.var((0, 1)) - within > 1e-4 * h.var((0, 1))).all()
+    # The check can fail: without the variance of batch means it would be less.
+    within = h.reshape(batches, -1, h.shape[-1]).var(1).mean(0)
+    assert (h.var((0, 1)) - within > 1e-4 * h.var((0, 1))).all()
 
 
 def test_recomputed_statistics_do_not_depend_on_those_before():
@@ -777,10 +807,8 @@ def normed_path(batch_norm):
         task,
         networks,
         [(0, 1)],
-        5,
-        batch_norm=batch_norm,
-        statistics_batches=3,
-        execution=TWO,
+        Measure(5, batch_norm, statistics_batches=3),
+        where=TWO,
     )
 
 
@@ -805,9 +833,7 @@ def test_paths_of_networks_with_statistics(batch_norm):
         functools.partial(
             connectivity.error_along_path,
             task,
-            alphas=5,
-            batch_norm=batch_norm,
-            statistics_batches=3,
+            measure=Measure(5, batch_norm, statistics_batches=3),
         )
     )(a=a, b=b)
     assert_same_path(alone, expected)
@@ -830,10 +856,8 @@ def test_it_must_be_said_what_statistics_are():
     task, networks = normed()
     a, b = at(networks, 0), at(networks, 1)
     for function in (
-        lambda t, policy: connectivity.error_along_path(t, a, b, 3, batch_norm=policy),
-        lambda t, policy: connectivity.paths(
-            t, networks, [(0, 1)], 3, batch_norm=policy
-        ),
+        lambda t, policy: connectivity.error_along_path(t, a, b, Measure(3, policy)),
+        lambda t, policy: connectivity.paths(t, networks, [(0, 1)], Measure(3, policy)),
     ):
         with pytest.raises(ValueError, match="batch_norm: .*'batch_stats/norm/mean'"):
             function(task, None)
@@ -909,11 +933,11 @@ def test_disagreement_counts_examples(classes):
     assert (connectivity.disagreement(a, a) == 0).all()
 
 
-@pytest.mark.parametrize("split", points.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_predictions_are_the_largest_logits(split):
     # Three networks on two devices: one is a copy. 60 and 150 examples in batches of 25.
     task, networks = plain()
-    found = connectivity.predictions(task, networks, split, execution=TWO)
+    found = connectivity.predictions(task, networks, split, where=TWO)
     images, labels = (task.data[split][name] for name in ("image", "label"))
     assert found.shape == (3, len(labels)) and found.dtype == np.int32
     for i in range(3):
@@ -923,12 +947,12 @@ def test_predictions_are_the_largest_logits(split):
         np.testing.assert_array_equal(found[i], logits.argmax(axis=1))
     ends = by_hand(plain, [at(networks, i) for i in range(3)])["error"]
     wrong = connectivity.disagreement(found, np.broadcast_to(labels, found.shape))
-    np.testing.assert_allclose(wrong, ends[points.SPLITS.index(split)], atol=1e-6)
+    np.testing.assert_allclose(wrong, ends[SPLITS.index(split)], atol=1e-6)
 
 
 def test_predictions_use_running_statistics():
     task, networks = normed()
-    found = connectivity.predictions(task, networks, "test", execution=TWO)
+    found = connectivity.predictions(task, networks, "test", where=TWO)
     labels = np.broadcast_to(task.data["test"]["label"], found.shape)
     ends = by_hand(normed, [at(networks, i) for i in (0, 1)])["error"][1]
     np.testing.assert_allclose(
@@ -946,17 +970,21 @@ def test_a_diverged_network_has_no_error_and_its_paths_are_not_stable():
     """A prediction made of nan is some class, so it may even be right."""
     task, networks = plain()
     broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), networks)
-    path = linear.paths(task, broken, [(0, 1), (1, 2)], 3, batch_norm=None)
+    path = linear.paths(task, broken, PAIRS, Measure(5), where=TWO)
     lii = connectivity.instability(path.error)
-    assert np.isnan(lii[0]).all() and np.isfinite(lii[1]).all()
-    assert not connectivity.is_stable(lii[0]).any()
+    assert np.isnan(lii[:2]).all() and np.isfinite(lii[2]).all()
+    assert not connectivity.is_stable(lii[:2]).any()
 
 
 def test_a_folder_of_other_networks_is_refused(tmp_path):
     task, networks = plain()
-    run = functools.partial(
-        linear.paths, task, pairs=[(0, 1)], alphas=2, batch_norm=None, folder=tmp_path
-    )
-    run(networks=networks)
-    with pytest.raises(ValueError, match="other points"):
-        run(networks=jax.tree.map(lambda x: 2 * x, networks))
+    where = Where(TWO.execution, tmp_path)
+    run = functools.partial(linear.paths, pairs=PAIRS, measure=Measure(5), where=where)
+    toys.assert_equal(run(task, networks), many_paths())
+    changed = jax.tree.map(lambda x: x + 1, task.data)
+    for other in (
+        (task, jax.tree.map(lambda x: 2 * x, networks)),
+        (task._replace(data=changed), networks),
+    ):
+        with pytest.raises(ValueError, match="other points"):
+            run(*other)

@@ -116,6 +116,39 @@ def narrow(key: jax.Array, count: int) -> tuple[Network, Any]:
     return Network(params, model_state), mask
 
 
+FULL = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+)
+
+
+def full_beyond(task: Task, most: int) -> Task:
+    """The task on devices that have no room for more than `most` of it at once.
+
+    A program that vmaps more of them says so when it is made, in the words of XLA.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def here(x):
+        return x
+
+    @here.def_vmap
+    def of_many(axis_size, in_batched, x):
+        if axis_size > most:
+            raise FULL
+        return x, in_batched[0]
+
+    def batch(data, indices, key, step):
+        return task.batch(data, here(indices), key, step)
+
+    def evaluate(params, *rest):
+        return task.evaluate(jax.tree.map(here, params), *rest)
+
+    def predict(params, *rest):
+        return task.predict(jax.tree.map(here, params), *rest)
+
+    return task._replace(batch=batch, evaluate=evaluate, predict=predict)
+
+
 # --- a language model -----------------------------------------------------------------
 
 VOCABULARY, WINDOW = 7, 6

@@ -166,6 +166,8 @@ def paths(
         raise ValueError(
             f"pairs={ends.tolist()}; there must be some, of networks in [0, {number})"
         )
+    if projection is not None:
+        one_of("projection", projection, ("intersection", "union"))
     if projection is not None and masks is None:
         raise ValueError(f"projection={projection!r} needs the masks of the networks")
     if masks is not None:

@@ -229,7 +229,7 @@ def evaluate_many(
 
     Raises:
       ValueError: no policy for BatchNorm, arrays that do not fit, unknown networks; a
-        folder with other points.
+        folder with other points, networks or data.
     """
     where, policy = where or Where(), measure.batch_norm
     which, weights = np.asarray(which, np.int32), np.asarray(weights, np.float32)
@@ -260,7 +260,7 @@ def evaluate_many(
     identity = ""
     if where.store is not None:
         text = (*measure.splits, policy or "none", slice_)
-        identity = trees.fingerprint(networks, which, weights, text)
+        identity = trees.fingerprint(networks, which, weights, text, task.data)
     return in_groups(
         measured,
         (which, weights),

@@ -214,7 +214,7 @@ def train(
     cuts |= set(rule.steps()) if rule is not None else set()
     furthest = stop + int(runs.offset.max(initial=0))
     epochs = loop.epochs_of(task, max(reach or 0, furthest))
-    own = _identity(runs, stop, every, where.store)
+    own = _identity(runs, stop, every, kept_at, where.store)
     found = _found(where.store, own)
 
     first = _first(task, runs, columns, kept_at, validate, rule)
@@ -300,8 +300,17 @@ def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
     at_least("stop", stop, 1)
     at_least("every", every, 1)
     number = runs.noise.shape[0]
-    joins = np.broadcast_to(np.asarray(runs.joins, np.int32), (number,))
-    offset = np.broadcast_to(np.asarray(runs.offset, np.int32), (number,))
+
+    def of_each(name: str, values: np.ndarray) -> np.ndarray:
+        found = np.asarray(values, np.int32)
+        if found.shape not in ((), (number,)):
+            raise ValueError(
+                f"{name} has shape {found.shape}; it must be a step for each of the runs, "
+                f"({number},)"
+            )
+        return np.broadcast_to(found, (number,))
+
+    joins, offset = of_each("joins", runs.joins), of_each("offset", runs.offset)
     if not number or trees.count(runs.state.params) < number:
         raise ValueError(
             f"runs: {trees.count(runs.state.params)} states for {number} noise keys; there "
@@ -329,7 +338,11 @@ def _kept_steps(keep: np.ndarray | Sequence[int] | None, number: int) -> np.ndar
 
 
 def _identity(
-    runs: Runs, stop: int, every: int, store: pathlib.Path | None
+    runs: Runs,
+    stop: int,
+    every: int,
+    kept_at: np.ndarray,
+    store: pathlib.Path | None,
 ) -> dict[str, Any]:
     """What a folder must have in common with what continues there."""
     if store is None:
@@ -340,6 +353,7 @@ def _identity(
         "every": every,
         "joins": runs.joins.tolist(),
         "offset": runs.offset.tolist(),
+        "keep": kept_at.tolist(),
         "start": trees.fingerprint(runs.noise, start),
     }
 
