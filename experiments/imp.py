@@ -103,6 +103,8 @@ class Config(Where, Recipe):
 
 def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
     """The protocol; errors name the field."""
+    if cfg.rates and cfg.scope != "layerwise":
+        raise ValueError(f"rates={cfg.rates}; they need scope='layerwise'")
     several = len(cfg.schedules) * len(cfg.retrains) > 1
     chains = tuple(
         imp.Chain(
@@ -164,7 +166,10 @@ def prepare(cfg: Config) -> Setup:
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
     for chain in protocol.chains:
-        imp.keep_counts(chain, params, levels(cfg), masks.of_task(task))
+        try:
+            imp.keep_counts(chain, params, levels(cfg), masks.of_task(task))
+        except ValueError as error:  # in the words of the configuration
+            raise ValueError(str(error).replace("by_layer", "rates")) from None
     return Setup(cfg, task, tx, protocol)
 
 

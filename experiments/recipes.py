@@ -188,21 +188,20 @@ def make_classification(recipe: Recipe) -> Task:
     """
     dataset = load_data(recipe)
     model = make_model(recipe)
-    task = tasks.classification(
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.shape)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
+            f"shape {dataset.shape}: {error}"
+        ) from None
+    return tasks.classification(
         dataset,
         model,
         batch_size=recipe.batch_size,
         augment=recipe.augment,
         exclude=recipe.exclude,
     )
-    try:
-        jax.eval_shape(task.init, jax.random.key(0))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
-            f"shape {dataset.shape}: {error}"
-        ) from None
-    return task
 
 
 TASKS: Mapping[str, Callable[[Recipe], Task]] = {"classification": make_classification}

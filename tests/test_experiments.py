@@ -20,7 +20,7 @@ import lottery_jax as lj
 from experiments import display, identity, imp, recipes
 from experiments.experiment import Outcome
 from lottery_jax import checkpoints, keys, masks, records, tickets
-from lottery_jax.imp import ARMS
+from lottery_jax.imp import ARMS, levels
 
 xr = pytest.importorskip("xarray")
 
@@ -242,7 +242,7 @@ def test_open_lth_presets_prune_to_its_counts(name, counts, fake_data):
     )
     flags = masks.prunable(params)
     cut = jax.jit(
-        lambda mask: lj.imp.prune_chain(
+        lambda mask: levels.prune_chain(
             chain,
             jax.random.key(0),
             lj.scores.Inputs(trained=params, mask=mask),
@@ -565,7 +565,7 @@ WRONG = {
     "--scope layerwise --rates head 0.1": ("rates", "'dense_0/kernel'"),
     "--rule open_lth --scope layerwise": ("rule='open_lth'", "scope='global'"),
     "--schedules linear --levels 11": ("levels=11", "at most 9"),
-    "--schedules geometric geometric": ("chains", "different names"),
+    "--schedules geometric geometric": ("chains", "all different"),
     "--validation 4000": ("validation", "[0, 3999]", "4000"),
     "--subset 0": ("subset", "[1, 3000]"),
     "--label-noise 2": ("label_noise", "[0, 1]"),

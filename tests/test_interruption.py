@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import signal
 import subprocess
 import sys
@@ -375,7 +376,9 @@ def test_a_ticket_that_cannot_be_written_is_written_later(
 def test_a_kill_between_folder_and_configuration_is_harmless(copy, here, tmp_path):
     folder = tmp_path / "new"
     folder.mkdir()
-    (folder / ".config.json.4711").write_text('{"da')
+    # What a process left that died in the middle of writing.
+    left = f".tmp-{2**22 - 1}-0badcafe-{socket.gethostname()}"
+    (folder / left).write_text('{"da')
     config = records.read_config(copy)
     assert config is not None
     records.claim_folder(folder, config, [])

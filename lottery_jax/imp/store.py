@@ -45,7 +45,7 @@ def save(
     part = {"kept": _real(bench, moment.kept), "records": moment.found}
     checkpoints.save(folder / "checkpoints", part, metadata)
     for path in sorted((folder / "levels").glob("[0-9]*")):
-        if int(path.name) < moment.level:
+        if int(path.name) < moment.level - 1:  # the last one may be fallen back on
             shutil.rmtree(path, ignore_errors=True)
 
 
