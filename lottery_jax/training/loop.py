@@ -160,8 +160,8 @@ def train_steps(
       active: False returns the state as it is, for replicas that have not joined.
 
     Returns:
-      The state after the segment, and the metrics of each step: `loss` and what else the
-      loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
+      The state after the segment, and the metrics of each step: `loss` and what other
+      scalars the loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
       for an inactive replica).
 
     Raises:
@@ -190,7 +190,11 @@ def train_steps(
     _, _, shapes = jax.eval_shape(
         lambda *args: step_gradient(task, *args), state, key, order, start
     )
-    buffers = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in shapes}
+    buffers = {
+        name: jnp.full((capacity,), jnp.nan, jnp.float32)
+        for name, x in shapes.items()
+        if x.shape == ()
+    }
 
     def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         return jax.lax.fori_loop(start, stop, one_step, carry)
@@ -232,14 +236,24 @@ def update_mask(
     key: Key,
     order: Array,
     step: Array | int,
+    offset: Array | int = 0,
 ) -> TrainState:
     """Lets a rule change the mask between segments, from the gradient at `step`.
 
     Weights that the new mask removes are set to 0 at once, and their moments with them.
+
+    Args:
+      task: the task.
+      rule: changes the mask.
+      state: the network in training.
+      key: the replica's noise key.
+      order: its data order, from `orders`.
+      step: int32 `[]`; the rule's own schedule stands there.
+      offset: added to the step's position in the noise.
     """
     step = jnp.asarray(step, jnp.int32)
-    gradients, _, _ = step_gradient(task, state, key, order, step)
-    rule_key = jax.random.fold_in(noise_keys(key).rule, step)
+    gradients, _, _ = step_gradient(task, state, key, order, step + offset)
+    rule_key = jax.random.fold_in(noise_keys(key).rule, step + offset)
     mask, opt_state = rule(
         rule_key, step, state.params, gradients, state.mask, state.opt_state
     )

@@ -263,7 +263,11 @@ class _Walk:
             return (_One(thing), self._of_class(thing))
         if kind in (np.ndarray, *_SCALARS) or isinstance(thing, jax.Array):
             return self._bits(thing)
-        if kind in (tuple, list) or isinstance(thing, tuple) and hasattr(kind, "_fields"):
+        if (
+            kind in (tuple, list)
+            or isinstance(thing, tuple)
+            and hasattr(kind, "_fields")
+        ):
             return (kind, self._class_of(thing), self.parts(thing))
         if kind in (dict, FrozenDict, types.MappingProxyType):
             return (kind, self.parts(thing.keys()), self.parts(thing.values()))
@@ -343,7 +347,8 @@ class _Walk:
         return tuple(found)
 
     def _bits(self, array: Any) -> Any:
-        if isinstance(array, jax.core.Tracer) or array.dtype.hasobject:
+        opaque = isinstance(array.dtype, np.dtype) and array.dtype.hasobject
+        if opaque or isinstance(array, jax.core.Tracer):
             return _One(array)
         where: tuple[Any, ...] = ()
         if isinstance(array, jax.Array):
