@@ -1,6 +1,7 @@
 """How many replicas at once: estimates, probes, and a device that runs out of memory."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -149,8 +150,9 @@ def study(where, levels=1):
 
 def retrained(where):
     found = study_at_rest()
-    tickets = imp.tickets_of(found, task().head)
-    return imp.retrain(task(), TX, PLAN, tickets, level=1, replicas=(0, 1), where=where)
+    tickets = imp.tickets_of(found)
+    plan = dataclasses.replace(PLAN, arms=("ticket", "reinit"))
+    return imp.retrain(task(), TX, plan, tickets, level=1, replicas=(0, 1), where=where)
 
 
 @functools.cache

@@ -90,9 +90,7 @@ def pair(folder, kill_second_at=0):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     both = [
-        start(
-            *(folder, f"127.0.0.1:{port}", "2", str(i)), kill_at=i * kill_second_at
-        )
+        start(*(folder, f"127.0.0.1:{port}", "2", str(i)), kill_at=i * kill_second_at)
         for i in range(2)
     ]
     outputs = [process.communicate(timeout=200)[0] for process in both]
