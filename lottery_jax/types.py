@@ -153,7 +153,7 @@ class Task(NamedTuple):
     @property
     def shapes(self) -> tuple[Params, ModelState, StreamState]:
         """Shapes and dtypes of what `init` draws; nothing is computed."""
-        return _shapes(self.init)
+        return _shapes(self.init)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)

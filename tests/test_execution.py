@@ -12,8 +12,8 @@ import toys
 
 import lottery_jax as lj
 from lottery_jax import training
-from lottery_jax.models import layers
 from lottery_jax.execution import Execution, default_execution
+from lottery_jax.models import layers
 from lottery_jax.types import Network
 
 STEPS, NUMBER = 8, 6

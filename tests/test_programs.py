@@ -40,12 +40,35 @@ def schedules():
     }
 
 
-ALIASES = (
-    "adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage "
-    "lamb lars lion nadam nadamw noisy_sgd novograd optimistic_adam_v2 radam rmsprop "
-    "rprop sgd sign_sgd sm3 yogi"
-).split()
-CONTRIB = "ademamix muon prodigy schedule_free_adamw".split()
+ALIASES = [
+    "adabelief",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "adan",
+    "amsgrad",
+    "fromage",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "nadamw",
+    "noisy_sgd",
+    "novograd",
+    "optimistic_adam_v2",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "sgd",
+    "sign_sgd",
+    "sm3",
+    "yogi",
+]
+CONTRIB = ["ademamix", "muon", "prodigy", "schedule_free_adamw"]
 NEED = {"noisy_sgd": {"key": 0}, "optimistic_adam_v2": {}}
 # These take numbers only.
 NUMBERS_ONLY = {"rprop", "sm3", "schedule_free_adamw"}
@@ -439,12 +462,6 @@ def test_a_global_is_seen_wherever_it_is_read(source):
 
 
 def test_recursion_is_told_from_a_call_of_another():
-    def make():
-        def first(n):
-            return 1 if n == 0 else other(n - 1)
-
-        return first, lambda f: f
-
     def link(target):
         def g(n):
             return target["of"](n)

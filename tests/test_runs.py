@@ -99,7 +99,7 @@ def test_a_run_alone_is_itself_among_others(index):
 
 def test_what_is_kept_is_what_a_run_that_stops_there_becomes():
     for stop in (8, 4):
-        at, column = np.nonzero((KEEP == stop) & (np.array(JOINS)[:, None] < stop))
+        at, column = np.nonzero((stop == KEEP) & (np.array(JOINS)[:, None] < stop))
         done = train(some(at), stop, where=lj.Where(ONE))
         kept = jax.tree.map(lambda x, i=(at, column): x[i], whole().kept)
         toys.assert_equal(done.state, kept)

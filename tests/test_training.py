@@ -171,9 +171,7 @@ def test_one_compilation_serves_segments_and_masks():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def train(state, key, order, a, b):
-        return training.train_steps(
-            task, tx, state, key, order, a, b, capacity=STEPS
-        )
+        return training.train_steps(task, tx, state, key, order, a, b, capacity=STEPS)
 
     for a, b in ((0, 1), (1, 20), (3, 3)):
         state, _ = train(state, key, order, a, b)
@@ -201,7 +199,9 @@ def test_the_loss_is_recorded_for_tasks_that_do_not_report_it():
 
     quiet = task._replace(loss=silent)
     _, metrics = jax.jit(
-        lambda state: training.train_steps(quiet, tx, state, key, order, 0, 3, capacity=3)
+        lambda state: training.train_steps(
+            quiet, tx, state, key, order, 0, 3, capacity=3
+        )
     )(state)
     expected = train(state, key, order, 0, 3)[1]["loss"][:3]
     toys.assert_close(metrics, {"loss": expected})

@@ -161,8 +161,8 @@ def train_steps(
 
     Returns:
       The state after the segment, and the metrics of each step: `loss` and what other
-      scalars the loss reports, float32 `[capacity]`, nan from index `stop - start` on (and throughout
-      for an inactive replica).
+      scalars the loss reports, float32 `[capacity]`, nan from index `stop - start` on
+      (and throughout for an inactive replica).
 
     Raises:
       ValueError: outside `jit`, where the bounds are known: a segment longer than
