@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 
 import lottery_jax as lj
@@ -93,21 +94,26 @@ def on_images():
     return toys.classification(OnImages())
 
 
+def trained_on_images(execution):
+    with quick.compilation():
+        return trained_by(execution, on_images(), number=4)[0]
+
+
 @functools.cache
 def images_alone():
-    return trained_by(Execution(1, 1), on_images(), number=4)[0]
+    return trained_on_images(Execution(1, 1))
 
 
 @pytest.mark.parametrize("name", PER_EXECUTION)
 def test_no_way_to_execute_changes_a_result(name):
     # At most 8 steps from one state, as above; a step divides by small variances.
-    got = trained_by(PER_EXECUTION[name], on_images(), number=4)[0]
+    got = trained_on_images(PER_EXECUTION[name])
     toys.assert_close(got, images_alone(), atol=2e-4)
 
 
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
 def test_a_precision_rounds_and_does_no_more(precision):
-    got = trained_by(Execution(2, 1, None, precision), on_images(), number=4)[0]
+    got = trained_on_images(Execution(2, 1, None, precision))
     want = images_alone()
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), got[1], want[1])
     losses = np.nan_to_num(got[1]["loss"] - want[1]["loss"])

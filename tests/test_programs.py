@@ -40,35 +40,13 @@ def schedules():
     }
 
 
-ALIASES = [
-    "adabelief",
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adamaxw",
-    "adamw",
-    "adan",
-    "amsgrad",
-    "fromage",
-    "lamb",
-    "lars",
-    "lion",
-    "nadam",
-    "nadamw",
-    "noisy_sgd",
-    "novograd",
-    "optimistic_adam_v2",
-    "radam",
-    "rmsprop",
-    "rprop",
-    "sgd",
-    "sign_sgd",
-    "sm3",
-    "yogi",
-]
-CONTRIB = ["ademamix", "muon", "prodigy", "schedule_free_adamw"]
+ALIASES = (
+    *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw"),
+    *("adamw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw"),
+    *("noisy_sgd", "novograd", "optimistic_adam_v2", "radam", "rmsprop", "rprop"),
+    *("sgd", "sign_sgd", "sm3", "yogi"),
+)
+CONTRIB = ("ademamix", "muon", "prodigy", "schedule_free_adamw")
 NEED = {"noisy_sgd": {"key": 0}, "optimistic_adam_v2": {}}
 # These take numbers only.
 NUMBERS_ONLY = {"rprop", "sm3", "schedule_free_adamw"}
