@@ -1,6 +1,7 @@
 """How many replicas at once: estimates, probes, and a device that runs out of memory."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 
 import lottery_jax as lj
@@ -189,7 +191,7 @@ class Limited:
 def full(monkeypatch):
     """`full(most)`: devices with room for so many networks; gives the calls to them."""
 
-    def limit(most, first_call=1, only="train"):
+    def limit(most, first_call=1, only="train", quickly=True):
         parallel, calls = Execution.parallel, []
 
         def limited(self, function, in_axes):
@@ -201,9 +203,12 @@ def full(monkeypatch):
         monkeypatch.setattr(Execution, "parallel", limited)
         # Programs of a device with more room are forgotten.
         monkeypatch.setattr(programs, "_made", collections.OrderedDict())
+        if quickly:
+            compiling.enter_context(quick.compilation())
         return calls
 
-    return limit
+    with contextlib.ExitStack() as compiling:
+        yield limit
 
 
 def test_a_full_device_restarts_the_segment_with_fewer_at_once(full):
@@ -276,7 +281,7 @@ def test_a_device_too_small_for_one_loses_nothing(full, tmp_path, monkeypatch):
         monkeypatch.context(),
         pytest.raises(MemoryError, match="one replica at a time"),
     ):
-        calls = full(most=0, first_call=3)
+        calls = full(most=0, first_call=3, quickly=False)
         study(where(1, folder=tmp_path, checkpoint_seconds=0))
     assert len(calls) == 3
     monkeypatch.undo()
@@ -296,6 +301,7 @@ def test_the_platforms_choice_is_fitted_before_training(full, monkeypatch):
 
 
 def test_processes_agree_on_the_smallest_number(full, monkeypatch):
+    full(most=9)
     monkeypatch.setitem(replicas._OF_PLATFORM, "cpu", (0, "loop", "float32"))
 
     class Meeting:

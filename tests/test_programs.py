@@ -1,5 +1,6 @@
 """The cache of programs: what counts as the same, and above all what does not."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 
 import lottery_jax as lj
@@ -529,6 +531,14 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
+@pytest.fixture
+def empty(monkeypatch):
+    """A cache of its own: what is compiled quickly here is found nowhere else."""
+    monkeypatch.setattr(programs, "_made", collections.OrderedDict())
+    with quick.compilation():
+        yield
+
+
 def study():
     task = toys.classification(lj.models.make("mlp-6", 4))
     plan = imp.Plan(steps=4, validate_every=2, arms=("ticket", "random_mask"))
@@ -536,7 +546,7 @@ def study():
     return imp.run(task, optax.sgd(0.05), plan, levels=1, replicas=(0, 1), where=where)
 
 
-def test_a_second_study_compiles_nothing():
+def test_a_second_study_compiles_nothing(empty):
     with Compilations() as first:
         found = study()
     assert first.number > 0
@@ -545,7 +555,7 @@ def test_a_second_study_compiles_nothing():
     assert again.number == 0
 
 
-def test_training_that_differs_in_anything_is_another_program():
+def test_training_that_differs_in_anything_is_another_program(empty):
     def losses(rate=0.05, width=6, tx=optax.sgd, **options):
         task = toys.classification(lj.models.make(f"mlp-{width}", 4), **options)
         where = lj.Where(Execution(1, 1))
@@ -567,7 +577,7 @@ def test_training_that_differs_in_anything_is_another_program():
         assert other.number > 0, options
 
 
-def test_a_second_analysis_compiles_nothing():
+def test_a_second_analysis_compiles_nothing(empty):
     def analysis():
         task = toys.classification(lj.models.make("mlp-6", 4))
         plan = connectivity.Plan(

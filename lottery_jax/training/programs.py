@@ -352,7 +352,8 @@ class _Walk:
             return _One(array)
         where: tuple[Any, ...] = ()
         if isinstance(array, jax.Array):
-            where = (array.weak_type, array.sharding, array.committed)
+            weak = getattr(array, "weak_type", False)  # keys have none
+            where = (weak, array.sharding, array.committed)
         values = jax.random.key_data(array) if trees.is_key(array) else array
         values = np.ascontiguousarray(np.asarray(values))
         digest = hashlib.sha256(values.tobytes()).hexdigest()
