@@ -15,7 +15,7 @@ def compilation():
 
     Not for what goes through the library's cache: other tests would find it there.
     """
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
