@@ -1,6 +1,6 @@
 """The vocabulary: what the words of this library stand for, documented once.
 
-Shapes are written for one replica. Under `vmap` or `lottery_jax.replicas` every array
+Shapes are written for one replica. Under `vmap` or `Execution.parallel` every array
 has one more, leading axis `[R]`.
 """
 

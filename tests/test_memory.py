@@ -1,5 +1,8 @@
 """How many replicas at once: estimates, probes, and a device that runs out of memory."""
 
+import collections
+import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -7,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 
 import lottery_jax as lj
-from lottery_jax import engine, imp, memory, replicas, resume, study
-from lottery_jax.memory import at_once, fewer, fitted, is_out_of_memory
-from lottery_jax.replicas import Execution
+from lottery_jax import imp, training
+from lottery_jax.execution import Execution, memory, replicas
+from lottery_jax.execution.memory import at_once, fewer, fitted, is_out_of_memory
+from lottery_jax.training import programs
 
 FULL = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
@@ -61,8 +66,8 @@ def wide(execution):
         y = jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ y), jnp.outer(x, x))
         return jnp.sum(y)
 
-    x = replicas.place(np.ones((8, 512), np.float32), execution)
-    return replicas.parallel(one, (0,), execution), (x,)
+    x = execution.place(np.ones((8, 512), np.float32))
+    return execution.parallel(one, (0,)), (x,)
 
 
 def test_the_estimate_is_xlas_and_grows_with_the_replicas():
@@ -125,95 +130,200 @@ def test_a_probe_finds_what_the_estimate_did_not():
         fitted(Execution(1, 0), 8, broken)
 
 
-# --- in a study -----------------------------------------------------------------------
+# --- wherever something is trained ----------------------------------------------------
 
 PLAN = imp.Plan(steps=12, validate_every=4, arms=("ticket", "random_mask"))
+TX = optax.sgd(0.05)
 
 
+@functools.cache
 def task():
     return toys.classification(lj.models.make("mlp-6", 4))
 
 
-def run(execution, **more):
-    tx = optax.sgd(0.05)
-    more = {"levels": 1, "replicas": (0, 1)} | more
-    return imp.run(task(), tx, PLAN, execution=execution, **more)
+def where(chunk, **more):
+    execution = None if chunk is None else Execution(1, chunk)
+    return lj.Where(execution, **more)
+
+
+def study(where, levels=1):
+    return imp.run(task(), TX, PLAN, levels=levels, replicas=(0, 1), where=where)
+
+
+def retrained(where):
+    found = study_at_rest()
+    tickets = imp.tickets_of(found)
+    plan = dataclasses.replace(PLAN, arms=("ticket", "reinit"))
+    return imp.retrain(task(), TX, plan, tickets, level=1, replicas=(0, 1), where=where)
 
 
 @functools.cache
-def whole():
+def study_at_rest():
     """The study that nothing interrupts, one replica at a time."""
-    return run(Execution(1, 1))
+    return study(where(1))
 
 
-def full_from(monkeypatch, most, first_call):
-    """Devices that run out of memory with more than `most` at once, from some call on."""
-    build, calls = engine.compile_programs, []
-
-    def build_limited(task, tx, execution, **more):
-        programs = build(task, tx, execution, **more)
-
-        def train(*args):
-            calls.append(execution.chunk)
-            if at_once(execution, 4) > most and len(calls) >= first_call:
-                raise FULL
-            return programs.train(*args)
-
-        return programs._replace(train=train)
-
-    monkeypatch.setattr(engine, "compile_programs", build_limited)
-    return calls
+@functools.cache
+def dense_at_rest():
+    return lj.train(task(), TX, 12, 4, validate_every=4, where=where(1))
 
 
-def test_a_full_device_restarts_the_segment_with_fewer_at_once(monkeypatch, tmp_path):
-    expected = whole().records
-    calls = full_from(monkeypatch, most=2, first_call=3)
-    with pytest.warns(RuntimeWarning, match="level 0, after step 8; .* chunk=2"):
-        found = run(Execution(1, 0), folder=tmp_path, checkpoint_seconds=0)
+class Limited:
+    """A program on a device that is full with more than `most` networks at once."""
+
+    def __init__(self, inner, most, calls, first_call, execution):
+        self.inner, self.most, self.calls = inner, most, calls
+        self.first_call, self.execution = first_call, execution
+
+    def __call__(self, data, state, *args):
+        self.calls.append(self.execution.chunk)
+        rows = len(jax.tree.leaves(state)[0])
+        over = at_once(self.execution, rows) > self.most
+        if over and len(self.calls) >= self.first_call:
+            raise FULL
+        return self.inner(data, state, *args)
+
+    def lower(self, *args):
+        return self.inner.lower(*args)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """`full(most)`: devices with room for so many networks; gives the calls to them."""
+
+    def limit(most, first_call=1, only="train", quickly=True):
+        parallel, calls = Execution.parallel, []
+
+        def limited(self, function, in_axes):
+            made = parallel(self, function, in_axes)
+            if function.__name__ != only:
+                return made
+            return Limited(made, most, calls, first_call, self)
+
+        monkeypatch.setattr(Execution, "parallel", limited)
+        # Programs of a device with more room are forgotten.
+        monkeypatch.setattr(programs, "_made", collections.OrderedDict())
+        if quickly:
+            compiling.enter_context(quick.compilation())
+        return calls
+
+    with contextlib.ExitStack() as compiling:
+        yield limit
+
+
+def test_a_full_device_restarts_the_segment_with_fewer_at_once(full):
+    expected = dense_at_rest()
+    calls = full(most=2, first_call=3)
+    with pytest.warns(RuntimeWarning, match="in training, after step 8; .* chunk=2"):
+        done = lj.train(task(), TX, 12, 4, validate_every=4, where=where(0))
+    assert calls == [0, 0, 0, 2]
+    assert done.execution == Execution(1, 2)
+    assert done.changes == (training.Change(8, Execution(1, 2)),)
+    toys.assert_close(done.networks, expected.networks, atol=1e-4)
+    toys.assert_close(done.curves.values, expected.curves.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_full_device_evaluates_fewer_at_once(full, split):
+    networks = dense_at_rest().networks
+    expected = training.evaluate(task(), networks, split, where=where(1))
+    calls = full(most=1, only="test")
+    found = training.evaluate(task(), networks, split, where=where(0))
+    assert calls == [0, 2, 1]
+    toys.assert_close(found, expected)
+    with pytest.raises(MemoryError, match="one replica at a time"):
+        full(most=0, only="test")
+        training.evaluate(task(), networks, split, where=where(0))
+
+
+def test_a_full_device_in_validation_is_survived_too(full):
+    full(most=2, only="validate")
+    with pytest.warns(RuntimeWarning, match="in training, after step 0; .* chunk=2"):
+        done = lj.train(task(), TX, 12, 4, validate_every=4, where=where(0))
+    assert done.changes == (training.Change(0, Execution(1, 2)),)
+    toys.assert_close(done.curves.values, dense_at_rest().curves.values, atol=1e-4)
+
+
+def test_a_full_device_in_a_study(full, tmp_path):
+    expected = study_at_rest().records
+    calls = full(most=2, first_call=3)
+    with pytest.warns(RuntimeWarning, match="after step 8; .* chunk=2"):
+        found = study(where(0, folder=tmp_path, checkpoint_seconds=0))
     # Two segments of all four, the third one twice; level 1 as it ended.
     assert calls == [0, 0, 0, 2, 2, 2, 2]
     assert found.execution == Execution(1, 2)
-    assert found.changes == (study.Change(0, 8, Execution(1, 2)),)
+    assert found.changes == (imp.Change(0, 8, Execution(1, 2)),)
     for name, (_, values) in expected.items():
         if values.dtype.kind == "f":
             # 24 steps of rounding; the masks are the same.
             np.testing.assert_allclose(found.records[name][1], values, atol=1e-3)
     np.testing.assert_array_equal(found.records["alive"][1], expected["alive"][1])
-    # The change is stored, and what goes on from there will know it.
-    assert resume.stored_execution(tmp_path) == Execution(1, 2)
-    assert resume.stored_changes(tmp_path) == found.changes
+    # The change is stored, and what goes on from there knows it.
+    again = study(where(None, folder=tmp_path))
+    assert (again.execution, again.changes) == (found.execution, found.changes)
 
 
-def test_a_device_too_small_for_one_loses_nothing(monkeypatch, tmp_path):
-    calls = full_from(monkeypatch, most=0, first_call=3)
-    with pytest.raises(MemoryError, match="one replica at a time"):
-        run(Execution(1, 1), folder=tmp_path, checkpoint_seconds=0)
+def test_a_full_device_in_a_study_that_is_retrained(full):
+    expected = retrained(where(1))
+    full(most=2, first_call=2)
+    with pytest.warns(RuntimeWarning, match="after step 4; .* chunk=2"):
+        found = retrained(where(0))
+    assert found.changes == (imp.Change(1, 4, Execution(1, 2)),)
+    assert found.execution == Execution(1, 2)
+    for name in ("test_error", "test_loss", "train_loss"):
+        np.testing.assert_allclose(
+            found.records[name][1], expected.records[name][1], atol=1e-3
+        )
+
+
+def test_a_device_too_small_for_one_loses_nothing(full, tmp_path, monkeypatch):
+    with (
+        monkeypatch.context(),
+        pytest.raises(MemoryError, match="one replica at a time"),
+    ):
+        calls = full(most=0, first_call=3, quickly=False)
+        study(where(1, folder=tmp_path, checkpoint_seconds=0))
     assert len(calls) == 3
     monkeypatch.undo()
     seen = []
-    done = run(None, folder=tmp_path, watch=seen.append)
-    assert (seen[0].level, seen[0].step, seen[0].resumed) == (0, 8, True)
-    toys.assert_same_records(done.records, whole().records)
+    done = study(where(None, folder=tmp_path, watch=seen.append))
+    assert (seen[0].level, seen[0].done, seen[0].resumed) == (0, 8, True)
+    toys.assert_same_records(done.records, study_at_rest().records)
 
 
-def test_the_platforms_choice_is_fitted_before_training(monkeypatch):
-    monkeypatch.setattr(imp, "default_execution", lambda: Execution(1, 0))
-    calls = full_from(monkeypatch, most=2, first_call=1)
-    found = run(None, levels=0)
-    # A probe that fails, one that fits, and then the three segments of a level.
-    assert calls == [0, 2, 2, 2, 2]
-    assert found.execution == Execution(1, 2) and found.changes == ()
+def test_the_platforms_choice_is_fitted_before_training(full, monkeypatch):
+    monkeypatch.setitem(replicas._OF_PLATFORM, "cpu", (0, "loop", "float32"))
+    calls = full(most=1)
+    done = lj.train(task(), TX, 12, 4, validate_every=4)
+    # A probe that fails, and, as one at a time needs none, the three segments.
+    assert calls == [0, 1, 1, 1]
+    assert done.execution.chunk == 1 and done.changes == ()
+
+
+def test_processes_agree_on_the_smallest_number(full, monkeypatch):
+    full(most=9)
+    monkeypatch.setitem(replicas._OF_PLATFORM, "cpu", (0, "loop", "float32"))
+
+    class Meeting:
+        def smallest(self, name, value):
+            assert (name, value) == ("chunk", 2**31 - 1)
+            return 1
+
+    done = lj.train(
+        task(), TX, 12, 4, validate_every=4, where=where(None, meeting=Meeting())
+    )
+    assert done.execution.chunk == 1
 
 
 def test_a_resume_under_other_settings_is_recorded(tmp_path):
     class Killed(BaseException):
         pass
 
-    def kill(moment):
-        if moment.step == 8:
+    def kill(progress):
+        if progress.done == 8:
             raise Killed
 
     with pytest.raises(Killed):
-        run(Execution(2, 1), folder=tmp_path, checkpoint_seconds=0, watch=kill)
-    found = run(Execution(1, 1), folder=tmp_path)
-    assert found.changes == (study.Change(0, 4, Execution(1, 1)),)
+        study(lj.Where(Execution(2, 1), tmp_path, checkpoint_seconds=0, watch=kill))
+    found = study(where(1, folder=tmp_path))
+    assert found.changes == (imp.Change(0, 4, Execution(1, 1)),)

@@ -1,6 +1,5 @@
 """Several processes: meetings, who gets what, and two real ones on loopback."""
 
-import json
 import os
 import pathlib
 import socket
@@ -9,48 +8,75 @@ import sys
 import threading
 import time
 
-import numpy as np
-import pytest
-
-from experiments import groups
-from lottery_jax import processes, records
-from lottery_jax.processes import LostProcessError, Meeting
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-FLAGS = (
-    "mnist1d --levels 1 --steps 60it --replicas 4 --validate-every 20 --model mlp-16 "
-    "--checkpoint-seconds 0 --arms ticket random_mask"
-)
-
-COMMAND = """
-import os, signal, sys
 import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv.pop(1)))
-from experiments import imp
-from lottery_jax import processes, resume
+import numpy as np
+import optax
+import pytest
+import toys
+
+import lottery_jax as lj
+from lottery_jax.execution import Execution, processes
+from lottery_jax.execution.processes import LostProcessError, Meeting
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+# Two groups of two replicas; each in a folder of its own, by whoever gets it.
+COMMAND = """
+import os, pathlib, signal, sys
+import jax
+devices, folder, kill_at = int(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", devices)
+import test_processes
+from lottery_jax.execution import processes
 processes.PATIENCE = 6.0
-kill_at, save, saved = int(sys.argv.pop(1)), resume.save, []
-def save_and_die(*args):
-    save(*args)
-    saved.append(None)
-    if len(saved) == kill_at:
+if sys.argv[4:]:
+    processes.start(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+told = []
+def watch(progress):
+    print("told", progress.done, progress.resumed, flush=True)
+    told.append(progress)
+    if len(told) == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-resume.save = save_and_die
-sys.exit(imp.main(sys.argv[1:]))
+try:
+    with processes.meet(folder) as meeting:
+        for ids in processes.share([(0, 1), (2, 3)]):
+            test_processes.train_group(folder, ids, watch, meeting)
+        meeting.gather("done", None)
+except processes.LostProcessError as error:
+    sys.exit(f"error: {error}")
 """
 
 
-def start(folder, cache, *more, devices=2, kill_at=0):
+def train(ids, where):
+    task = toys.classification(lj.models.make("mlp-6", 4))
+    return lj.train(task, optax.adam(0.02), 12, ids, validate_every=4, where=where)
+
+
+def name(ids):
+    return f"replicas-{ids[0]}-{ids[-1]}"
+
+
+def arrays(done):
+    tree = (done.networks, done.curves)
+    return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+
+
+def train_group(folder, ids, watch, meeting):
+    """What a process does with a group of replicas."""
+    own = folder / name(ids)
+    done = train(ids, lj.Where(None, own, 0, watch, meeting))
+    np.savez(own / "done.npz", **arrays(done))
+    changes = [(c.step, c.execution.devices) for c in done.changes]
+    print("changes", changes, flush=True)
+
+
+def start(folder, *more, devices=2, kill_at=0):
     environment = os.environ | {
-        "LOTTERY_JAX_CACHE": str(cache),
-        "MPLBACKEND": "agg",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(devices), str(kill_at), *FLAGS.split()]
-        + ["--out", str(folder), *more],
-        cwd=ROOT,
+        [sys.executable, "-c", COMMAND, str(devices), str(folder), str(kill_at), *more],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,20 +84,13 @@ def start(folder, cache, *more, devices=2, kill_at=0):
     )
 
 
-def pair(folder, cache, kill_second_at=0):
+def pair(folder, kill_second_at=0):
     """Both exit statuses and outputs of two processes with two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = [
-        "--distributed",
-        "--coordinator",
-        f"127.0.0.1:{port}",
-        "--processes",
-        "2",
-    ]
     both = [
-        start(folder, cache, *several, "--process", str(i), kill_at=i * kill_second_at)
+        start(*(folder, f"127.0.0.1:{port}", "2", str(i)), kill_at=i * kill_second_at)
         for i in range(2)
     ]
     outputs = [process.communicate(timeout=200)[0] for process in both]
@@ -79,63 +98,44 @@ def pair(folder, cache, kill_second_at=0):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache):
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    process = start(folder, cache)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, output
-    return records.load(folder / "results.nc")
+def alone():
+    """All four replicas in one process, this one."""
+    return arrays(train(range(4), lj.Where(Execution(2, 1, "loop", "float32"))))
 
 
 def same_results(folder, alone):
-    found = records.load(folder / "results.nc")
-    assert found["replica"].values.tolist() == [0, 1, 2, 3]
-    for name, values in alone.data_vars.items():
+    parts = [np.load(folder / name(ids) / "done.npz") for ids in ((0, 1), (2, 3))]
+    for key, values in alone.items():
+        if values.shape[0] != 4:  # the recorded steps
+            continue
         # One replica at a time on each device: equal bits.
-        np.testing.assert_array_equal(found[name].values, values.values, err_msg=name)
+        found = np.concatenate([part[key] for part in parts])
+        np.testing.assert_array_equal(found, values)
 
 
-def test_two_processes_are_one(tmp_path, cache, alone):
-    statuses, outputs = pair(tmp_path / "run", cache)
+def test_two_processes_are_one(tmp_path, alone):
+    statuses, outputs = pair(tmp_path)
     assert statuses == [0, 0], outputs
-    assert "ticket matching" in outputs[0] and "ticket" not in outputs[1]
-    same_results(tmp_path / "run", alone)
-    parts = sorted(p.name for p in (tmp_path / "run").glob("replicas-*"))
-    assert parts == ["replicas-000-001", "replicas-002-003"]
-    for part in parts:  # each process held, checkpointed and stored its own
-        part = tmp_path / "run" / part
-        assert records.load(part / "results.nc").sizes["replica"] == 2
-        assert any((part / "checkpoints").iterdir())
-    assert not list((tmp_path / "run").glob(".meeting-*"))
+    same_results(tmp_path, alone)
+    parts = sorted(p.name for p in tmp_path.iterdir())
+    # Each held, checkpointed and stored its own; nothing is left of the meeting.
+    assert parts == ["replicas-0-1", "replicas-2-3"]
+    assert all(lj.checkpoints.latest(tmp_path / part) is not None for part in parts)
+    assert all(output.count("told 0 False") == 1 for output in outputs)
 
 
-def test_a_killed_process_and_a_resume_on_other_devices(tmp_path, cache, alone):
-    statuses, outputs = pair(tmp_path / "run", cache, kill_second_at=2)
-    assert statuses == [2, -9], outputs
+def test_a_killed_process_and_a_resume_on_other_devices(tmp_path, alone):
+    statuses, outputs = pair(tmp_path, kill_second_at=3)
+    assert statuses == [1, -9], outputs
     assert "error: process 1 has given no sign of life for 6 s" in outputs[0]
-    assert "Its replicas [2, 3] are as they were last checkpointed" in outputs[0]
     assert "Traceback" not in outputs[0]
     # What was not lost is done; one process with one device does the rest.
-    stored = tmp_path / "run" / "replicas-000-001" / "results.nc"
-    before = stored.stat().st_mtime_ns
-    process = start(tmp_path / "run", cache, devices=1)
+    process = start(tmp_path, devices=1)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert "continuing at level 0, step 40" in output
-    assert stored.stat().st_mtime_ns >= before
-    same_results(tmp_path / "run", alone)
-    changes = json.loads(
-        records.load(tmp_path / "run" / "replicas-002-003" / "results.nc").attrs[
-            "execution_changes"
-        ]
-    )
-    assert [(level, step) for level, step, _ in changes] == [(0, 40)]
-    assert changes[0][2]["devices"] == 1
+    assert "told 12 True\nchanges" in output  # of the first group
+    assert "told 4 True" in output and "changes [(4, 1)]" in output
+    same_results(tmp_path, alone)
 
 
 def meetings(folder, number, patience=5.0):
@@ -161,6 +161,20 @@ def test_words_reach_everyone_in_order(tmp_path):
     for thread in threads:
         thread.join()
     assert heard == dict.fromkeys(range(3), ["a", {"b": [1, None]}, "c"])
+
+
+def test_the_smallest_of_all_is_the_same_for_all(tmp_path):
+    found = {}
+
+    def settle(meeting, value):
+        found[meeting.index] = meeting.smallest("chunk", value)
+
+    first, second = meetings(tmp_path, 2)
+    thread = threading.Thread(target=settle, args=(second, 2))
+    thread.start()
+    settle(first, 7)
+    thread.join()
+    assert found == {0: 2, 1: 2}
 
 
 def test_a_failure_is_heard_of(tmp_path):
@@ -193,29 +207,12 @@ def test_silence_is_a_loss_and_a_beating_heart_is_not(tmp_path):
 def test_one_process_meets_itself(tmp_path):
     with processes.meet(tmp_path) as meeting:
         assert meeting.gather("seen", "x") == ["x"]
-        assert processes.smallest("chunk", 5) == 5
+        assert meeting.smallest("chunk", 5) == 5
+        assert meeting.smallest("chunk", 9) == 5  # the first word counts
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError), processes.meet(tmp_path):
         raise OSError("full")
     assert processes.share([3, 4, 5]) == [3, 4, 5]
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_new_replicas_come_in_as_many_groups_as_there_are_processes(tmp_path, parts):
-    found = groups.groups(tmp_path, 7, parts)
-    assert [i for _, ids in found for i in ids] == list(range(7))
-    assert len(found) == parts
-    assert max(len(ids) for _, ids in found) - min(len(ids) for _, ids in found) <= 1
-
-
-def test_stored_groups_stay_and_gaps_are_filled(tmp_path):
-    (tmp_path / "replicas-002-003").mkdir()
-    found = {path.name: ids for path, ids in groups.groups(tmp_path, 6, 2)}
-    assert found == {
-        "replicas-002-003": [2, 3],
-        "replicas-000-001": [0, 1],
-        "replicas-004-005": [4, 5],
-    }
 
 
 @pytest.mark.parametrize(
@@ -228,3 +225,8 @@ def test_stored_groups_stay_and_gaps_are_filled(tmp_path):
 def test_a_start_that_makes_no_sense(given, message):
     with pytest.raises(ValueError, match=message):
         processes.start(*given)
+
+
+def test_a_start_with_no_cluster_to_ask_says_what_to_say():
+    with pytest.raises(ValueError, match="give all three"):
+        processes.start("127.0.0.1:1", processes=2)

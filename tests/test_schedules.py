@@ -67,10 +67,10 @@ def test_geometric_removes_the_rounded_share_of_what_is_left(fraction):
 
 def test_linear_removes_a_share_of_the_original():
     total = 1_000_005
-    kept = schedules.linear(total, 9, 0.1)
+    kept = schedules.linear(total, 9, of_original=0.1)
     assert kept == [total - round(Fraction(level, 10) * total) for level in range(10)]
     assert schedules.linear(100, 2, 1 / 3) == [100, 67, 33]
-    with pytest.raises(ValueError, match="levels=10 of fraction=0.1 .*at most 9"):
+    with pytest.raises(ValueError, match="levels=10 with of_original=0.1 .*at most 9"):
         schedules.linear(total, 10, 0.1)
     with pytest.raises(ValueError, match="levels=3 .*at most 2"):
         schedules.linear(total, 3, 1 / 3)
@@ -133,7 +133,7 @@ def test_masks_pruned_by_a_schedule_have_its_counts():
         (lambda: schedules.geometric(10, 3, 20), r"fraction=20; .*\(0, 1\)"),
         (lambda: schedules.geometric(10, -1), "levels=-1; it must be 0 or more"),
         (lambda: schedules.geometric(0, 1), "total=0"),
-        (lambda: schedules.linear(10, 3, 1.0), "fraction=1.0"),
+        (lambda: schedules.linear(10, 3, 1.0), "of_original=1.0"),
         (lambda: schedules.one_shot(10, [0.5, 1.0]), r"density=1.0; .*\(0, 1\)"),
         (lambda: schedules.one_shot(10, [0.0]), "density=0.0"),
         (lambda: schedules.one_shot(0, [0.5]), "total=0"),

@@ -26,6 +26,7 @@ from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.measure import ALPHAS, SPLITS, BatchNorm, Measure
 from lottery_jax.errors import at_least, one_of, some_different
 from lottery_jax.execution import Execution, Progress, Where
+from lottery_jax.training.programs import program
 from lottery_jax.types import Network, PyTree, Task
 
 Schedule: TypeAlias = Literal["continued", "restarted"]
@@ -253,11 +254,11 @@ def _records(
 
     def of_pairs(function: Callable[[PyTree, PyTree], jax.Array]) -> np.ndarray:
         a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
-        return np.asarray(jax.jit(jax.vmap(function))(a, b)).reshape(pairs)
+        return np.asarray(program(_of_each, function)(a, b)).reshape(pairs)
 
     out["l2"] = ((*lead, "pair"), of_pairs(distances.l2))
     out["angle"] = ((*lead, "pair"), of_pairs(distances.angle))
-    length, started = jax.jit(jax.vmap(distances.l2)), trunk.states.params
+    length, started = program(_of_each, distances.l2), trunk.states.params
     travel = length(networks.params, of_branches(started))
     out["travel"] = ((*lead, "branch"), np.asarray(travel).reshape(shape))
     if trunk.steps[0] == 0:
@@ -284,3 +285,7 @@ def _records(
         np.array([policy or "none" for policy in policies]),
     )
     return out
+
+
+def _of_each(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return jax.jit(jax.vmap(function))

@@ -14,7 +14,7 @@ On a CPU a row costs only the steps it trains. Where rows are vmapped (`chunk` o
 1) rows that have not joined are computed and thrown away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -138,12 +138,15 @@ def of_trunk(trunk: Trunk, noise: Key, number: int) -> Runs:
 
 def restarted(tx: optax.GradientTransformation, runs: Runs) -> Runs:
     """The same runs from step 0 of the schedule, with a fresh optimizer."""
+    states = training.program(_restarted, tx)(runs.state)
+    return runs._replace(state=states, joins=np.zeros_like(runs.joins))
 
+
+def _restarted(tx: optax.GradientTransformation) -> Callable[..., TrainState]:
     def one(state: TrainState) -> TrainState:
         return training.start(tx, state.network, state.stream_state, state.mask)
 
-    states = jax.jit(jax.vmap(one))(runs.state)
-    return runs._replace(state=states, joins=np.zeros_like(runs.joins))
+    return jax.jit(jax.vmap(one))
 
 
 def together(parts: Sequence[Runs]) -> Runs:

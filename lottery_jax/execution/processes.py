@@ -7,9 +7,11 @@ to do; a `Meeting` is how they agree on something, wait for each other and notic
 is gone. It works through files in the folder of the run, which all processes must see: a
 collective would end all of them if one waited for another for half a minute.
 
-    lj.processes.start()                      # before JAX is used; SLURM, TPU pods, ...
-    with lj.processes.meet(folder) as meeting:
-        for replica in lj.processes.share(range(9)):
+    from lottery_jax.execution import processes
+
+    processes.start()                         # before JAX is used; SLURM, TPU pods, ...
+    with processes.meet(folder) as meeting:
+        for replica in processes.share(range(9)):
             ...
         meeting.gather("done", None)
 

@@ -95,6 +95,13 @@ def restore(folder: pathlib.Path | None, bench: Bench, first: Kept) -> Moment | 
     return Moment(found["level"], first._replace(**kept), part["records"], changes)
 
 
+def within_level(folder: pathlib.Path | None, level: int) -> bool:
+    """Whether the training of a level was checkpointed before its end."""
+    if folder is None:
+        return False
+    return checkpoints.metadata(folder / "levels" / f"{level:02d}") is not None
+
+
 def check_same(where: Where, own: dict[str, Any]) -> tuple[Where, bool]:
     """Settles how a study that is found goes on.
 

@@ -99,7 +99,9 @@ def run(
     resumed = False
     if (stored := store.restore(folder, bench, moment.kept)) is not None:
         moment, resumed = stored, True
-        if settings_changed and moment.level <= levels:
+        # Within a level, its own checkpoint says at which step.
+        within = store.within_level(folder, moment.level)
+        if settings_changed and moment.level <= levels and not within:
             change = Change(moment.level, 0, execution)
             moment = moment._replace(changes=(*moment.changes, change))
 

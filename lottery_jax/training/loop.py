@@ -236,6 +236,7 @@ def update_mask(
     key: Key,
     order: Array,
     step: Array | int,
+    offset: Array | int = 0,
 ) -> TrainState:
     """Lets a rule change the mask between segments, from the gradient at `step`.
 
@@ -243,15 +244,16 @@ def update_mask(
 
     Args:
       task: the task.
-      rule: gives the new mask.
+      rule: changes the mask.
       state: the network in training.
       key: the replica's noise key.
-      order: its data order, from `orders`; must cover the step.
-      step: the next step of training, int32 `[]`, may be traced.
+      order: its data order, from `orders`.
+      step: int32 `[]`; the rule's own schedule stands there.
+      offset: added to the step's position in the noise.
     """
     step = jnp.asarray(step, jnp.int32)
-    gradients, _, _ = step_gradient(task, state, key, order, step)
-    rule_key = jax.random.fold_in(noise_keys(key).rule, step)
+    gradients, _, _ = step_gradient(task, state, key, order, step + offset)
+    rule_key = jax.random.fold_in(noise_keys(key).rule, step + offset)
     mask, opt_state = rule(
         rule_key, step, state.params, gradients, state.mask, state.opt_state
     )

@@ -91,7 +91,7 @@ def _restore(store: pathlib.Path, identity: str) -> list[Found]:
     found = checkpoints.metadata(store)
     if found is None:
         return []
-    if found["pass"] != identity:
+    if found.get("pass") != identity:
         raise ValueError(
             f"{store} holds the evaluation of other points; choose another folder"
         )

@@ -137,23 +137,16 @@ class Joining(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Runs on their way: all that the next segment needs. A segment makes a new one.
-
-    Attributes:
-      step: that was reached.
-      rows: the states, `[P]`, in the order in which they were dealt.
-      best: by validation loss, likewise; None without validation.
-      curves: what was recorded, likewise.
-      kept: states at the steps that are kept, in the order of the runs, on the host.
-      since: metrics of each segment since the last recorded step, `[P, steps]`.
-    """
+    """Runs on their way: all that the next segment needs. A segment makes a new one."""
 
     step: int
     rows: TrainState
     best: Best | None
     curves: Curves
     kept: TrainState | None
-    since: tuple[dict[str, np.ndarray], ...]
+    since: tuple[
+        dict[str, np.ndarray], ...
+    ]  # metrics since the last column, `[P, ...]`
 
 
 def train(
@@ -211,10 +204,11 @@ def train(
     kept_at = _kept_steps(keep, number)
     columns = sorted({*range(every, stop, every), stop})
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
-    cuts |= set(rule.steps()) if rule is not None else set()
+    if rule is not None:
+        cuts |= set(_acting(rule, stop))
     furthest = stop + int(runs.offset.max(initial=0))
     epochs = loop.epochs_of(task, max(reach or 0, furthest))
-    own = _identity(runs, stop, every, kept_at, where.store)
+    own = _identity(runs, stop, every, kept_at, validate, rule, where.store)
     found = _found(where.store, own)
 
     first = _first(task, runs, columns, kept_at, validate, rule)
@@ -300,17 +294,8 @@ def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
     at_least("stop", stop, 1)
     at_least("every", every, 1)
     number = runs.noise.shape[0]
-
-    def of_each(name: str, values: np.ndarray) -> np.ndarray:
-        found = np.asarray(values, np.int32)
-        if found.shape not in ((), (number,)):
-            raise ValueError(
-                f"{name} has shape {found.shape}; it must be a step for each of the runs, "
-                f"({number},)"
-            )
-        return np.broadcast_to(found, (number,))
-
-    joins, offset = of_each("joins", runs.joins), of_each("offset", runs.offset)
+    joins = np.broadcast_to(np.asarray(runs.joins, np.int32), (number,))
+    offset = np.broadcast_to(np.asarray(runs.offset, np.int32), (number,))
     if not number or trees.count(runs.state.params) < number:
         raise ValueError(
             f"runs: {trees.count(runs.state.params)} states for {number} noise keys; there "
@@ -337,11 +322,24 @@ def _kept_steps(keep: np.ndarray | Sequence[int] | None, number: int) -> np.ndar
     return steps
 
 
+def _acting(rule: MaskUpdate, stop: int) -> list[int]:
+    """The steps at which a rule acts, all of them before the last one is trained."""
+    steps = rule.steps()
+    if steps and steps[-1] >= stop:
+        raise ValueError(
+            f"rule: acts at step {steps[-1]}; it must end before stop={stop}, so that what "
+            "is left is trained"
+        )
+    return steps
+
+
 def _identity(
     runs: Runs,
     stop: int,
     every: int,
     kept_at: np.ndarray,
+    validate: bool,
+    rule: MaskUpdate | None,
     store: pathlib.Path | None,
 ) -> dict[str, Any]:
     """What a folder must have in common with what continues there."""
@@ -354,6 +352,8 @@ def _identity(
         "joins": runs.joins.tolist(),
         "offset": runs.offset.tolist(),
         "keep": kept_at.tolist(),
+        "validate": validate,
+        "rule": None if rule is None else [rule.every, rule.begin, rule.end],
         "start": trees.fingerprint(runs.noise, start),
     }
 
@@ -363,9 +363,10 @@ def _found(store: pathlib.Path | None, own: dict[str, Any]) -> dict[str, Any] | 
     found = None if store is None else checkpoints.metadata(store)
     for name, value in own.items() if found is not None else ():
         assert found is not None
-        if found[name] != value:
+        stored = found.get(name, "missing")
+        if stored != value:
             raise ValueError(
-                f"{store} holds other runs: {name}={found[name]}, not {value}; continue it "
+                f"{store} holds other runs: {name}={stored}, not {value}; continue it "
                 "with what it began with, or choose another folder"
             )
     return found
@@ -745,8 +746,9 @@ def specs_of(tree: PyTree) -> PyTree:
 def shared_data(task: Task, execution: Execution, where: Where) -> PyTree:
     """A task's data on the devices, shipped once for all that goes on there."""
     mesh = execution._replace(chunk=1, convolution=None, precision=None)
+    leaves, structure = jax.tree.flatten(task.data)
     return where.held.get(
-        ("data", *map(id, jax.tree.leaves(task.data)), mesh),
+        ("data", *map(id, leaves), structure, mesh),
         # The arrays stay with it, so that their ids stay their own.
         lambda: (execution.share(task.data), task.data),
     )[0]
@@ -847,7 +849,7 @@ def _update_mask(
         active: Array,
     ) -> TrainState:
         task = functions._replace(data=data)
-        new = loop.update_mask(task, rule, state, noise, order, step + offset)
+        new = loop.update_mask(task, rule, state, noise, order, step, offset)
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
     return execution.parallel(update, (None, 0, 0, 0, None, 0, 0))

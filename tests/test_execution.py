@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import toys
 
 import lottery_jax as lj
-from lottery_jax import replicas, training
+from lottery_jax import training
+from lottery_jax.execution import Execution, default_execution
 from lottery_jax.models import layers
-from lottery_jax.replicas import Execution
 from lottery_jax.types import Network
 
 STEPS, NUMBER = 8, 6
@@ -39,25 +40,29 @@ def trained(devices, chunk, first=0, number=NUMBER):
 def trained_by(execution, task, first=0, number=NUMBER):
     tx = optax.adam(0.01)
 
+    traces = []
+
     def one(data, key, active):
+        traces.append(key)
         bound = task._replace(data=data)
         params, model_state, stream = task.init(jax.random.fold_in(key, 0))
         mask = jax.tree.map(lambda p: jnp.abs(p) > 0.1, params)
         state = training.start(tx, Network(params, model_state), stream, mask)
         order = training.orders(bound, key, training.epochs_of(bound, STEPS))
-        return training.train(
+        return training.train_steps(
             bound, tx, state, key, order, 0, STEPS, capacity=STEPS, active=active
         )
 
-    program = replicas.parallel(one, (None, 0, 0), execution)
+    program = execution.parallel(one, (None, 0, 0))
     ids = jnp.arange(first, first + number)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(ids)
     # One of them waits throughout.
-    keys, active = replicas.place((keys, np.asarray(ids) != 1), execution)
-    data = jax.device_put(task.data, replicas.shared(execution))
+    keys, active = execution.place((keys, np.asarray(ids) != 1))
+    data = execution.share(task.data)
     out = program(data, keys, active)
-    program(data, *replicas.place((keys, np.ones(number, bool)), execution))
-    assert program._cache_size() == 1
+    before = len(traces)
+    program(data, *execution.place((keys, np.ones(number, bool))))
+    assert len(traces) == before
     return jax.tree.map(np.asarray, out), program, (data, keys, active)
 
 
@@ -89,21 +94,26 @@ def on_images():
     return toys.classification(OnImages())
 
 
+def trained_on_images(execution):
+    with quick.compilation():
+        return trained_by(execution, on_images(), number=4)[0]
+
+
 @functools.cache
 def images_alone():
-    return trained_by(Execution(1, 1), on_images(), number=4)[0]
+    return trained_on_images(Execution(1, 1))
 
 
 @pytest.mark.parametrize("name", PER_EXECUTION)
 def test_no_way_to_execute_changes_a_result(name):
     # At most 8 steps from one state, as above; a step divides by small variances.
-    got = trained_by(PER_EXECUTION[name], on_images(), number=4)[0]
+    got = trained_on_images(PER_EXECUTION[name])
     toys.assert_close(got, images_alone(), atol=2e-4)
 
 
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
 def test_a_precision_rounds_and_does_no_more(precision):
-    got = trained_by(Execution(2, 1, None, precision), on_images(), number=4)[0]
+    got = trained_on_images(Execution(2, 1, None, precision))
     want = images_alone()
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), got[1], want[1])
     losses = np.nan_to_num(got[1]["loss"] - want[1]["loss"])
@@ -135,23 +145,23 @@ def test_replicas_that_wait_cost_nothing_where_they_run_one_by_one():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_any_number_of_replicas_after_padding(number, devices, chunk):
     execution = Execution(devices, chunk)
-    size = replicas.padded(number, execution)
+    size = execution.padded(number)
     assert size >= number and size % devices == 0 and size - number < devices
     x = np.arange(size * 3, dtype=np.float32).reshape(size, 3)
-    program = replicas.parallel(
-        lambda x, shared, i: {"y": x * shared + i, "i": i}, (0, None, 0), execution
+    program = execution.parallel(
+        lambda x, shared, i: {"y": x * shared + i, "i": i}, (0, None, 0)
     )
-    place = functools.partial(replicas.place, execution=execution)
+    place = execution.place
     out = program(place(x), np.float32(2), place(np.arange(size, dtype=np.int32)))
     np.testing.assert_array_equal(out["y"], x * 2 + np.arange(size)[:, None])
     np.testing.assert_array_equal(out["i"], np.arange(size))
-    assert out["y"].sharding == replicas.sharded(execution)
+    assert out["y"].sharding == execution.sharded
     assert len(out["y"].sharding.device_set) == devices
 
 
 def test_what_devices_do_not_divide_is_refused():
     execution = Execution(2, 1)
-    program = replicas.parallel(lambda x: x, (0,), execution)
+    program = execution.parallel(lambda x: x, (0,))
     with pytest.raises(ValueError, match="3"):
         program(np.zeros((3, 2), np.float32))
 
@@ -159,7 +169,7 @@ def test_what_devices_do_not_divide_is_refused():
 @pytest.mark.parametrize("in_axes", [(0, 1), (None, None), (-1,), ()])
 def test_in_axes_that_make_no_sense(in_axes):
     with pytest.raises(ValueError, match="in_axes="):
-        replicas.parallel(lambda *x: x, in_axes, Execution(1, 1))
+        Execution(1, 1).parallel(lambda *x: x, in_axes)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +186,13 @@ def test_in_axes_that_make_no_sense(in_axes):
 )
 def test_executions_that_do_not_fit(execution, field):
     with pytest.raises(ValueError, match=field):
-        replicas.check_execution(execution)
+        execution.check()
     with pytest.raises(ValueError, match=field):
-        replicas.parallel(lambda x: x, (0,), execution)
+        execution.parallel(lambda x: x, (0,))
 
 
 def test_on_a_cpu_replicas_run_one_by_one_on_every_core():
-    default = replicas.default_execution()
+    default = default_execution()
     assert default[:2] == (2, 1) and default.data_parallel == 1
     assert (default.convolution, default.precision) == ("loop", "float32")
-    assert replicas.check_execution(Execution(2, 1)) == Execution(2, 1)
+    assert Execution(2, 1).check() == Execution(2, 1)
