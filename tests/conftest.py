@@ -11,6 +11,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import quick  # noqa: E402
 from real_data import prepared_data as prepared_data  # noqa: E402
 
 # The first example compiles, and a shared machine stands still at times.
@@ -24,3 +25,10 @@ def getkey(request):
     seed = zlib.crc32(request.node.nodeid.encode())
     keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
     return lambda: next(keys)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For files whose programs run once or twice, and go through no cache of ours."""
+    with quick.compilation():
+        yield

@@ -9,6 +9,8 @@ import pytest
 
 from lottery_jax import masks
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SHAPES = {
     "conv": {"kernel": (3, 3, 2, 5), "bias": (5,)},
     "dense": {"kernel": (20, 12), "bias": (12,)},

@@ -9,6 +9,8 @@ import pytest
 
 from lottery_jax import masks, prune, scores
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NUMBER, BATCH = 3, 8  # batches for gradients
 SIZES = {"dense": (5, 7), "head": (7, 2)}
 

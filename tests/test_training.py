@@ -16,6 +16,8 @@ import lottery_jax as lj
 from lottery_jax import training
 from lottery_jax.types import Network
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 20
 
 

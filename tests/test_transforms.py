@@ -8,6 +8,8 @@ import pytest
 
 from lottery_jax import masks, transforms
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 20
 SHAPES = {
     "dense": {"kernel": (6, 5), "bias": (5,)},

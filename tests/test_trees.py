@@ -10,6 +10,8 @@ from flax import nnx
 
 from lottery_jax import masks, prune, scores, transforms, trees
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 
 
