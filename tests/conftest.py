@@ -29,6 +29,12 @@ def getkey(request):
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """For files whose programs run once or twice, and go through no cache of ours."""
+    """For a file whose programs run only a few times: all are compiled quickly.
+
+    They are compiled alike, so two of them may still be compared bit for bit.
+    """
+    # What other files compiled is not used here, nor what this one compiles there.
+    jax.clear_caches()
     with quick.compilation():
         yield
+    jax.clear_caches()

@@ -15,6 +15,8 @@ from lottery_jax import masks, models, trees, units
 from lottery_jax.connectivity import alignment
 from lottery_jax.types import Network
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MODELS = {
     "mlp": models.make("mlp-20-12", 5),
     "residual-mlp": models.make("residual-mlp-24", 5),

@@ -18,6 +18,8 @@ from benchmarks import profile, report, run, sides_jax
 from benchmarks.rows import ROWS, Number, Ratio, Row, Side, Sizes, Target
 from benchmarks.run import OTHER, Found, Spread, Worker
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TINY = Sizes("mlp-4", (6,), 16, batch=8, steps=2, density=0.5)
 TRAIN = Side("sides_jax:train", devices=1)
 

@@ -13,7 +13,6 @@ import quick
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from quick import everything as everything
 
 import lottery_jax as lj
 from lottery_jax import connectivity, training
@@ -24,6 +23,8 @@ from lottery_jax.execution import Execution, Where
 from lottery_jax.training import Runs
 from lottery_jax.trees import rows
 from lottery_jax.types import Network
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 TWO = Execution(2, 1, "loop", "float32")  # the default on a CPU
 KEPT, STOP, EVERY = (0, 3, 6), 12, 4

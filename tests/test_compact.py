@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from lottery_jax import compact, masks, models, tickets, transforms, trees, units
 from lottery_jax.compact import Subnetwork
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MODELS = {
     "mlp": models.MLP(5, (20, 12), models.Choices(bias="torch")),
     "residual mlp": models.ResidualMLP(5, 24),

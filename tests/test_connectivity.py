@@ -11,7 +11,6 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from quick import everything as everything
 
 import lottery_jax as lj
 from lottery_jax import connectivity, masks
@@ -20,6 +19,8 @@ from lottery_jax.connectivity.measure import SPLITS
 from lottery_jax.execution import Execution, Where
 from lottery_jax.trees import rows as at
 from lottery_jax.types import Network
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 EPSILON = np.finfo(np.float32).eps
 TWO = Where(Execution(devices=2, chunk=1))

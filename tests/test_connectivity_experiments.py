@@ -24,6 +24,8 @@ from experiments import (
 from experiments.all import EXPERIMENTS
 from experiments.rewinding import batch_size, config, stability
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 xr = pytest.importorskip("xarray")
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}

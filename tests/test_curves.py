@@ -12,7 +12,6 @@ import quick
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from quick import everything as everything
 
 import lottery_jax as lj
 from lottery_jax import connectivity, imp, masks, tasks, training, trees
@@ -20,6 +19,8 @@ from lottery_jax.connectivity import Measure, planes
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import Runs
 from lottery_jax.types import Network
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 TWO = Where(Execution(devices=2, chunk=1))
 STEPS, EARLY, POINTS = 150, 15, 9

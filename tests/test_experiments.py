@@ -22,6 +22,8 @@ from experiments.experiment import Outcome
 from lottery_jax import checkpoints, keys, masks, records, tickets
 from lottery_jax.imp import ARMS, levels
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 xr = pytest.importorskip("xarray")
 
 TINY = "mnist1d --model mlp-8 --subset 200 --steps 8it --validate-every 4 --replicas 2"

@@ -4,6 +4,8 @@ import pytest
 
 from experiments import groups
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_new_replicas_come_in_as_many_groups_as_there_are_processes(tmp_path, parts):

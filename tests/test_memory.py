@@ -19,6 +19,8 @@ from lottery_jax.execution import Execution, memory, replicas
 from lottery_jax.execution.memory import at_once, fewer, fitted, is_out_of_memory
 from lottery_jax.training import programs
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FULL = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
 )

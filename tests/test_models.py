@@ -9,6 +9,8 @@ import quick
 from lottery_jax import models
 from lottery_jax.models import initializers, layers
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MNIST, CIFAR, IMAGENET = (1, 28, 28, 1), (1, 32, 32, 3), (1, 224, 224, 3)
 
 

@@ -22,6 +22,8 @@ import lottery_jax as lj
 from lottery_jax import imp
 from lottery_jax.connectivity import points
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FEATURES, CLASSES, HIDDEN = 8, 4, 16
 
 

@@ -11,6 +11,8 @@ import lottery_jax as lj
 from lottery_jax import imp
 from lottery_jax.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def _logits(params, x):
     """An MLP with one hidden layer, in float64."""

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from lottery_jax import masks, models, trees, units
 from lottery_jax.units import Axis
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # --- parts of a tree ------------------------------------------------------------------
 
 AXES = {"k": (Axis(None), Axis("u", 2), Axis("v")), "b": (Axis("v"),)}
