@@ -1,5 +1,6 @@
 """The code of README and docs runs as printed, and what they name exists."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -28,8 +29,16 @@ DOCS = [
 
 @pytest.mark.parametrize("block", DOCS)
 def test_code_runs_as_printed(block, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),  # for `experiments`, which is no part of the package
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what runs once is compiled quickly
+    }
     done = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -17,6 +17,8 @@ from lottery_jax.execution import Execution, default_execution
 from lottery_jax.models import layers
 from lottery_jax.types import Network
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS, NUMBER = 8, 6
 PER_EXECUTION = {
     "2 devices, looped": Execution(2, 1),

@@ -302,9 +302,9 @@ def test_stored_settings_are_reused_and_others_recorded(tmp_path):
         again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(1))
     done = again(study, folder=tmp_path, execution=None, levels=0)
     assert done.execution == study.execution and done.changes == ()
-    done = again(study, folder=tmp_path, execution=Execution(1, 0), levels=1)
-    assert done.execution == Execution(1, 0)
-    assert done.changes == (imp.Change(1, 0, Execution(1, 0)),)
+    done = again(study, folder=tmp_path, execution=Execution(1, 1), levels=1)
+    assert done.execution == Execution(1, 1)
+    assert done.changes == (imp.Change(1, 0, Execution(1, 1)),)
 
 
 def test_a_folder_with_another_plan_is_refused(tmp_path):
@@ -496,7 +496,7 @@ def test_a_level_under_other_data_length_and_arms():
         replicas=(1,),
         found=stored(study, "imp", 3, (1,)),
         dense=None,
-        where=lj.Where(Execution(1, 0)),
+        where=lj.Where(study.execution),
     )
     axes, error = again.records["test_error"]
     assert axes == ("chain", "arm", "replica", "level") and error.shape == (1, 2, 1, 1)

@@ -73,6 +73,7 @@ def train_group(folder, ids, watch, meeting):
 def start(folder, *more, devices=2, kill_at=0):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what runs once is compiled quickly
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
     }
     return subprocess.Popen(

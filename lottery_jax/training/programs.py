@@ -14,6 +14,7 @@ a compilation: in doubt it is a miss.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import fractions
 import functools
@@ -131,7 +132,19 @@ def _still(entry: _Entry, parts: tuple[Any, ...], key: Any) -> bool:
     those that it was made from, which it may trace again for other shapes, are what they
     were: somebody may have changed what they close over.
     """
-    return _identical(entry.parts, parts) or _key(entry.parts, anew=True) == key
+    if _identical(entry.parts, parts):
+        return True
+    return _numbers(_key(entry.parts, anew=True)) == _numbers(key)
+
+
+def _numbers(key: Any) -> Any:
+    """A key in which 4 and 4.0 are one: optax's schedules turn what they close over."""
+    if not isinstance(key, tuple):
+        return key
+    if len(key) == 2 and key[0] in (int, float):
+        with contextlib.suppress(OverflowError):
+            return ("number", float(key[1]))
+    return tuple(_numbers(part) for part in key)
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -141,9 +154,11 @@ def _identical(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_identical, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_identical(x, b[n]) for n, x in a.items())
     if isinstance(a, types.MethodType):
         return a.__func__ is b.__func__ and a.__self__ is b.__self__
-    return type(a) in _PLAIN and a == b
+    return (type(a) in _PLAIN or isinstance(a, _BY_EQUALITY)) and a == b
 
 
 # --- what counts as the same ----------------------------------------------------------

@@ -137,16 +137,23 @@ class Joining(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Runs on their way: all that the next segment needs. A segment makes a new one."""
+    """Runs on their way: all that the next segment needs. A segment makes a new one.
+
+    Attributes:
+      step: that was reached.
+      rows: the states, `[P]`, in the order in which they were dealt.
+      best: by validation loss, likewise; None without validation.
+      curves: what was recorded, likewise.
+      kept: states at the steps that are kept, in the order of the runs, on the host.
+      since: metrics of each segment since the last recorded step, `[P, steps]`.
+    """
 
     step: int
     rows: TrainState
     best: Best | None
     curves: Curves
     kept: TrainState | None
-    since: tuple[
-        dict[str, np.ndarray], ...
-    ]  # metrics since the last column, `[P, ...]`
+    since: tuple[dict[str, np.ndarray], ...]
 
 
 def train(
@@ -294,8 +301,17 @@ def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
     at_least("stop", stop, 1)
     at_least("every", every, 1)
     number = runs.noise.shape[0]
-    joins = np.broadcast_to(np.asarray(runs.joins, np.int32), (number,))
-    offset = np.broadcast_to(np.asarray(runs.offset, np.int32), (number,))
+
+    def of_each(name: str, values: np.ndarray) -> np.ndarray:
+        found = np.asarray(values, np.int32)
+        if found.shape not in ((), (number,)):
+            raise ValueError(
+                f"{name} has shape {found.shape}; it must be a step for each of the runs, "
+                f"({number},)"
+            )
+        return np.broadcast_to(found, (number,))
+
+    joins, offset = of_each("joins", runs.joins), of_each("offset", runs.offset)
     if not number or trees.count(runs.state.params) < number:
         raise ValueError(
             f"runs: {trees.count(runs.state.params)} states for {number} noise keys; there "
