@@ -18,6 +18,9 @@ from lottery_jax.imp import arms
 from lottery_jax.keys import replica_keys
 from lottery_jax.types import Network
 
+# The studies of `toys` are shared by several files: all compile them alike.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 K, STEPS, LEVELS = toys.REWIND, toys.STEPS, 3
 SIZES = {"head": 12 * 4, "hidden": 8 * 12}
 TOTAL = sum(SIZES.values())

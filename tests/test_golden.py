@@ -14,9 +14,13 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 import toys
 
 from lottery_jax import keys, training
+
+# The studies of `toys` are shared by several files: all compile them alike.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 PATH = pathlib.Path(__file__).parent / "golden" / "one_chain.json"
 LEVELS = 3

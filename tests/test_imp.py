@@ -17,6 +17,9 @@ from lottery_jax.execution import Execution
 from lottery_jax.imp import levels
 from lottery_jax.types import Network
 
+# The studies of `toys` are shared by several files: all compile them alike.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def again(found, **changes):
     """A watched study run again, perhaps with other arguments, or elsewhere."""

@@ -18,6 +18,8 @@ import lottery_jax as lj
 from lottery_jax.execution import Execution, processes
 from lottery_jax.execution.processes import LostProcessError, Meeting
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 # Two groups of two replicas; each in a folder of its own, by whoever gets it.
