@@ -141,16 +141,20 @@ def having(field: str) -> list[int]:
 
 
 def begin(
-    arm: Array | np.ndarray, given: Given, how: Shuffling
+    arm: Array | np.ndarray,
+    given: Given,
+    how: Shuffling,
+    among: tuple[Arm, ...] = ARMS,
 ) -> tuple[Network, Mask]:
     """What an arm starts a level from, unmasked.
 
     Args:
-      arm: position in `ARMS`, int32 `[]`, may be traced.
+      arm: position in `among`, int32 `[]`, may be traced.
       given: what there is.
       how: masks are permuted.
+      among: the arms that may be asked for; no others are compiled.
     """
-    return jax.lax.switch(arm, [lambda one=one: one.begin(given, how) for one in ARMS])
+    return jax.lax.switch(arm, [lambda one=one: one.begin(given, how) for one in among])
 
 
 # --- many of them ---------------------------------------------------------------------
@@ -180,6 +184,7 @@ def starts(
     rows: Rows,
     execution: Execution,
     random_scope: str = "layerwise",
+    among: tuple[str, ...] | None = None,
 ) -> TrainState:
     """The training states that runs of any arms begin with, masked, `[P]`.
 
@@ -189,13 +194,18 @@ def starts(
       rows: what each starts from, in a number that the devices divide.
       execution: the devices.
       random_scope: how random masks are permuted.
+      among: the arms that this or another call of the same study asks for, so that all
+        share one program; None for those of these rows.
 
     Raises:
       ValueError: an arm needs a task that says how to narrow it.
     """
     if np.isin(rows.arm, having("narrow")).any():
         rows = rows._replace(given=_narrowed(task, rows))
-    made = program(_start, task.functions, execution, tx, random_scope)
+    wanted = {ARMS[i].name for i in np.unique(rows.arm)} | set(among or ())
+    chosen = tuple(i for i, one in enumerate(ARMS) if one.name in wanted)
+    rows = rows._replace(arm=np.searchsorted(chosen, rows.arm).astype(np.int32))
+    made = program(_start, task.functions, execution, tx, random_scope, chosen)
     return made(execution.place(rows))
 
 
@@ -204,11 +214,13 @@ def _start(
     execution: Execution,
     tx: optax.GradientTransformation,
     scope: str,
+    chosen: tuple[int, ...],
 ) -> Callable[..., Any]:
     how = Shuffling(scope, masks.of_task(functions), functions.exclude)
+    among = tuple(ARMS[i] for i in chosen)
 
     def start(rows: Rows) -> TrainState:
-        network, mask = begin(rows.arm, rows.given, how)
+        network, mask = begin(rows.arm, rows.given, how, among)
         step = jnp.asarray(rows.step)
         state = loop.start(tx, network, rows.stream, mask, step)
         if rows.optimizer == ():

@@ -251,6 +251,49 @@ def _fresh_optimizer(
     return execution.parallel(tx.init, (0,))
 
 
+def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
+    """Compiles what the first levels need, side by side, while they begin.
+
+    Args:
+      bench: of the study.
+      kept: before its first level.
+      where: it runs.
+    """
+    execution, functions = bench.execution, bench.task.functions
+
+    def specs(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=execution.sharded
+            ),
+            tree,
+        )
+
+    data = runs.specs_of(runs.shared_data(bench.task, execution, where))
+    network, at = specs(bench.first), bench.rows.tickets
+    mask = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, np.bool_, sharding=x.sharding),
+        network.params,
+    )
+    program(runs.tested, functions, execution, "test").ahead(data, network)
+    program(_layer_counts, functions, execution).ahead(mask)
+    evidence = specs(
+        Evidence(
+            np.zeros(len(at), np.int32),
+            bench.keys.score[at],
+            bench.noise[at],
+            trees.rows(bench.stream, at),
+            trees.rows(bench.first, at),
+            kept.final,
+            kept.dense,
+            kept.mask,
+            np.zeros((len(at), 1 + sum(masks.resolve(mask, bench.prunable))), np.int32),
+        )
+    )
+    level = jax.ShapeDtypeStruct((), np.int32)
+    program(_cut, functions, execution, bench.plan.chains).ahead(data, level, evidence)
+
+
 # --- start ----------------------------------------------------------------------------
 
 
@@ -284,6 +327,7 @@ def starts(
         ),
         execution,
         bench.plan.random_scope,
+        among=(*bench.plan.arms, "reinit"),
     )
     noise = bench.noise[: rows.number]
     return runs.Runs(state, noise, joins[: rows.number], offset[: rows.number])
@@ -345,7 +389,7 @@ class Evidence(NamedTuple):
       keep: from `keep_counts`, int32 `[1 + prunable leaves]`.
     """
 
-    chain: Array
+    chain: Array | np.ndarray
     key: Key
     noise: Key
     stream: StreamState
@@ -353,7 +397,7 @@ class Evidence(NamedTuple):
     final: Network
     dense: Network | tuple[()]
     mask: Mask
-    keep: Array
+    keep: Array | np.ndarray
 
 
 def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
@@ -410,7 +454,7 @@ def _cut(
                 batches=batches,
             )
             where: dict[str, Any] = dict(prunable=flags, exclude=task.exclude)
-            return prune_chain(chain, key, inputs, seen.keep, **where)
+            return prune_chain(chain, key, inputs, jnp.asarray(seen.keep), **where)
 
         return jax.lax.switch(
             seen.chain, [lambda chain=chain: by(chain) for chain in chains]

@@ -27,6 +27,7 @@ from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
 from lottery_jax.imp.levels import (
     begun,
+    compile_ahead,
     cut,
     end,
     first_kept,
@@ -96,6 +97,8 @@ def run(
     for chain in plan.chains:
         keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
     moment = Moment(0, first_kept(bench), results.blank(bench, 0), ())
+    if levels > 0:
+        compile_ahead(bench, moment.kept, at)
     resumed = False
     if (stored := store.restore(folder, bench, moment.kept)) is not None:
         moment, resumed = stored, True

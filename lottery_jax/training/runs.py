@@ -838,7 +838,9 @@ def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
     return execution.parallel(validate, (None, 0, 0, None, 0))
 
 
-def _test(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:
+def tested(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:
+    """Builds the program that evaluates many networks on a split, `(data, networks)`."""
+
     def test(data: PyTree, network: Network) -> Metrics:
         return _evaluated(functions, network, data, split)
 
@@ -941,7 +943,7 @@ def evaluate(
     data = shared_data(task, execution, where)
 
     def attempt(execution: Execution) -> dict[str, np.ndarray]:
-        found = program(_test, task.functions, execution, split)(data, placed)
+        found = program(tested, task.functions, execution, split)(data, placed)
         return {name: np.asarray(x)[:number] for name, x in found.items()}
 
     return memory.with_room(execution, number, attempt)[0]
