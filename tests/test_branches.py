@@ -424,7 +424,7 @@ def test_branches_of_environments_with_random_keys(tmp_path):
 )
 def test_rows_are_dealt_evenly(joins, devices):
     offset = np.arange(len(joins))
-    found = training.runs.joining(joins, offset, Execution(devices, 1))
+    found = training.rows.joining(joins, offset, Execution(devices, 1))
     deal, back = found.deal, found.places
     assert len(deal) % devices == 0
     assert len(joins) <= len(deal) < len(joins) + devices

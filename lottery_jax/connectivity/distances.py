@@ -17,7 +17,7 @@ from lottery_jax import masks, trees
 from lottery_jax.connectivity import points
 from lottery_jax.execution import Execution, Where, memory
 from lottery_jax.training.programs import program
-from lottery_jax.training.runs import shared_data
+from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
 
 

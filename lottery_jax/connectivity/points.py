@@ -29,7 +29,7 @@ from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import noise_keys
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
-from lottery_jax.training.runs import shared_data
+from lottery_jax.training.rows import shared_data
 from lottery_jax.trees import combine
 from lottery_jax.types import (
     Array,

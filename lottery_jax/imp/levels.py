@@ -18,7 +18,9 @@ from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.training import runs
+from lottery_jax.training.measured import tested as tested_on
 from lottery_jax.training.programs import program
+from lottery_jax.training.rows import shared_data, specs_of, take
 from lottery_jax.types import (
     Array,
     Key,
@@ -226,7 +228,7 @@ def first_kept(bench: Bench) -> Kept:
     """What there is before the first level."""
     plan, rows, execution = bench.plan, bench.rows, bench.execution
     # Before the first level the tickets' last networks are those they start from.
-    tickets = runs.take(bench.first, rows.tickets, execution)
+    tickets = take(bench.first, rows.tickets, execution)
     full = jax.tree.map(
         lambda p: np.ones((len(rows.tickets), *p.shape), np.bool_), bench.task.shapes[0]
     )
@@ -269,13 +271,13 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
             tree,
         )
 
-    data = runs.specs_of(runs.shared_data(bench.task, execution, where))
+    data = specs_of(shared_data(bench.task, execution, where))
     network, at = specs(bench.first), bench.rows.tickets
     mask = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, np.bool_, sharding=x.sharding),
         network.params,
     )
-    program(runs.tested, functions, execution, "test").ahead(data, network)
+    program(tested_on, functions, execution, "test").ahead(data, network)
     program(_layer_counts, functions, execution).ahead(mask)
     evidence = specs(
         Evidence(
@@ -314,7 +316,7 @@ def starts(
     # The dense network is each row's own; nothing is permuted or narrowed there.
     arm = rows.arm if level > 0 else np.full_like(rows.arm, arms.index("reinit"))
     joins, offset = timeline(bench, level)
-    mask, networks = runs.take((kept.mask, networks), rows.pair, execution)
+    mask, networks = take((kept.mask, networks), rows.pair, execution)
     state = arms.starts(
         bench.task,
         bench.tx,
@@ -349,7 +351,7 @@ def timeline(bench: Bench, level: int) -> tuple[np.ndarray, np.ndarray]:
 def chain_networks(bench: Bench, kept: Kept, level: int) -> Network:
     """What each chain's ticket starts a level from, `[Q]`, unmasked."""
     at, chains, execution = bench.rows.tickets, bench.plan.chains, bench.execution
-    chosen = runs.take(kept.trunk, at, execution)
+    chosen = take(kept.trunk, at, execution)
     if level == 0 or not any(chain.keeps_weights for chain in chains):
         return chosen
 
@@ -368,7 +370,7 @@ def begun(bench: Bench, kept: Kept, level: int) -> Network:
     """What each chain's ticket started a level from, `[Q]`, when the level is over."""
     if level > 0 and isinstance(kept.begun, Network):
         return kept.begun
-    return runs.take(kept.trunk, bench.rows.tickets, bench.execution)
+    return take(kept.trunk, bench.rows.tickets, bench.execution)
 
 
 # --- prune ----------------------------------------------------------------------------
@@ -408,7 +410,7 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
         [keep_counts(chain, shapes, level, bench.prunable) for chain in plan.chains]
     )
     of_rows = (bench.keys.score, bench.noise, kept.stream, bench.first)
-    key, noise, stream, initial = runs.take(of_rows, at, execution)
+    key, noise, stream, initial = take(of_rows, at, execution)
     evidence = Evidence(
         rows.chain[at],
         key,
@@ -421,7 +423,7 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
         keep[rows.chain[at]],
     )
     one = program(_cut, bench.task.functions, execution, plan.chains)
-    data = runs.shared_data(bench.task, execution, where)
+    data = shared_data(bench.task, execution, where)
     mask = one(data, np.int32(level), execution.place(evidence))
     begun_: Network | tuple[()] = ()
     if isinstance(kept.begun, Network):
@@ -560,7 +562,7 @@ def end(
         "density": counts.sum(axis=1) / sum(sizes),
         "layer_density": counts / np.array(sizes),
     }
-    final = runs.take(done.rows.network, at_place[rows.tickets], bench.execution)
+    final = take(done.rows.network, at_place[rows.tickets], bench.execution)
     kept = kept._replace(final=final)
     if level == 0:
         kept = _remember(bench, kept, done)

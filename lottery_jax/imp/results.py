@@ -17,7 +17,7 @@ from lottery_jax.imp.levels import Bench, Kept
 from lottery_jax.imp.plan import Plan
 from lottery_jax.storage import records as records_
 from lottery_jax.storage import tickets
-from lottery_jax.training import runs
+from lottery_jax.training import measured
 from lottery_jax.types import Mask, Network
 
 if TYPE_CHECKING:
@@ -46,13 +46,14 @@ def table(bench: Bench) -> dict[str, Record]:
     task without a validation split has not is nan, and -1 for a step.
     """
     task = bench.task
-    tested = runs.metrics(task, "test")
+    tested = measured.metrics(task, "test")
     found = {f"test_{name}": Record(np.float32) for name in tested}
     found |= {f"test_{name}_early": Record(np.float32) for name in tested}
     trained = {
-        f"train_{name}": Record(np.float32, "step") for name in runs.loss_metrics(task)
+        f"train_{name}": Record(np.float32, "step")
+        for name in measured.loss_metrics(task)
     }
-    validated = runs.metrics(task, "validation") if task.validates else tested
+    validated = measured.metrics(task, "validation") if task.validates else tested
     trained |= {f"validation_{name}": Record(np.float32, "step") for name in validated}
     return (
         found
