@@ -38,8 +38,8 @@ from lottery_jax import trees
 
 T = TypeVar("T")
 
-_MOST = 128
-"""Things that are kept. A study needs about fifteen."""
+_MOST = 256
+"""Things that are kept. A study needs about fifteen, each under two keys."""
 
 
 class Program:
@@ -109,20 +109,44 @@ def _build(build: Callable[..., Callable[..., Any]], *parts: Any) -> Program:
 
 def remembered(make: Callable[..., T], *parts: Any) -> T:
     """What `make(*parts)` returns, made once for parts that are the same."""
+    # The very same objects are found at once; walking through others takes milliseconds.
+    itself = (make, _identity(parts))
+    with _lock:
+        entry = _made.get(itself)
+    if entry is not None:
+        return entry.made
     key = (make, _key(parts))
     with _lock:
         entry = _made.get(key)
     if entry is not None and _still(entry, parts, key[1]):
-        with _lock:
-            if key in _made:
-                _made.move_to_end(key)
-        return entry.made
-    made = make(*parts)
+        made = entry.made
+    else:
+        made = make(*parts)
+        entry = None
     with _lock:
-        while len(_made) >= _MOST:
+        while len(_made) > _MOST - 2:
             _made.popitem(last=False)
-        _made[key] = _Entry(made, parts)
+        if entry is None:
+            _made[key] = _Entry(made, parts)
+        elif key in _made:
+            _made.move_to_end(key)
+        # It holds the parts, so that their ids stay their own.
+        _made[itself] = _Entry(made, parts)
     return made
+
+
+def _identity(thing: Any) -> Any:
+    """A hashable value that is equal for the very same objects, while they live."""
+    kind = type(thing)
+    if isinstance(thing, tuple):
+        return (kind, *map(_identity, thing))
+    if kind is dict:
+        return (kind, *((name, _identity(x)) for name, x in thing.items()))
+    if kind is types.MethodType:
+        return (kind, id(thing.__func__), id(thing.__self__))
+    if kind in _PLAIN or isinstance(thing, _BY_EQUALITY):
+        return (kind, thing)
+    return id(thing)
 
 
 def _still(entry: _Entry, parts: tuple[Any, ...], key: Any) -> bool:
