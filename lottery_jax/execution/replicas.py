@@ -68,6 +68,11 @@ class Execution(NamedTuple):
         return self.devices // self.data_parallel
 
     @property
+    def placement(self) -> "Execution":
+        """The same devices, however replicas run there: where arrays lie, and no more."""
+        return self._replace(chunk=1, convolution=None, precision=None)
+
+    @property
     def mesh(self) -> Mesh:
         """The devices: along the replica axis, and those that share a replica's batch."""
         devices = np.array(jax.local_devices()[: self.devices])

@@ -122,6 +122,10 @@ class Where:
         """The same, executed so."""
         return dataclasses.replace(self, execution=execution)
 
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint, if there is a folder for it."""
+        return self.store is not None and self.clock.due(self.checkpoint_seconds)
+
     def tell(self, progress: Progress) -> None:
         """Lets the watcher know."""
         if self.watch is not None:

@@ -262,35 +262,34 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
       where: it runs.
     """
     execution, functions = bench.execution, bench.task.functions
+    rows, tickets = len(bench.rows.arm), len(bench.rows.tickets)
 
-    def specs(tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=execution.sharded
-            ),
-            tree,
-        )
+    def one(number: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((number, *shape), dtype, sharding=execution.sharded)
+
+    def stack(tree: PyTree, number: int) -> PyTree:
+        return jax.tree.map(lambda x: one(number, x.shape[1:], x.dtype), tree)
 
     data = specs_of(shared_data(bench.task, execution, where))
-    network, at = specs(bench.first), bench.rows.tickets
-    mask = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, np.bool_, sharding=x.sharding),
-        network.params,
-    )
+    mask = jax.tree.map(lambda x: one(rows, x.shape[1:], np.bool_), bench.first.params)
+    network = stack(bench.first, rows)
     program(tested_on, functions, execution, "test").ahead(data, network)
     program(_layer_counts, functions, execution).ahead(mask)
-    evidence = specs(
-        Evidence(
-            np.zeros(len(at), np.int32),
-            bench.keys.score[at],
-            bench.noise[at],
-            trees.rows(bench.stream, at),
-            trees.rows(bench.first, at),
-            kept.final,
-            kept.dense,
-            kept.mask,
-            np.zeros((len(at), 1 + sum(masks.resolve(mask, bench.prunable))), np.int32),
-        )
+    counted = sum(masks.resolve(mask, bench.prunable))
+    of_rows = (bench.keys.score, bench.noise, bench.stream, bench.first)
+    key, noise, stream, initial = stack(of_rows, tickets)
+    of_tickets = (kept.final, kept.dense, kept.mask)
+    final, dense, cut_mask = stack(of_tickets, tickets)
+    evidence = Evidence(
+        one(tickets, (), np.int32),
+        key,
+        noise,
+        stream,
+        initial,
+        final,
+        dense,
+        cut_mask,
+        one(tickets, (1 + counted,), np.int32),
     )
     level = jax.ShapeDtypeStruct((), np.int32)
     program(_cut, functions, execution, bench.plan.chains).ahead(data, level, evidence)

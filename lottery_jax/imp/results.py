@@ -18,6 +18,7 @@ from lottery_jax.imp.plan import Plan
 from lottery_jax.storage import records as records_
 from lottery_jax.storage import tickets
 from lottery_jax.training import measured
+from lottery_jax.training.loop import recorded_steps
 from lottery_jax.types import Mask, Network
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def layers(bench: Bench) -> list[str]:
 
 def validation_steps(plan: Plan) -> list[int]:
     """The steps at which a dense run is validated, the last one included."""
-    return sorted(
-        {*range(plan.validate_every, plan.steps, plan.validate_every), plan.steps}
-    )
+    return recorded_steps(plan.steps, plan.validate_every)
 
 
 def blank(bench: Bench, recorded: int) -> dict[str, np.ndarray]:

@@ -97,8 +97,6 @@ def run(
     for chain in plan.chains:
         keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
     moment = Moment(0, first_kept(bench), results.blank(bench, 0), ())
-    if levels > 0:
-        compile_ahead(bench, moment.kept, at)
     resumed = False
     if (stored := store.restore(folder, bench, moment.kept)) is not None:
         moment, resumed = stored, True
@@ -107,6 +105,9 @@ def run(
         if settings_changed and moment.level <= levels and not within:
             change = Change(moment.level, 0, execution)
             moment = moment._replace(changes=(*moment.changes, change))
+
+    if levels > 0 and moment.level <= levels:
+        compile_ahead(bench, moment.kept, at)
 
     def store_moment(moment: Moment) -> None:
         if folder is not None:
@@ -145,7 +146,7 @@ def run(
             store.store_tickets(
                 folder, bench, kept, density, level, metadata or {}, weights
             )
-        if level == levels or at.clock.due(at.checkpoint_seconds):
+        if level == levels or at.due():
             store_moment(moment)
     rewound = begun(bench, moment.kept, moment.level - 1)
     return results.outcome(bench, moment, rewound)

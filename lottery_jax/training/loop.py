@@ -285,6 +285,11 @@ def segments(
     return [(a, b) for a, b in zip(edges, edges[1:]) if a < b]
 
 
+def recorded_steps(stop: int, every: int) -> list[int]:
+    """The steps at which a run to `stop` is recorded: multiples of `every`, and the end."""
+    return sorted({*range(every, stop, every), stop})
+
+
 def parse_step(text: str | int, steps_per_epoch: int) -> int:
     """A step from `"500it"`, `"2ep"` or a number of iterations.
 

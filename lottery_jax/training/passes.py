@@ -71,7 +71,7 @@ def in_groups(
         parts.append(part)
         done += real
         where.tell(Progress(stage, done, number, rows))
-        due = done == number or where.clock.due(where.checkpoint_seconds)
+        due = done == number or where.due()
         if where.store is not None and due:
             with where.clock:
                 _save(where.store, _joined(parts), identity)

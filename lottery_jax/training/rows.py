@@ -67,10 +67,9 @@ def specs_of(tree: PyTree) -> PyTree:
 
 def shared_data(task: Task, execution: Execution, where: Where) -> PyTree:
     """A task's data on the devices, shipped once for all that goes on there."""
-    mesh = execution._replace(chunk=1, convolution=None, precision=None)
     leaves, structure = jax.tree.flatten(task.data)
     return where.held.get(
-        ("data", *map(id, leaves), structure, mesh),
+        ("data", *map(id, leaves), structure, execution.placement),
         # The arrays stay with it, so that their ids stay their own.
         lambda: (execution.share(task.data), task.data),
     )[0]
@@ -89,8 +88,7 @@ def take(tree: PyTree, index: np.ndarray, execution: Execution) -> PyTree:
         return execution.place(tree)
     if not all(isinstance(x, jax.Array) for x in leaves):
         return execution.place(trees.rows(trees.host(tree), index))
-    mesh = execution._replace(chunk=1, convolution=None, precision=None)
-    return program(_take, mesh)(tree, index)
+    return program(_take, execution.placement)(tree, index)
 
 
 def _take(execution: Execution) -> Callable[..., Any]:

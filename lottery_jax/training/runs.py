@@ -129,7 +129,7 @@ def train(
     every = every or max(1, stop // 10)
     runs, number = _checked(runs, stop, every)
     kept_at = _kept_steps(keep, number)
-    columns = sorted({*range(every, stop, every), stop})
+    columns = loop.recorded_steps(stop, every)
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
     if rule is not None:
         cuts |= set(_acting(rule, stop))
@@ -197,7 +197,7 @@ def train(
         tell(moment)
         # Not within a column: its mean would begin anew.
         whole = not moment.since and b < stop
-        if where.store and whole and where.clock.due(where.checkpoint_seconds):
+        if whole and where.due():
             save(moment)
     stored = found is not None and found["step"] == stop
     if where.store is not None and part_of is None and not stored:

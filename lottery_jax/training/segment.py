@@ -214,12 +214,11 @@ class Work:
         of = (functions, execution)
         self._train = program(_train, *of, self.tx, self.capacity)
         self._validate = program(_validate, *of) if self.validates else None
-        mesh = execution._replace(chunk=1, convolution=None, precision=None)
         self.data = shared_data(self.task, execution, where)
         self.noise = execution.place(self.runs.noise[self.at.deal])
         self.offset = execution.place(self.at.offset)
         drawn = np.asarray(jax.random.key_data(self.noise)).tobytes()
-        orders = program(_orders, functions, mesh, self.epochs)
+        orders = program(_orders, functions, execution.placement, self.epochs)
         self.order = where.held.get(
             ("order", orders, drawn), lambda: orders(self.noise)
         )
