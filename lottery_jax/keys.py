@@ -17,6 +17,12 @@ import numpy as np
 
 from lottery_jax.types import Array, Key
 
+DRAWS = 2
+"""How numbers are drawn from keys; another number, other draws from equal seeds.
+
+It is part of what a folder must have in common with what continues there.
+"""
+
 # Far from the roles of a noise key, which count from 0.
 _BRANCHES = 0x0B4A
 
