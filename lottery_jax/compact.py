@@ -230,8 +230,7 @@ def expand(
     ) -> PyTree:
         """One tree in the full shapes: that of `like`, or one of fillings."""
 
-        def empty(path: tuple, leaf: Any) -> np.ndarray:
-            key = trees.leaf_path(path)
+        def empty(key: str, leaf: Any) -> np.ndarray:
             shape = tuple(
                 size
                 if axis.group is None
@@ -241,7 +240,7 @@ def expand(
             return np.full(shape, filling(key, leaf.ndim), leaf.dtype)
 
         small = getattr(compacted, name)
-        out = jax.tree_util.tree_map_with_path(empty, small)
+        out = trees.map_by_path(empty, small)
         if like is not None:
             names = (f"like.{name}", "the full network")
             out = trees.fitted(trees.host(getattr(like, name)), out, names)

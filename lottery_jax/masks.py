@@ -11,7 +11,6 @@ or as None, which means `prunable(tree)`.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
@@ -21,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import naming, trees
 from lottery_jax.trees import (
     Patterns,
+    by_path,
     matching,
     paths,
-    same_structure,
 )
 from lottery_jax.trees import (
     leaf_path as leaf_path,
@@ -37,10 +37,6 @@ PrunableLike = Prunable | Callable[[PyTree], Prunable] | None
 # Products of a numerator and a remainder below the denominator must fit into int32.
 LARGEST_DENOMINATOR = 46_340
 
-# Linen and NNX; Haiku; Equinox and PyTorch-like trees.
-_WEIGHT_NAMES = frozenset({"kernel", "w", "weight"})
-
-
 # --- which leaves ---------------------------------------------------------------------
 
 
@@ -50,8 +46,17 @@ def prunable(
     """Which leaves pruning may touch, resolved once on unbatched arrays or shapes.
 
     Without `include` these are the weight matrices and convolution kernels: leaves of at
-    least two dimensions named `kernel` (Linen, NNX), `w` (Haiku) or `weight` (Equinox).
-    Biases and norm scales are left alone.
+    least two dimensions whose name says so, the last part of their key path. No leaf of
+    two dimensions is left out unless its name says that it is none:
+
+    - `kernel` (Linen, NNX), `w`, `w_i`, `w1` (Haiku, plain dicts), `weight_ih` and
+      `in_proj_weight` count. A `weight` (Equinox) counts if it has a bias of fewer
+      dimensions beside it, or belongs to a layer called `..._proj`.
+    - `bias`, `scale`, `offset` and what a norm holds (a layer called `norm`, `BatchNorm_0`,
+      `ln_1`; `beta` and `gamma`) do not, and a `b` does not if it lies beside a weight of
+      more dimensions. They have two dimensions where layers are stacked (`nn.scan`).
+    - Of any other (embeddings, a `weight` without a bias, leaves without a name) the call
+      refuses to decide.
 
     Args:
       params: arrays, or shapes from `jax.eval_shape`. Without a replica axis.
@@ -63,41 +68,64 @@ def prunable(
       A pytree of Python bools with the structure of params.
 
     Raises:
-      ValueError: no leaf qualifies, or a name does not settle what a leaf is (Equinox
-        calls the weights of a linear layer, a LayerNorm and an embedding `weight`). The
-        message lists the candidates.
+      ValueError: no leaf qualifies, a name does not settle what a leaf is (the message
+        lists the candidates and what to pass), a weight matrix of integers, a leaf that
+        is no array, or two leaves of one name.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names, structure = paths(params), jax.tree.structure(params)
+    trees.check_arrays(params, "params")
+    leaves = by_path(params)
+    names = list(leaves)
     dropped = (
         jax.tree.leaves(matching(params, exclude)) if exclude else [False] * len(names)
     )
     if include is not None:
-        chosen = jax.tree.leaves(matching(params, include))
+        found = jax.tree.leaves(matching(params, include))
+        chosen = [take and not out for take, out in zip(found, dropped)]
     else:
-        chosen = [
-            name.rsplit("/")[-1] in _WEIGHT_NAMES and np.ndim(leaf) >= 2
-            for name, (_, leaf) in zip(names, leaves)
-        ]
-        shapes = {name: np.shape(leaf) for name, (_, leaf) in zip(names, leaves)}
-        unclear = [
+        shapes = {name: np.shape(leaf) for name, leaf in leaves.items()}
+        left = [name for name, out in zip(names, dropped) if not out]
+        kinds = {name: naming.is_weight(name, shapes) for name in left}
+        integers = [
             name
-            for name, taken, out in zip(names, chosen, dropped)
-            if taken and not out and _may_not_be_a_kernel(name, shapes)
+            for name in left
+            if kinds[name]
+            and jnp.issubdtype(jnp.result_type(leaves[name]), jnp.integer)
         ]
+        unclear = [name for name in left if kinds[name] is None or name in integers]
         if unclear:
-            raise ValueError(
-                f"prunable: the names do not say whether {unclear} are weights that "
-                "pruning should touch (they look like a norm or an embedding); pass "
-                f"include= or exclude= patterns. Candidates: "
-                f"{[name for name, taken in zip(names, chosen) if taken]}"
-            )
-    chosen = [bool(taken and not out) for taken, out in zip(chosen, dropped)]
+            weights = [name for name in left if kinds[name] is not False]
+            raise ValueError(_unclear(names, weights, unclear, exclude))
+        chosen = [bool(kinds.get(name)) for name in names]
     if not any(chosen):
         raise ValueError(
-            f"prunable: no prunable leaf among {names}; pass include= patterns"
+            f"prunable: no prunable leaf among {names}; pass include= patterns of those "
+            "that count: prunable=lambda tree: lj.masks.prunable(tree, include=...)"
         )
-    return jax.tree.unflatten(structure, chosen)
+    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def _unclear(
+    names: list[str], weights: list[str], unclear: list[str], exclude: Patterns
+) -> str:
+    """What to say, and how to go on: code that can be copied as it stands."""
+
+    given = [exclude] if isinstance(exclude, str) else list(exclude)
+    ways = [
+        ("include", "counts them", [trees.pattern(name, names) for name in weights])
+    ]
+    if len(unclear) < len(weights):
+        out = given + [trees.pattern(name, names) for name in unclear]
+        ways.append(("exclude", "leaves them out", out))
+    none = "" if len(unclear) < len(weights) else f"no prunable leaf among {names}: "
+    return (
+        f"prunable: {none}the names do not say whether {unclear} are weights that pruning "
+        "should touch (a norm, an embedding and a list of numbers may have such leaves); "
+        "pass include= or exclude= patterns: "
+        + ", ".join(
+            f"prunable=lambda tree: lj.masks.prunable(tree, {way}={patterns}) {does}"
+            for way, does, patterns in ways
+        )
+    )
 
 
 def of_task(task: Task) -> Prunable:
@@ -113,59 +141,51 @@ def of_task(task: Task) -> Prunable:
     return flags
 
 
-def _may_not_be_a_kernel(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
-    parent, _, own = name.rpartition("/")
-    bias = shapes.get(f"{parent}/bias" if parent else "bias")
-    if bias == shapes[name] or re.search(r"(?i)embed|norm", name):
-        return True
-    # An Equinox embedding is a `weight` without a bias; so is a linear layer without one.
-    return own == "weight" and bias is None
-
-
 def resolve(tree: PyTree, prunable_: PrunableLike = None) -> list[bool]:
     """The prunable flags of a tree's leaves, in tree order.
 
     Raises:
-      ValueError: the pytree of flags does not have the structure of `tree`.
+      ValueError: the pytree of flags does not have the structure of `tree`, or
+        `prunable(tree)` does not know; says what to pass as `prunable=`.
     """
     if prunable_ is None:
         prunable_ = prunable(tree)
     elif callable(prunable_) and jax.tree_util.all_leaves([prunable_]):
         # A pytree of flags may be callable too: an Equinox module is.
         prunable_ = prunable_(tree)
-    if not same_structure(prunable_, tree):
-        raise ValueError(
-            f"prunable: its leaves {paths(prunable_)} are not those of the tree, "
-            f"{paths(tree)}"
-        )
+    trees.fit(prunable_, tree, ("prunable", "the tree"))
     return [bool(flag) for flag in jax.tree.leaves(prunable_)]
 
 
 def check(mask: Mask, params: PyTree, name_of_params: str = "params") -> None:
     """Raises a ValueError that names the first leaf in which a mask does not fit."""
-    if not same_structure(mask, params):
-        raise ValueError(
-            f"mask: its leaves {paths(mask)} are not those of {name_of_params}, "
-            f"{paths(params)}"
-        )
-    for name, m, p in zip(
-        paths(params), jax.tree.leaves(mask), jax.tree.leaves(params)
-    ):
+    trees.check_arrays(params, name_of_params)
+    trees.fit(mask, params, ("mask", name_of_params))
+    for i, (m, p) in enumerate(zip(jax.tree.leaves(mask), jax.tree.leaves(params))):
         if np.shape(m) != np.shape(p):
             raise ValueError(
-                f"mask: leaf {name!r} has shape {np.shape(m)}, {name_of_params} have "
-                f"{np.shape(p)}"
+                f"mask: leaf {trees.name_of(mask, i)!r} has shape {np.shape(m)}, "
+                f"{name_of_params} have {np.shape(p)}"
             )
-        if m.dtype != jnp.bool_:
-            raise ValueError(f"mask: leaf {name!r} has dtype {m.dtype}, not bool")
+        dtype = getattr(m, "dtype", type(m).__name__)
+        if dtype != jnp.bool_:
+            raise ValueError(
+                f"mask: leaf {trees.name_of(mask, i)!r} has dtype {dtype}, not bool"
+            )
 
 
 # --- make, apply, count ---------------------------------------------------------------
 
 
 def ones_like(params: Params) -> Mask:
-    """The mask under which every weight survives."""
-    return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), jnp.bool_), params)
+    """The mask under which every weight survives, placed as the weights are.
+
+    Raises:
+      ValueError: a leaf that is no array of numbers; names it.
+    """
+    trees.check_arrays(params, "params")
+    mask = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), jnp.bool_), params)
+    return trees.placed(mask, params)
 
 
 def apply(mask: Mask, params: Params) -> Params:
@@ -175,6 +195,7 @@ def apply(mask: Mask, params: Params) -> Params:
       ValueError: the mask does not fit; names the leaf.
     """
     check(mask, params)
+    mask = trees.placed(mask, params)
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
 
 
@@ -189,14 +210,14 @@ def total(tree: PyTree, prunable: PrunableLike = None) -> int:
 def count(mask: Mask, prunable: PrunableLike = None) -> Array:
     """How many prunable weights survive, int32 `[]`."""
     flags = resolve(mask, prunable)
-    return sum(
-        (
+    counts = trees.gathered(
+        *(
             jnp.sum(m, dtype=jnp.int32)
             for m, take in zip(jax.tree.leaves(mask), flags)
             if take
-        ),
-        start=jnp.zeros((), jnp.int32),
+        )
     )
+    return sum(counts, start=jnp.zeros((), jnp.int32))
 
 
 def density(mask: Mask, prunable: PrunableLike = None) -> Array:
@@ -220,8 +241,9 @@ def layer_densities(mask: Mask, prunable: PrunableLike = None) -> dict[str, Arra
 def is_subset(inner: Mask, outer: Mask) -> Array:
     """Whether every weight that survives in `inner` survives in `outer`, bool `[]`."""
     check(inner, outer)
-    leaves = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.all(~a | b), inner, outer))
-    return jnp.stack(leaves).all()
+    outer = trees.placed(outer, inner)
+    within = jax.tree.map(lambda a, b: jnp.all(~a | b), inner, outer)
+    return jnp.stack(jax.tree.leaves(trees.gathered(within))).all()
 
 
 class Overlap(NamedTuple):
@@ -242,6 +264,7 @@ def overlap(a: Mask, b: Mask, prunable: PrunableLike = None) -> Overlap:
     The Hamming distance is that of Early-Bird tickets (You et al. 2020, section 4).
     """
     check(a, b)
+    b = trees.placed(b, a)
     both = count(jax.tree.map(jnp.logical_and, a, b), prunable)
     either = count(jax.tree.map(jnp.logical_or, a, b), prunable)
     iou = jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
@@ -274,7 +297,7 @@ def shuffle(
       ValueError: unknown scope, or a pattern that matches nothing.
     """
     flags = cuttable(mask, prunable, exclude)
-    leaves, structure = jax.tree.flatten(mask)
+    leaves, structure = jax.tree.flatten(trees.gathered(mask)[0])
     if scope == "layerwise":
         leaves = [
             jax.random.permutation(jax.random.fold_in(key, i), m.reshape(-1)).reshape(
@@ -291,7 +314,7 @@ def shuffle(
         leaves = scatter(leaves, flags, jax.random.permutation(key, flat))
     else:
         raise ValueError(f"scope={scope!r}; it must be 'layerwise' or 'global'")
-    return jax.tree.unflatten(structure, leaves)
+    return trees.placed(jax.tree.unflatten(structure, leaves), mask)
 
 
 def random(
@@ -335,7 +358,7 @@ def random(
         if take and keep < survivors.size:
             survivors = jax.random.permutation(jax.random.fold_in(key, i), survivors)
         out.append(survivors.reshape(p.shape))
-    return jax.tree.unflatten(structure, out)
+    return trees.placed(jax.tree.unflatten(structure, out), params)
 
 
 def exact_round(value: Fraction) -> int:
@@ -448,7 +471,11 @@ def scatter(leaves: list[Array], flags: list[bool], flat: Array) -> list[Array]:
 # --- bits -----------------------------------------------------------------------------
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["shapes"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["bits"],
+    meta_fields=["shapes", "places"],
+)
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A mask at one bit per weight.
@@ -456,27 +483,37 @@ class Packed:
     Attributes:
       bits: structure of the mask, uint8 `[ceil(size / 8)]` leaves, first weight highest.
       shapes: the leaf shapes, in tree order (static).
+      places: how each leaf was spread over devices, or None (static).
     """
 
     bits: PyTree
     shapes: tuple[tuple[int, ...], ...]
+    places: tuple[jax.sharding.Sharding | None, ...]
 
 
 def pack(mask: Mask) -> Packed:
     """Packs a mask to one bit per weight."""
-    shapes = tuple(tuple(m.shape) for m in jax.tree.leaves(mask))
-    return Packed(jax.tree.map(lambda m: jnp.packbits(m.reshape(-1)), mask), shapes)
+    leaves, structure = jax.tree.flatten(mask)
+    bits = [jnp.packbits(trees.gathered(m)[0].reshape(-1)) for m in leaves]
+    return Packed(
+        jax.tree.unflatten(structure, bits),
+        tuple(tuple(m.shape) for m in leaves),
+        tuple(trees.spread(m) for m in leaves),
+    )
 
 
 def unpack(packed: Packed) -> Mask:
-    """The mask that was packed."""
+    """The mask that was packed, where it lay."""
     leaves, structure = jax.tree.flatten(packed.bits)
     return jax.tree.unflatten(
         structure,
         [
-            jnp.unpackbits(bits, count=math.prod(shape))
-            .astype(jnp.bool_)
-            .reshape(shape)
-            for bits, shape in zip(leaves, packed.shapes)
+            trees.put(
+                jnp.unpackbits(bits, count=math.prod(shape))
+                .astype(jnp.bool_)
+                .reshape(shape),
+                place,
+            )
+            for bits, shape, place in zip(leaves, packed.shapes, packed.places)
         ],
     )

@@ -14,16 +14,17 @@ the output layer of LeNet and VGG and spares it).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from lottery_jax import masks, trees
+from lottery_jax import masks, naming, trees
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Mask, Scores
 
 Rule = Literal["exact", "open_lth"]
+T = TypeVar("T")
 
 
 def global_topk(
@@ -71,7 +72,9 @@ def global_topk(
       (global pruning); https://arxiv.org/abs/1803.03635
     """
     _check_amount(fraction=fraction, keep=keep)
-    masks.check(mask, scores, "scores")
+    _check(scores, mask)
+    like = (scores, mask)
+    scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
     flat_scores, alive = _flatten(scores, mask, flags)
     counted = masks.count(mask, prunable)
@@ -90,7 +93,8 @@ def global_topk(
     else:
         raise ValueError(f"rule={rule!r}; it must be 'exact' or 'open_lth'")
     leaves, structure = jax.tree.flatten(mask)
-    return jax.tree.unflatten(structure, masks.scatter(leaves, flags, survivors))
+    leaves = masks.scatter(leaves, flags, survivors)
+    return trees.placed(jax.tree.unflatten(structure, leaves), *like)
 
 
 def layerwise_topk(
@@ -125,7 +129,9 @@ def layerwise_topk(
       Frankle and Carbin 2019, figure 2 (rates per layer).
     """
     _check_amount(fraction=fraction, keep=keep)
-    masks.check(mask, scores, "scores")
+    _check(scores, mask)
+    like = (scores, mask)
+    scores, mask = trees.gathered(scores, mask)
     counts = masks.resolve(mask, prunable)
     flags = masks.cuttable(mask, prunable, exclude)
     names = trees.paths(mask)
@@ -147,7 +153,7 @@ def layerwise_topk(
             m = _drop_lowest(s.reshape(-1), m.reshape(-1), number).reshape(m.shape)
         position += counted
         out.append(m)
-    return jax.tree.unflatten(structure, out)
+    return trees.placed(jax.tree.unflatten(structure, out), *like)
 
 
 def to_density(
@@ -197,50 +203,95 @@ def n_of_m(
     n: int,
     m: int,
     *,
-    axis: int = -2,
+    axis: int | Mapping[str, int] | None = None,
     prunable: PrunableLike = None,
     exclude: Patterns = (),
 ) -> Mask:
-    """Keeps the n highest of every m consecutive weights along an axis.
+    """Keeps the n highest of every m consecutive weights along the inputs.
 
     Args:
       scores: importance of each weight; higher is kept.
       mask: the current mask; groups with fewer than n survivors keep what they have.
       n: survivors per group, 0 < n < m.
       m: group size; must divide the axis.
-      axis: default -2, the input axis of Flax kernels (dense and convolution), along
-        which sparse tensor cores want their groups.
+      axis: along which the groups lie. Default: the inputs of each layer, along which
+        sparse tensor cores want their groups, where its name and its shape say which
+        axes these are (`naming.input_axes`). Else one axis for all leaves, or one per
+        pattern of the key path, of which the first that is found counts; leaves without
+        a pattern keep the default.
       prunable: which leaves count.
       exclude: patterns of leaves that are never cut.
 
     Raises:
-      ValueError: n or m out of range, or an axis that m does not divide; names the leaf.
+      ValueError: n or m out of range, inputs that are not known, an axis that m does not
+        divide, a pattern that matches nothing; names the leaf.
 
     References:
       Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, section 3.
     """
     if not 0 < n < m:
         raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
-    masks.check(mask, scores, "scores")
+    _check(scores, mask)
+    like = (scores, mask)
+    scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
+    along = _axes(mask, m, axis, flags)
     leaves, structure = jax.tree.flatten(mask)
     out = []
-    for name, leaf, s, cut in zip(
-        trees.paths(mask), leaves, jax.tree.leaves(scores), flags
-    ):
-        if cut:
-            if not -leaf.ndim <= axis < leaf.ndim or leaf.shape[axis] % m:
-                raise ValueError(
-                    f"n_of_m: {name!r}, shape {leaf.shape}, has no axis {axis} that is "
-                    f"divisible by m={m}; name the leaf in exclude="
-                )
-            moved = jnp.moveaxis(leaf, axis, -1)
-            s, alive = (jnp.moveaxis(x, axis, -1).reshape(-1, m) for x in (s, leaf))
+    for leaf, s, axes in zip(leaves, jax.tree.leaves(scores), along):
+        if axes is not None:
+            last = tuple(range(-len(axes), 0))
+            moved = jnp.moveaxis(leaf, axes, last)
+            s, alive = (jnp.moveaxis(x, axes, last).reshape(-1, m) for x in (s, leaf))
             dead = jnp.sum(~alive, axis=-1, dtype=jnp.int32)
             kept = jax.vmap(_drop_lowest)(s, alive, jnp.maximum(m - n - dead, 0))
-            leaf = jnp.moveaxis(kept.reshape(moved.shape), -1, axis)
+            leaf = jnp.moveaxis(kept.reshape(moved.shape), last, axes)
         out.append(leaf)
-    return jax.tree.unflatten(structure, out)
+    return trees.placed(jax.tree.unflatten(structure, out), *like)
+
+
+def _axes(
+    mask: Mask, m: int, axis: int | Mapping[str, int] | None, flags: list[bool]
+) -> list[tuple[int, ...] | None]:
+    """The axes along which the groups of each leaf lie; None for what is not cut."""
+    shapes = {name: leaf.shape for name, leaf in trees.by_path(mask).items()}
+    given = _by_pattern(mask, axis) if isinstance(axis, Mapping) else {}
+    found: list[tuple[int, ...] | None] = []
+    for (name, shape), cut in zip(shapes.items(), flags):
+        if not cut:
+            found.append(None)
+            continue
+        if axis is not None and not isinstance(axis, Mapping):
+            axes: tuple[int, ...] | None = (axis,)
+        elif name in given:
+            axes = (given[name],)
+        else:
+            axes = naming.input_axes(name, shapes) if len(shape) > 1 else (-2,)
+        if axes is None:
+            own = trees.pattern(name, list(shapes))
+            raise ValueError(
+                f"n_of_m: neither the name {name!r} nor its shape {shape} says which axis "
+                f"holds the inputs; pass it as axis={{{own!r}: ...}}"
+            )
+        inside = all(-len(shape) <= a < len(shape) for a in axes)
+        if not inside or math.prod(shape[a] for a in axes) % m:
+            which = axes[0] if len(axes) == 1 else axes
+            raise ValueError(
+                f"n_of_m: {name!r}, shape {shape}, has no axis {which} that is divisible "
+                f"by m={m}; name the leaf in exclude="
+            )
+        found.append(axes)
+    return found
+
+
+def _check(scores: Scores, mask: Mask) -> None:
+    masks.check(mask, scores, "scores")
+    for i, s in enumerate(jax.tree.leaves(scores)):
+        if jnp.issubdtype(jnp.result_type(s), jnp.complexfloating):
+            raise ValueError(
+                f"scores: leaf {trees.name_of(scores, i)!r} has dtype {s.dtype}; it must "
+                "be real, so that there is a lowest one"
+            )
 
 
 def _check_amount(**amounts: object) -> None:
@@ -257,18 +308,25 @@ def _rates(
         return {}
     if not isinstance(fraction, Mapping):
         return dict.fromkeys(names, fraction)
-    found = {p: jax.tree.leaves(trees.matching(mask, p)) for p in fraction}
-    all_names = trees.paths(mask)
-    rates = {}
+    found = _by_pattern(mask, fraction)
     for name in names:
-        hits = [p for p in fraction if found[p][all_names.index(name)]]
-        if not hits:
+        if name not in found:
             raise ValueError(
                 f"fraction: no pattern of {sorted(fraction)} matches layer {name!r}; add "
                 "one, or name the layer in exclude="
             )
-        rates[name] = fraction[hits[0]]
-    return rates
+    return {name: found[name] for name in names}
+
+
+def _by_pattern(mask: Mask, given: Mapping[str, T]) -> dict[str, T]:
+    """Of each leaf that a pattern matches the value of the first, by its name."""
+    names = trees.paths(mask)
+    found: dict[str, T] = {}
+    for pattern, value in given.items():
+        for name, hit in zip(names, jax.tree.leaves(trees.matching(mask, pattern))):
+            if hit:
+                found.setdefault(name, value)
+    return found
 
 
 def _flatten(scores: Scores, mask: Mask, flags: list[bool]) -> tuple[Array, Array]:

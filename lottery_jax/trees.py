@@ -1,13 +1,14 @@
-"""Pytrees: names of their leaves, whether two fit, and stacks of them.
+"""Pytrees: names of their leaves, whether two fit, where they lie, and stacks of them.
 
 A leaf's name is its key path as text. A *stack* is one tree whose leaves have a leading
 axis, of replicas or networks, instead of many trees.
 """
 
+import collections
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,20 +26,71 @@ Patterns = str | Sequence[str]
 def leaf_path(path: tuple) -> str:
     """A leaf's key path as text, such as `"dense_0/kernel"`; what patterns match.
 
-    The `value` at the end of NNX paths is dropped: it names no part of the network.
+    The attribute `value` at the end of NNX paths is dropped: it names no part of the
+    network.
     """
-    text = jax.tree_util.keystr(path, simple=True, separator="/")
-    return text.removesuffix("/value").replace("/.", "/").lstrip("./")
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _names(tree: PyTree) -> list[str]:
+    """The key path of every leaf, in tree order; two may be the same."""
+    found = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    # How many leaves there are below each node. An NNX variable has one, its `value`; with
+    # others beside it, as in an attention of query, key and value, the word is a name.
+    below = collections.Counter(
+        jax.tree_util.keystr(path[:i]) for path in found for i in range(len(path))
+    )
+    return [
+        leaf_path(path)
+        if below[jax.tree_util.keystr(path[:-1])] == 1
+        else jax.tree_util.keystr(path, simple=True, separator="/")
+        for path in found
+    ]
+
+
+def name_of(tree: PyTree, index: int) -> str:
+    """The key path of one leaf, by its number in tree order: for messages."""
+    return _names(tree)[index]
 
 
 def paths(tree: PyTree) -> list[str]:
-    """The key path of every leaf, in tree order."""
-    return [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    """The key path of every leaf, in tree order.
+
+    Raises:
+      ValueError: two leaves have one name; says where they are.
+    """
+    found = _names(tree)
+    for name, times in collections.Counter(found).items():
+        if times > 1:
+            where = [
+                jax.tree_util.keystr(path)
+                for other, (path, _) in zip(
+                    found, jax.tree_util.tree_leaves_with_path(tree)
+                )
+                if other == name
+            ]
+            raise ValueError(
+                f"{name!r} is the name of the leaves {' and '.join(where)}; it must be "
+                "that of one leaf: rename a key"
+            )
+    return found
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their key paths, in tree order."""
+    """The leaves by their key paths, in tree order.
+
+    Raises:
+      ValueError: two leaves have one name.
+    """
     return dict(zip(paths(tree), jax.tree.leaves(tree)))
+
+
+def map_by_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Maps over the leaves of a tree and their key paths."""
+    leaves = [function(path, leaf) for path, leaf in by_path(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def matching(tree: PyTree, patterns: Patterns) -> PyTree:
@@ -63,12 +115,82 @@ def matching(tree: PyTree, patterns: Patterns) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), found)
 
 
+def pattern(name: str, names: Sequence[str]) -> str:
+    """A pattern that finds one leaf and no other."""
+    escaped = re.escape(name)
+    alone = sum(re.search(escaped, other) is not None for other in names) == 1
+    return escaped if alone else f"^{escaped}$"
+
+
 # --- do they fit? ---------------------------------------------------------------------
 
 
 def same_structure(a: PyTree, b: PyTree) -> bool:
     """Whether two pytrees have the same structure, whatever their leaves are."""
     return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+
+
+def fit(a: PyTree, b: PyTree, names: tuple[str, str]) -> None:
+    """Raises a ValueError that says where the structures of two trees differ.
+
+    Args:
+      a: any pytree.
+      b: another; what the leaves of the two are does not matter.
+      names: what the message calls them.
+    """
+    if same_structure(a, b):
+        return
+    first, second = _names(a), _names(b)
+    if first != second:
+        raise ValueError(
+            f"{names[0]}: its leaves {first} are not those of {names[1]}, {second}; "
+            f"{_difference(a, b, names)}"
+        )
+    raise ValueError(
+        f"{names[0]}: it has the leaves of {names[1]} in different containers: "
+        f"{_difference(a, b, names)}"
+    )
+
+
+def _difference(a: PyTree, b: PyTree, names: tuple[str, str], at: tuple = ()) -> str:
+    """The first node in which two structures differ, as a sentence; "" if none does."""
+    where = f"at {jax.tree_util.keystr(at)}" if at else "at the top"
+    kinds = _kind(a), _kind(b)
+    if type(a) is not type(b) and kinds != ("a leaf", "a leaf"):
+        if kinds[0] == kinds[1]:  # classes of one name
+            kinds = repr(type(a)), repr(type(b))
+        return f"{where}, {names[0]}: {kinds[0]}, {names[1]}: {kinds[1]}"
+    if kinds[0] == "a leaf":
+        return ""
+    first, second = _children(a), _children(b)
+    only = [
+        f"{[jax.tree_util.keystr(key) for key in own if key not in other]} only in {name}"
+        for own, other, name in ((first, second, names[0]), (second, first, names[1]))
+        if any(key not in other for key in own)
+    ]
+    if only:
+        return f"{where}, {' and '.join(only)}"
+    for key, child in first.items():
+        found = _difference(child, second[key], names, at + key)
+        if found:
+            return found
+    if same_structure(a, b):
+        return ""
+    return f"{where}, static fields of {kinds[0]} are not the same in both"
+
+
+def _kind(node: PyTree) -> str:
+    if node is None:
+        return "None"
+    if jax.tree_util.all_leaves([node]):
+        return "a leaf"
+    return type(node).__name__
+
+
+def _children(node: PyTree) -> dict[tuple, PyTree]:
+    """What a node holds, one level down, by its key paths."""
+    pairs = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    return dict(pairs)
 
 
 def same(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", "b")) -> None:
@@ -92,8 +214,31 @@ def same(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", "b")) -> None:
     if not same_structure(a, b):
         raise ValueError(
             f"{names[0]} and {names[1]} have the same leaves in different containers: "
-            f"{jax.tree.structure(a)} and {jax.tree.structure(b)}"
+            f"{_difference(a, b, names)}"
         )
+
+
+def check_arrays(tree: PyTree, field: str) -> None:
+    """Raises a ValueError that names the first leaf that is no array of numbers.
+
+    Args:
+      tree: any pytree.
+      field: what the caller calls it.
+    """
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        typed = hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not is_key(leaf)
+        if not typed and not isinstance(leaf, float | complex):
+            if is_key(leaf):
+                what = "PRNG keys"
+            elif callable(leaf):
+                what = f"the function {getattr(leaf, '__name__', type(leaf).__name__)}"
+            else:
+                what = repr(leaf)
+            raise ValueError(
+                f"{field}: leaf {name_of(tree, i)!r} is {what}; it must be an array. Filter "
+                "other leaves out first: eqx.filter(model, eqx.is_inexact_array) in "
+                "Equinox, nnx.split(model, nnx.Param, ...) in NNX"
+            )
 
 
 def fitted(tree: PyTree, like: PyTree, names: tuple[str, str]) -> PyTree:
@@ -121,6 +266,104 @@ def fitted(tree: PyTree, like: PyTree, names: tuple[str, str]) -> PyTree:
                 f"be {np.shape(leaf)}, as in {names[1]}"
             )
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[p] for p in wanted])
+
+
+# --- where do they lie? ---------------------------------------------------------------
+
+
+def gathered(*trees: PyTree) -> tuple[PyTree, ...]:
+    """The same trees with every leaf whole, and all in one place.
+
+    For whatever reshapes leaves or puts several into one array: JAX does neither with
+    leaves that lie on different devices, or are spread over a mesh with explicit axes.
+    Where all lie on one device nothing is done.
+
+    Args:
+      *trees: of arrays; may be traced.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
+    if not traced and len({d for leaf in arrays for d in leaf.devices()}) <= 1:
+        return trees
+    meshes = [_mesh(_place(leaf)) for leaf in arrays if _place(leaf) is not None]
+    if traced or (meshes[0] is not None and set(meshes) == {meshes[0]}):
+        return jax.tree.map(_whole, trees)
+    device = min(arrays[0].devices(), key=lambda device: device.id)
+    whole = [
+        jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(structure, whole)
+
+
+def placed(tree: PyTree, *like: PyTree) -> PyTree:
+    """Bool arrays, placed as the leaves of other trees are: `gathered` undone.
+
+    Args:
+      tree: bool arrays; may be traced.
+      *like: arrays or shapes, in the structure and shapes of the tree. Of each leaf the
+        first counts that was put somewhere.
+    """
+
+    def leaf(x: Any, *models: Any) -> Any:
+        for model in models:
+            place = _place(model)
+            if place is not None:
+                x = put(x, place)
+                if isinstance(model, jax.core.Tracer):
+                    # A program does not know of the devices of what it makes no use of.
+                    x = x ^ ((model != model) & False)
+                break
+        return x
+
+    return jax.tree.map(leaf, tree, *like)
+
+
+def spread(leaf: Any) -> jax.sharding.Sharding | None:
+    """How a leaf is spread over several devices; None for one that is not."""
+    place = _place(leaf)
+    return place if place is not None and place.num_devices > 1 else None
+
+
+def put(x: Array, place: jax.sharding.Sharding | None) -> Array:
+    """An array, where `spread` says; may be traced."""
+    if place is None:
+        return x
+    if isinstance(x, jax.core.Tracer) or _is_abstract(place):
+        return x if _mesh(place) is None else jax.sharding.reshard(x, place)
+    return x if x.sharding == place and x.committed else jax.device_put(x, place)
+
+
+def _place(leaf: Any) -> jax.sharding.Sharding | None:
+    """The sharding of a leaf, if somebody chose it."""
+    if isinstance(leaf, jax.core.Tracer):
+        # Axes that the compiler shares out are not in it.
+        sharding = jax.typeof(leaf).sharding
+        return sharding if any(axis is not None for axis in sharding.spec) else None
+    if isinstance(leaf, jax.Array):
+        return leaf.sharding if leaf.committed or len(leaf.devices()) > 1 else None
+    sharding = getattr(leaf, "sharding", None)  # of a shape
+    return None if _is_abstract(sharding) else sharding
+
+
+def _is_abstract(place: Any) -> bool:
+    return isinstance(getattr(place, "mesh", None), jax.sharding.AbstractMesh)
+
+
+def _mesh(place: Any) -> Any:
+    """The mesh of a sharding by name over explicit axes; None for any other."""
+    mesh = getattr(place, "mesh", None)
+    explicit = jax.sharding.AxisType.Explicit
+    return mesh if mesh is not None and {*mesh.axis_types} == {explicit} else None
+
+
+def _whole(leaf: Any) -> Any:
+    mesh = _mesh(_place(leaf))
+    if mesh is None:
+        return leaf
+    nowhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(leaf, nowhere)
 
 
 # --- stacks ---------------------------------------------------------------------------

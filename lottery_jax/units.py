@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
 
 Axes: TypeAlias = Mapping[str, Sequence[Axis]]
-"""For each leaf, by its key path (`trees.leaf_path`), one `Axis` per dimension."""
+"""For each leaf, by its key path (`trees.paths`), one `Axis` per dimension."""
 
 ByGroup: TypeAlias = dict[str, np.ndarray]
 """For each group of units one array."""
@@ -283,11 +283,11 @@ def put(axes: Axes, tree: PyTree, units: Mapping[str, Any], part: PyTree) -> PyT
             for axis, size in zip(axes[path], shape)
         ]
 
-    def room(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
-        found = places(trees.leaf_path(path), np.shape(x))
+    def room(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        found = places(path, np.shape(x))
         return jax.ShapeDtypeStruct(tuple(map(len, found)), x.dtype)
 
-    wanted = jax.tree_util.tree_map_with_path(room, tree)
+    wanted = trees.map_by_path(room, tree)
     trees.same(part, wanted, ("the part", "its place in the tree"))
     new = trees.by_path(part)
 
@@ -305,14 +305,13 @@ def _on_host(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     Every leaf has another shape, and for each a device would compile an operation.
     """
 
-    def leaf(path: tuple, x: Any) -> Any:
-        name = trees.leaf_path(path)
+    def leaf(name: str, x: Any) -> Any:
         if isinstance(x, jax.core.Tracer):
             return function(name, x)
         out = function(name, np.asarray(x))
         return jnp.asarray(out) if isinstance(x, jax.Array) else out
 
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return trees.map_by_path(leaf, tree)
 
 
 def _check_units(units: Mapping[str, Any], counts: Mapping[str, int]) -> None:

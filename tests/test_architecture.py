@@ -17,8 +17,9 @@ ARROWS = {
     "types": ("errors",),
     "trees": ("types",),
     "keys": ("types",),
+    "naming": (),
     # The core: any pytree, any loop.
-    "masks": ("trees",),
+    "masks": ("trees", "naming"),
     "scores": ("masks",),
     "prune": ("masks",),
     "schedules": ("masks",),
