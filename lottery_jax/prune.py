@@ -73,7 +73,7 @@ def global_topk(
     """
     _check_amount(fraction=fraction, keep=keep)
     _check(scores, mask)
-    like = (scores, mask)
+    like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
     flat_scores, alive = _flatten(scores, mask, flags)
@@ -130,7 +130,7 @@ def layerwise_topk(
     """
     _check_amount(fraction=fraction, keep=keep)
     _check(scores, mask)
-    like = (scores, mask)
+    like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     counts = masks.resolve(mask, prunable)
     flags = masks.cuttable(mask, prunable, exclude)
@@ -232,7 +232,7 @@ def n_of_m(
     if not 0 < n < m:
         raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
     _check(scores, mask)
-    like = (scores, mask)
+    like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
     along = _axes(mask, m, axis, flags)

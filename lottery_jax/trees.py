@@ -280,14 +280,26 @@ def gathered(*trees: PyTree) -> tuple[PyTree, ...]:
 
     Args:
       *trees: of arrays; may be traced.
+
+    Raises:
+      ValueError: traced leaves of several meshes, of which JAX compiles no one array.
     """
     leaves, structure = jax.tree.flatten(trees)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     if not traced and len({d for leaf in arrays for d in leaf.devices()}) <= 1:
         return trees
+    if traced:
+        meshes = [jax.typeof(leaf).sharding.mesh for leaf in arrays]
+        axes = {mesh.axis_names for mesh in meshes if not mesh.empty}
+        if len({mesh for mesh in meshes if not mesh.empty}) > 1:
+            raise ValueError(
+                f"leaves are spread over meshes with the axes {sorted(axes)}; inside jit it "
+                "must be one mesh: call this outside of it"
+            )
+        return jax.tree.map(_whole, trees)  # type: ignore[no-any-return]
     meshes = [_mesh(_place(leaf)) for leaf in arrays if _place(leaf) is not None]
-    if traced or (meshes[0] is not None and set(meshes) == {meshes[0]}):
+    if meshes[0] is not None and set(meshes) == {meshes[0]}:
         return jax.tree.map(_whole, trees)
     device = min(arrays[0].devices(), key=lambda device: device.id)
     whole = [
@@ -332,7 +344,8 @@ def put(x: Array, place: jax.sharding.Sharding | None) -> Array:
         return x
     if isinstance(x, jax.core.Tracer) or _is_abstract(place):
         return x if _mesh(place) is None else jax.sharding.reshard(x, place)
-    return x if x.sharding == place and x.committed else jax.device_put(x, place)
+    there = isinstance(x, jax.Array) and x.committed and x.sharding == place
+    return x if there else jax.device_put(x, place)
 
 
 def _place(leaf: Any) -> jax.sharding.Sharding | None:

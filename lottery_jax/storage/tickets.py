@@ -200,7 +200,8 @@ def load(
         pytrees (NamedTuples, NNX states, Equinox modules) with arrays or
         `jax.ShapeDtypeStruct` as leaves. Without it everything becomes nested dicts,
         which is exact for dicts (but for empty ones) and a readable stand-in for the
-        rest: attributes become their names, positions their numbers.
+        rest: attributes become their names, positions their numbers, and an NNX
+        variable its array.
       start: the weights that those of the ticket were masked from, with the key paths,
         shapes and dtypes of `params`. A file with digests needs it, and checks it; any
         other has weights of its own and does not look at it.
@@ -375,13 +376,19 @@ def _sha256(survivors: np.ndarray) -> str:
 
 def _nested(header: Mapping[str, Any], tree: str, leaves: Mapping[str, Any]) -> PyTree:
     root: dict[Any, Any] = {}
-    for record in header["params" if tree == "mask" else tree]:
-        if not record["keys"]:
+    records = header["params" if tree == "mask" else tree]
+    for record in records:
+        keys = record["keys"]
+        if not keys:
             return leaves[record["path"]]
+        below = [r for r in records if r["keys"][: len(keys) - 1] == keys[:-1]]
+        if len(keys) > 1 and record["path"].endswith(".value") and len(below) == 1:
+            # What holds an NNX variable's array is no part of its name: `trees.leaf_path`.
+            keys = keys[:-1]
         node = root
-        for key in record["keys"][:-1]:
+        for key in keys[:-1]:
             node = node.setdefault(key, {})
-        node[record["keys"][-1]] = leaves[record["path"]]
+        node[keys[-1]] = leaves[record["path"]]
     return root
 
 
