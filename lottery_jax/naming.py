@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _KERNEL = re.compile(
     r"(\w+_)?kernel(_\w+)?"  # Linen and NNX
-    r"|w(_?\d+|_?[a-z]{1,2}|_\w+)?",  # Haiku, with its w_i and w_h; w1, W_q
+    r"|w(\d+|[a-z]|_\w+)?",  # Haiku, with its w_i and w_h; w1, Wq, but not wte
     re.IGNORECASE,
 )
 _WEIGHT = re.compile(  # Equinox and PyTorch, with weight_ih

@@ -185,6 +185,7 @@ def to_density(
         raise ValueError(f"density={density}; it must be in (0, 1)")
     if scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
+    _check(scores, mask)
     counted = masks.resolve(mask, prunable)
     cut = masks.cuttable(mask, prunable, exclude)
     shapes = [m.shape for m, take in zip(jax.tree.leaves(mask), counted) if take]

@@ -164,9 +164,9 @@ def _difference(a: PyTree, b: PyTree, names: tuple[str, str], at: tuple = ()) ->
         return ""
     first, second = _children(a), _children(b)
     only = [
-        f"{[jax.tree_util.keystr(key) for key in own if key not in other]} only in {name}"
+        f"{', '.join(map(jax.tree_util.keystr, extra))} only in {name}"
         for own, other, name in ((first, second, names[0]), (second, first, names[1]))
-        if any(key not in other for key in own)
+        if (extra := [key for key in own if key not in other])
     ]
     if only:
         return f"{where}, {' and '.join(only)}"
@@ -229,7 +229,7 @@ def check_arrays(tree: PyTree, field: str) -> None:
         typed = hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not is_key(leaf)
         if not typed and not isinstance(leaf, float | complex):
             if is_key(leaf):
-                what = "PRNG keys"
+                what = "an array of PRNG keys"
             elif callable(leaf):
                 what = f"the function {getattr(leaf, '__name__', type(leaf).__name__)}"
             else:
