@@ -142,10 +142,6 @@ TREES = {
         lambda: {"a/b": {".w": w()}, "./c": w(1), "a": {"c": b()}},
         "./c a/c a/b/.w",
     ),
-    "stacked layers": (
-        lambda: {"scale": jnp.ones((5, 3)), "w": jnp.stack([w(), w(1)])},
-        "scale w",
-    ),
 }
 
 

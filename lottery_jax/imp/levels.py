@@ -192,11 +192,7 @@ def _spread(start: Network, first: Network, rows: Rows, number: int) -> Network:
 
     Weights that all replicas share are held once: the rows are views of them.
     """
-    if not trees.same_structure(start, first):
-        raise ValueError(
-            f"start: its leaves {trees.paths(start)} are not those of the task, "
-            f"{trees.paths(first)}"
-        )
+    trees.fit(start, first, ("start", "the task"))
 
     def spread(path: tuple, given: Any, row: Any) -> Any:
         given = given if trees.is_key(given) else np.asarray(given)
