@@ -18,7 +18,8 @@ ARROWS = {
     "trees": ("types",),
     "keys": ("types",),
     # The core: any pytree, any loop.
-    "masks": ("trees",),
+    "permutations": ("types",),
+    "masks": ("trees", "permutations"),
     "scores": ("masks",),
     "prune": ("masks",),
     "schedules": ("masks",),
@@ -31,7 +32,7 @@ ARROWS = {
     # How many runs are carried through time.
     "training": ("keys", "dynamic", "execution", "storage"),
     # What is trained; independent of how, and of the methods.
-    "data": ("keys",),
+    "data": ("keys", "permutations"),
     "units": ("trees",),
     "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),
