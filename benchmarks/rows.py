@@ -586,6 +586,28 @@ _PRECISION = Row(
     needs=("mnist1d", "sklearn"),
 )
 
+# permutations
+
+_EPOCH, _MASK = "an epoch of 55,000", "a mask of 2,425,024"
+_PERMUTATIONS = Row(
+    "A whole data order (LeNet's 55,000 examples) and a whole shuffled mask (as many weights "
+    "as Conv-4 prunes) by the keyed permutation, on one device, against "
+    "`jax.random.permutation`, which sorts. In training only the places of one batch are "
+    "computed, in its own step.",
+    Sizes(),
+    {"examples": 300},
+    {
+        f"{what}, {how}": _jax("permutation", 1, how, examples=number)
+        for what, number in ((_EPOCH, 55_000), (_MASK, 2_425_024))
+        for how in ("keyed", "sorted")
+    },
+    unit="places per second",
+    ratios=[
+        Ratio(f"{what}, keyed", f"{what}, sorted", Target(">=", 10))
+        for what in (_EPOCH, _MASK)
+    ],
+)
+
 # accelerators
 
 
@@ -648,6 +670,7 @@ ROWS: Mapping[str, Row] = {
     "memory": _MEMORY,
     "compaction": _COMPACTION,
     "precision": _PRECISION,
+    "permutations": _PERMUTATIONS,
     "gpu-resnet20": _on_gpu("resnet-20"),
     "gpu-vgg16": _on_gpu("vgg-16"),
 }

@@ -32,6 +32,7 @@ from lottery_jax import (
     convolution,
     imp,
     masks,
+    permutations,
     sparse,
     training,
     transforms,
@@ -484,6 +485,18 @@ def branches(sizes: Sizes) -> Programs:
         return total
 
     return {"run": run}
+
+
+def permutation(sizes: Sizes) -> Programs:
+    """A whole permutation, by itself and by sorting, in places."""
+    number, key = sizes.examples, jax.random.key(0)
+    places = jnp.arange(number, dtype=jnp.int32)
+    keyed = jax.jit(lambda key: permutations.at(key, places, number))
+    by_sort = jax.jit(lambda key: jax.random.permutation(key, number))
+    return {
+        name: as_program(one, (key,), number)["run"]
+        for name, one in (("keyed", keyed), ("sorted", by_sort))
+    }
 
 
 # --- studies --------------------------------------------------------------------------

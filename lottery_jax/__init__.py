@@ -58,4 +58,4 @@ from lottery_jax.storage import tickets as tickets
 
 train = training.train_replicas
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
