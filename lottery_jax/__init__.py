@@ -12,7 +12,6 @@ experiments, all replicas at once; `train` is the shortest way to five trained n
 """
 
 # Core: any pytree, any loop.
-# Core: any pytree, any loop.
 from lottery_jax import dynamic as dynamic
 from lottery_jax import masks as masks
 from lottery_jax import prune as prune
