@@ -19,7 +19,8 @@ ARROWS = {
     "keys": ("types",),
     "naming": (),
     # The core: any pytree, any loop.
-    "masks": ("trees", "naming"),
+    "permutations": ("types",),
+    "masks": ("trees", "naming", "permutations"),
     "scores": ("masks",),
     "prune": ("masks",),
     "schedules": ("masks",),
@@ -32,7 +33,7 @@ ARROWS = {
     # How many runs are carried through time.
     "training": ("keys", "dynamic", "execution", "storage"),
     # What is trained; independent of how, and of the methods.
-    "data": ("keys",),
+    "data": ("keys", "permutations"),
     "units": ("trees",),
     "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),
