@@ -297,7 +297,7 @@ def gathered(*trees: PyTree) -> tuple[PyTree, ...]:
                 f"leaves are spread over meshes with the axes {sorted(axes)}; inside jit it "
                 "must be one mesh: call this outside of it"
             )
-        return jax.tree.map(_whole, trees)  # type: ignore[no-any-return]
+        return jax.tree.map(_whole, trees)
     meshes = [_mesh(_place(leaf)) for leaf in arrays if _place(leaf) is not None]
     if meshes[0] is not None and set(meshes) == {meshes[0]}:
         return jax.tree.map(_whole, trees)
