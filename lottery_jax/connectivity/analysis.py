@@ -12,8 +12,9 @@ References:
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -26,7 +27,6 @@ from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.measure import ALPHAS, SPLITS, BatchNorm, Measure
 from lottery_jax.errors import at_least, one_of, some_different
 from lottery_jax.execution import Execution, Progress, Where
-from lottery_jax.training.programs import program
 from lottery_jax.types import Network, PyTree, Task
 
 Schedule: TypeAlias = Literal["continued", "restarted"]
@@ -173,7 +173,9 @@ def run(
         tx,
         branches.together(
             [
-                continued if kind == "continued" else branches.restarted(tx, continued)
+                continued
+                if kind == "continued"
+                else branches.restarted(tx, continued, where=where)
                 for kind in plan.schedules
             ]
         ),
@@ -252,19 +254,17 @@ def _records(
             states,
         )
 
-    def of_pairs(function: Callable[[PyTree, PyTree], jax.Array]) -> np.ndarray:
-        a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
-        return np.asarray(program(_of_each, function)(a, b)).reshape(pairs)
-
-    out["l2"] = ((*lead, "pair"), of_pairs(distances.l2))
-    out["angle"] = ((*lead, "pair"), of_pairs(distances.angle))
-    length, started = program(_of_each, distances.l2), trunk.states.params
-    travel = length(networks.params, of_branches(started))
-    out["travel"] = ((*lead, "branch"), np.asarray(travel).reshape(shape))
+    of_each = functools.partial(distances.of_each, where=where)
+    a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
+    out["l2"] = ((*lead, "pair"), of_each(distances.l2, a, b).reshape(pairs))
+    out["angle"] = ((*lead, "pair"), of_each(distances.angle, a, b).reshape(pairs))
+    started = trunk.states.params
+    travel = of_each(distances.l2, networks.params, of_branches(started))
+    out["travel"] = ((*lead, "branch"), travel.reshape(shape))
     if trunk.steps[0] == 0:
         initial = of_branches(trees.rows(started, slice(1)))
-        whole = length(networks.params, initial)
-        out["travel_from_init"] = ((*lead, "branch"), np.asarray(whole).reshape(shape))
+        whole = of_each(distances.l2, networks.params, initial)
+        out["travel_from_init"] = ((*lead, "branch"), whole.reshape(shape))
     if task.predict is not None:
         for split in plan.splits:
             classes = distances.predictions(task, networks, split, where=where)
@@ -285,7 +285,3 @@ def _records(
         np.array([policy or "none" for policy in policies]),
     )
     return out
-
-
-def _of_each(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return jax.jit(jax.vmap(function))
