@@ -119,7 +119,7 @@ class Analysis(NamedTuple):
       networks: the branches at the end, leading axes
         `[schedule, rewind_step, replica, branch]`.
       trunk: the states that they started from.
-      execution: the settings that were used.
+      execution: the settings that were used, at the end.
     """
 
     records: Records
@@ -147,6 +147,11 @@ def run(
 
     Raises:
       ValueError: a plan that makes no sense or does not fit the task.
+      MemoryError: not even one network or point fits on a device, or not the data or all
+        states.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
 
     Example:
       >>> plan = Plan(steps=200, rewind_steps=(0, 50), branches=2, alphas=11)
@@ -201,13 +206,17 @@ def run(
     found = _Found(trunk, networks, trained.curves, measured, ends, shape)
     records = _records(plan, task, found, policies, where)
     shaped = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), networks)
-    return Analysis(records, shaped, trunk, trained.execution)
+    # Paths may have needed more room than training.
+    execution = where.room.within(trained.execution)
+    return Analysis(records, shaped, trunk, execution)
 
 
 def _counted(where: Where, index: int, passes: int) -> Where:
     """The same, whose watcher sees several passes over all points as one."""
 
     def watch(progress: Progress) -> None:
+        if index and not progress.done:
+            return  # the pass before has ended here
         done = index * progress.total + progress.done
         where.tell(progress._replace(done=done, total=passes * progress.total))
 
