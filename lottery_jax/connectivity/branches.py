@@ -75,6 +75,10 @@ def train_trunk(
     Raises:
       ValueError: no steps, or negative ones; a folder with another trunk.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
+      MemoryError: not even one network fits on a device, or not the data or all states.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
     """
     wanted = tuple(sorted(set(steps)))
     if not wanted or wanted[0] < 0:

@@ -159,6 +159,7 @@ def paths(
     Raises:
       ValueError: masks that differ, unknown networks, alphas outside of [0, 1], no
         policy for BatchNorm; a checkpoint of other paths.
+      MemoryError: see `evaluate_many`, which also says what is warned of.
     """
     ends = np.asarray(pairs, np.int32).reshape(-1, 2)
     number = trees.count(networks.params)
