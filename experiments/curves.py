@@ -99,11 +99,10 @@ def bend(
     curve = tasks.curve(task, kind=kind)
     start = trees.stack([tasks.between(*pair) for pair in pairs])
     # BatchNorm trains in batch statistics; those of the bend are recomputed.
-    state = jax.jit(
-        jax.vmap(lambda n: training.start(tx, n, (), masks.ones_like(n.params)))
-    )
+    ones = masks.ones_like(start.params)
+    state = training.start_many(tx, start, (), ones, where=where)
     zeros = np.zeros(len(pairs), np.int32)
-    runs = training.Runs(state(start), noise, zeros, zeros)
+    runs = training.Runs(state, noise, zeros, zeros)
     done = training.train(
         curve,
         tx,
@@ -136,7 +135,7 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
             measure,
             where=place.below("lines"),
         )
-        error, quiet = [lines.error], Where(place.execution)
+        error, quiet = [lines.error], place.aside()
         planes = []
         for kind in KINDS:
             bends = bend(setup, pairs, noise, kind, place)

@@ -644,6 +644,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path):
     assert not trained
     # Two passes over all points look like one.
     assert [(p.done, p.total) for p in seen if p.stage == "paths"] == [
+        (0, 240),
         (120, 240),
         (240, 240),
     ]

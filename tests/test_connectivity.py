@@ -485,11 +485,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
 
     with pytest.raises(Killed):
         evaluate(kill)
-    resumed = evaluate(lambda progress: seen.append(progress.done))
-    assert seen == [8, 12, 15]  # the call before the kill was stored
+    resumed = evaluate(seen.append)
+    # The call before the kill was stored.
+    assert [p.done for p in seen] == [4, 8, 12, 15]
+    assert [p.resumed for p in seen] == [True, False, False, False]
     assert_many_paths(resumed)
     # What is complete is read and not evaluated.
-    toys.assert_equal(evaluate(lambda _: pytest.fail("evaluated again")), resumed)
+    seen.clear()
+    toys.assert_equal(evaluate(seen.append), resumed)
+    assert [(p.done, p.total, p.resumed) for p in seen] == [(15, 15, True)]
     for other in ({"splits": ("test",)}, {"which": line_points()[0][::-1]}):
         with pytest.raises(ValueError, match="evaluation of other points"):
             evaluate(None, **other)

@@ -132,6 +132,106 @@ def test_a_probe_finds_what_the_estimate_did_not():
         fitted(Execution(1, 0), 8, broken)
 
 
+def test_a_compiler_that_finds_the_device_full_is_a_probe_that_failed():
+    def prepare(execution):
+        program, args = wide(execution)
+        if execution.chunk == 0:
+            raise FULL
+        return program, args
+
+    assert fitted(Execution(1, 0), 8, prepare).chunk == 4
+
+    class Compiled:
+        def __init__(self, execution):
+            self.execution = execution
+            self.program, _ = wide(execution)
+
+        def lower(self, *args):
+            if self.execution.chunk != 1:
+                raise FULL
+            return self.program.lower(*args)
+
+    def compiled(execution):
+        return Compiled(execution), wide(execution)[1]
+
+    assert fitted(Execution(1, 0), 8, compiled, 2**40).chunk == 1
+
+
+def test_a_device_may_say_late_that_it_is_full():
+    class Late:
+        """An array whose computation fails when it is waited for."""
+
+        def __init__(self, chunk):
+            self.chunk = chunk
+
+        def block_until_ready(self):
+            if self.chunk != 2:
+                raise FULL
+            return self
+
+    late, execution = memory.with_room(Execution(1, 0), 8, lambda e: [Late(e.chunk)])
+    assert late[0].chunk == execution.chunk == 2
+
+
+def test_all_that_shares_a_where_shares_what_fits():
+    at = lj.Where(Execution(1, 0), watch=lambda _: None)
+    with pytest.warns(
+        RuntimeWarning, match="in a test; went on from there with chunk=3"
+    ):
+        at.room.run("a test", Execution(1, 0), 6, _fails_beyond(3))
+    for same in (
+        at.below("x"),
+        at.by(Execution(1, 8)),
+        at.renamed(level=1),
+        at.aside(),
+    ):
+        assert same.room is at.room
+    assert at.aside().watch is None and lj.Where(folder="x").aside().folder is None
+    # Fewer than fit stay as they are; more, and all, become as many as fit.
+    for chunk, within in ((0, 3), (1, 1), (3, 3), (8, 3)):
+        assert at.room.within(Execution(2, chunk, "loop")) == Execution(
+            2, within, "loop"
+        )
+    done, execution = at.room.run("another", Execution(1, 4), 6, _fails_beyond(3))
+    assert (done, execution) == (3, Execution(1, 3))
+    assert lj.Where().room.within(Execution(1, 0)) == Execution(1, 0)
+
+
+def _fails_beyond(most):
+    def attempt(execution):
+        if at_once(execution, 6) > most:
+            raise FULL
+        return execution.chunk
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [
+        (lambda: Execution(2, 0).place(np.ones((4, 2**19), np.float32)), "4.0"),
+        (lambda: Execution(2, 0).share(np.ones((4, 2**19), np.float32)), "8.0"),
+        (
+            lambda: lj.train(task(), TX, 12, 2, validate_every=4, where=where(0)),
+            "0.0",
+        ),
+        (
+            lambda: training.evaluate(task(), dense_at_rest().networks, where=where(0)),
+            "0.0",
+        ),
+    ],
+)
+def test_what_lies_on_a_device_as_a_whole_is_refused_by_name(place, size, monkeypatch):
+    dense_at_rest()
+
+    def put(*_):
+        raise FULL
+
+    monkeypatch.setattr(jax, "device_put", put)
+    with pytest.raises(MemoryError, match=f"no room for arrays of {size} MiB that lie"):
+        place()
+
+
 # --- wherever something is trained ----------------------------------------------------
 
 PLAN = imp.Plan(steps=12, validate_every=4, arms=("ticket", "random_mask"))
@@ -230,8 +330,13 @@ def test_a_full_device_evaluates_fewer_at_once(full, split):
     networks = dense_at_rest().networks
     expected = training.evaluate(task(), networks, split, where=where(1))
     calls = full(most=1, only="test")
-    found = training.evaluate(task(), networks, split, where=where(0))
+    at = where(0)
+    with pytest.warns(RuntimeWarning, match=f"the evaluation on '{split}'; .* chunk=1"):
+        found = training.evaluate(task(), networks, split, where=at)
     assert calls == [0, 2, 1]
+    # What follows does not fail again.
+    training.evaluate(task(), networks, split, where=at.below("x").by(Execution(1, 4)))
+    assert calls == [0, 2, 1, 1]
     toys.assert_close(found, expected)
     with pytest.raises(MemoryError, match="one replica at a time"):
         full(most=0, only="test")

@@ -94,7 +94,8 @@ def cells(
         )
     step, level, arm, replica = (np.array(column) for column in zip(*at))
     mask = trees.stack([one.mask for one in found])
-    stream = jax.vmap(task.init)(own.init)[2]
+    drawn = training.fresh(task, tx, own.init, own.noise, where=where).state
+    stream = trees.host(drawn.stream_state)
     rows = arms.Rows(
         np.array([arms.index(name) for name in arm.tolist()], np.int32),
         step.astype(np.int32),
@@ -102,7 +103,8 @@ def cells(
         trees.rows(stream, replica),
     )
     execution = (where.execution or default_execution()).check()
-    states = arms.starts(task, tx, execution.spread(rows), execution, plan.random_scope)
+    spread = execution.spread(rows)
+    states = arms.starts(task, tx, spread, execution, plan.random_scope, where=where)
     flags = masks.of_task(task)
     total = masks.total(task.shapes[0], flags)
     counts = [int(masks.count(one.mask, flags)) for one in found]
@@ -219,19 +221,14 @@ def measure(setup: Setup, trained: Trained, how: Measure) -> Measured:
     lii[owners] = linear.instability(path.error).reshape(len(owners), *shape[1:])
     alone = np.ones((len(rows), 1))
     own_error = points.evaluate_many(
-        task, networks, rows[:, None], alone, how, where=_unseen(trained.where)
+        task, networks, rows[:, None], alone, how, where=trained.where.aside()
     )
     a, b = (trees.rows(networks.params, pairs[:, side]) for side in (0, 1))
     mask = trees.rows(trained.masks, pairs[:, 0])
     angle = np.full(shape[:2], np.nan)
-    between = jax.jit(jax.vmap(distances.angle))(a, b, mask)
-    angle[owners] = np.asarray(between).reshape(len(owners), -1)
+    between = distances.of_each(distances.angle, a, b, mask, where=trained.where)
+    angle[owners] = between.reshape(len(owners), -1)
     return Measured(own_error["error"], lii, angle)
-
-
-def _unseen(where: Where) -> Where:
-    """The same devices, without a folder: for what is measured in a moment."""
-    return Where(where.execution)
 
 
 def level_barriers(
@@ -264,7 +261,7 @@ def level_barriers(
         how,
         masks=trained.masks,
         projection=projection,
-        where=_unseen(trained.where),
+        where=trained.where.aside(),
     )
     height = linear.barrier(path.error, path.alphas, reference="chord")
     return [(a, b, height[i]) for i, (a, b) in enumerate(found)]

@@ -12,8 +12,9 @@ References:
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -26,7 +27,6 @@ from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.measure import ALPHAS, SPLITS, BatchNorm, Measure
 from lottery_jax.errors import at_least, one_of, some_different
 from lottery_jax.execution import Execution, Progress, Where
-from lottery_jax.training.programs import program
 from lottery_jax.types import Network, PyTree, Task
 
 Schedule: TypeAlias = Literal["continued", "restarted"]
@@ -119,7 +119,7 @@ class Analysis(NamedTuple):
       networks: the branches at the end, leading axes
         `[schedule, rewind_step, replica, branch]`.
       trunk: the states that they started from.
-      execution: the settings that were used.
+      execution: the settings that were used, at the end.
     """
 
     records: Records
@@ -147,6 +147,11 @@ def run(
 
     Raises:
       ValueError: a plan that makes no sense or does not fit the task.
+      MemoryError: not even one network or point fits on a device, or not the data or all
+        states.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
 
     Example:
       >>> plan = Plan(steps=200, rewind_steps=(0, 50), branches=2, alphas=11)
@@ -173,7 +178,9 @@ def run(
         tx,
         branches.together(
             [
-                continued if kind == "continued" else branches.restarted(tx, continued)
+                continued
+                if kind == "continued"
+                else branches.restarted(tx, continued, where=where)
                 for kind in plan.schedules
             ]
         ),
@@ -199,13 +206,17 @@ def run(
     found = _Found(trunk, networks, trained.curves, measured, ends, shape)
     records = _records(plan, task, found, policies, where)
     shaped = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), networks)
-    return Analysis(records, shaped, trunk, trained.execution)
+    # Paths may have needed more room than training.
+    execution = where.room.within(trained.execution)
+    return Analysis(records, shaped, trunk, execution)
 
 
 def _counted(where: Where, index: int, passes: int) -> Where:
     """The same, whose watcher sees several passes over all points as one."""
 
     def watch(progress: Progress) -> None:
+        if index and not progress.done:
+            return  # the pass before has ended here
         done = index * progress.total + progress.done
         where.tell(progress._replace(done=done, total=passes * progress.total))
 
@@ -252,19 +263,17 @@ def _records(
             states,
         )
 
-    def of_pairs(function: Callable[[PyTree, PyTree], jax.Array]) -> np.ndarray:
-        a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
-        return np.asarray(program(_of_each, function)(a, b)).reshape(pairs)
-
-    out["l2"] = ((*lead, "pair"), of_pairs(distances.l2))
-    out["angle"] = ((*lead, "pair"), of_pairs(distances.angle))
-    length, started = program(_of_each, distances.l2), trunk.states.params
-    travel = length(networks.params, of_branches(started))
-    out["travel"] = ((*lead, "branch"), np.asarray(travel).reshape(shape))
+    of_each = functools.partial(distances.of_each, where=where)
+    a, b = (trees.rows(networks.params, ends[:, side]) for side in (0, 1))
+    out["l2"] = ((*lead, "pair"), of_each(distances.l2, a, b).reshape(pairs))
+    out["angle"] = ((*lead, "pair"), of_each(distances.angle, a, b).reshape(pairs))
+    started = trunk.states.params
+    travel = of_each(distances.l2, networks.params, of_branches(started))
+    out["travel"] = ((*lead, "branch"), travel.reshape(shape))
     if trunk.steps[0] == 0:
         initial = of_branches(trees.rows(started, slice(1)))
-        whole = length(networks.params, initial)
-        out["travel_from_init"] = ((*lead, "branch"), np.asarray(whole).reshape(shape))
+        whole = of_each(distances.l2, networks.params, initial)
+        out["travel_from_init"] = ((*lead, "branch"), whole.reshape(shape))
     if task.predict is not None:
         for split in plan.splits:
             classes = distances.predictions(task, networks, split, where=where)
@@ -285,7 +294,3 @@ def _records(
         np.array([policy or "none" for policy in policies]),
     )
     return out
-
-
-def _of_each(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return jax.jit(jax.vmap(function))

@@ -14,7 +14,7 @@ On a CPU a row costs only the steps it trains. Where rows are vmapped (`chunk` o
 1) rows that have not joined are computed and thrown away.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -75,6 +75,10 @@ def train_trunk(
     Raises:
       ValueError: no steps, or negative ones; a folder with another trunk.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
+      MemoryError: not even one network fits on a device, or not the data or all states.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
     """
     wanted = tuple(sorted(set(steps)))
     if not wanted or wanted[0] < 0:
@@ -136,17 +140,20 @@ def of_trunk(trunk: Trunk, noise: Key, number: int) -> Runs:
     return Runs(states, own[at.replica, at.branch], at.step, np.zeros_like(at.step))
 
 
-def restarted(tx: optax.GradientTransformation, runs: Runs) -> Runs:
-    """The same runs from step 0 of the schedule, with a fresh optimizer."""
-    states = training.program(_restarted, tx)(runs.state)
+def restarted(
+    tx: optax.GradientTransformation, runs: Runs, *, where: Where | None = None
+) -> Runs:
+    """The same runs from step 0 of the schedule, with a fresh optimizer.
+
+    Args:
+      tx: the optimizer.
+      runs: from `of_trunk`.
+      where: the devices.
+    """
+    state = runs.state
+    given = state.network, state.stream_state, state.mask
+    states = training.start_many(tx, *given, where=where)
     return runs._replace(state=states, joins=np.zeros_like(runs.joins))
-
-
-def _restarted(tx: optax.GradientTransformation) -> Callable[..., TrainState]:
-    def one(state: TrainState) -> TrainState:
-        return training.start(tx, state.network, state.stream_state, state.mask)
-
-    return jax.jit(jax.vmap(one))
 
 
 def together(parts: Sequence[Runs]) -> Runs:

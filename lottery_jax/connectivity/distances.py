@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import masks, trees
 from lottery_jax.connectivity import points
-from lottery_jax.execution import Execution, Where, memory
+from lottery_jax.execution import Execution, Where
+from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
@@ -96,6 +97,10 @@ def predictions(
 
     Raises:
       ValueError: the task predicts no classes.
+      MemoryError: not even one network fits on a device, or not all of their weights.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer predict at once from then on.
     """
     if task.predict is None:
         raise ValueError(
@@ -110,7 +115,58 @@ def predictions(
         found = program(_predict, task.functions, execution, split)(data, placed)
         return np.asarray(found)[:number]
 
-    return memory.with_room(execution, number, attempt)[0]
+    stage = f"predictions on {split!r}"
+    return where.room.run(stage, execution, number, attempt)[0]
+
+
+def of_each(
+    function: Callable[..., Array], *stacks: PyTree, where: Where | None = None
+) -> np.ndarray:
+    """A number for each of many sets of networks, a group on the devices at a time.
+
+    Args:
+      function: `l2` or `angle`, or another pure function of a tree of each stack; at
+        module level, so that it is compiled once.
+      *stacks: what it is given: weights of the one, weights of the other, masks that
+        they share; leading axis `[N]`.
+      where: the devices.
+
+    Returns:
+      Float32 `[N]`.
+
+    Raises:
+      MemoryError: not even one set fits on a device.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer are compared at once from then on.
+    """
+    where = where or Where()
+
+    def measure(execution: Execution) -> Callable[[PyTree], dict[str, Any]]:
+        one = program(_of_each, function, execution, len(stacks))
+        return lambda items: {"value": one(*items)}
+
+    found = in_groups(
+        measure,
+        tuple(map(trees.host, stacks)),
+        group=_PAIRS,
+        execution=points.evaluation_execution(where.execution),
+        identity="",
+        stage="distances",
+        rows=trees.count(stacks[0]),
+        where=where.aside(),
+    )
+    return found["value"]
+
+
+_PAIRS = 32
+"""Pairs that are on the devices at the same time: there may be hundreds of them."""
+
+
+def _of_each(
+    function: Callable[..., Array], execution: Execution, number: int
+) -> Callable[..., Any]:
+    return execution.parallel(function, (0,) * number)
 
 
 def _predict(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:

@@ -159,6 +159,7 @@ def paths(
     Raises:
       ValueError: masks that differ, unknown networks, alphas outside of [0, 1], no
         policy for BatchNorm; a checkpoint of other paths.
+      MemoryError: see `evaluate_many`, which also says what is warned of.
     """
     ends = np.asarray(pairs, np.int32).reshape(-1, 2)
     number = trees.count(networks.params)
@@ -177,7 +178,10 @@ def paths(
         else:
             first, second = (trees.rows(networks, ends[:, side]) for side in (0, 1))
             held, other = (trees.rows(masks, ends[:, side]) for side in (0, 1))
-            a, b = project(first.params, second.params, held, other, projection)
+            sides = (first.params, second.params, held, other)
+            a, b = trees.stack(
+                [_projected(sides, i, projection) for i in range(len(ends))]
+            )
             both = (first._replace(params=a), second._replace(params=b))
             networks = trees.concatenate(both)
             ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T
@@ -242,6 +246,12 @@ def project(
         return a, b
     both = jax.tree.map(jnp.logical_and, mask_a, mask_b)
     return masks_.apply(both, a), masks_.apply(both, b)
+
+
+def _projected(sides: PyTree, i: int, onto: Projection) -> PyTree:
+    """One pair of many, on the host: the stacks need not fit on a device."""
+    a, b, mask_a, mask_b = (trees.rows(side, i) for side in sides)
+    return trees.host(project(a, b, mask_a, mask_b, onto))
 
 
 # --- instability and barriers ---------------------------------------------------------

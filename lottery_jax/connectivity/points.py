@@ -231,6 +231,11 @@ def evaluate_many(
     Raises:
       ValueError: no policy for BatchNorm, arrays that do not fit, unknown networks; a
         folder with other points, networks or data.
+      MemoryError: not even one point fits on a device, or not the data and the networks,
+        all of which lie on each.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer points are evaluated at once from then on.
     """
     where, policy = where or Where(), measure.batch_norm
     which, weights = np.asarray(which, np.int32), np.asarray(weights, np.float32)

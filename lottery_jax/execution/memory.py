@@ -2,17 +2,21 @@
 
 An estimate first, from what the compiled program says of itself, then a probe, one real
 step; only then training starts. What neither foresaw (a neighbour on the same device, a
-work space that a library asks for late) is an error in the middle of a segment: that
-segment then starts again with half as many at once (`lottery_jax.training`).
+work space that a library asks for late, an evaluation that needs more than a step) is an
+error in the middle of something: that is then done again with half as many at once, and
+so is all that follows under the same `Where`. Whoever calls a program of many replicas
+does so through a `Room`.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 
 from lottery_jax.execution.replicas import Execution
+from lottery_jax.execution.replicas import is_out_of_memory as is_out_of_memory
 
 T = TypeVar("T")
 
@@ -40,13 +44,6 @@ def needed(program: Any, *args: Any) -> tuple[int, int]:
         return 0, 0
     fixed = found.argument_size_in_bytes + found.output_size_in_bytes
     return fixed - found.alias_size_in_bytes, found.temp_size_in_bytes
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device saying that its memory is full."""
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        return False
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def at_once(execution: Execution, rows: int) -> int:
@@ -100,21 +97,20 @@ def fitted(
     """
     limit = available() if limit is None else limit
     while at_once(execution, rows) > 1:
-        program, args = prepare(execution)
-        if limit is not None:
-            fixed, temporary = needed(program, *args)
-            room = SHARE * limit - fixed
-            if temporary > room:
-                execution = fewer(execution, rows, max(room, 0.0) / temporary)
-                continue
+        share = 0.5
+        # Compilers, too, try what they make, and may find the device full.
         try:
-            jax.block_until_ready(program(*args))
+            program, args = prepare(execution)
+            fixed, temporary = (0, 0) if limit is None else needed(program, *args)
+            room = math.inf if limit is None else SHARE * limit - fixed
+            if temporary <= max(room, 0.0):
+                jax.block_until_ready(program(*args))
+                return execution
+            share = max(room, 0.0) / temporary
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            execution = fewer(execution, rows)
-            continue
-        return execution
+        execution = fewer(execution, rows, share)
     return execution
 
 
@@ -127,7 +123,7 @@ def with_room(
       execution: what to begin with.
       rows: how many replicas there are, on all devices.
       attempt: does it, under an execution; must leave nothing behind that a second
-        attempt could not bear, and wait for its own results.
+        attempt could not bear.
 
     Returns:
       What `attempt` returned, and the execution that it fitted under.
@@ -137,8 +133,59 @@ def with_room(
     """
     while True:
         try:
-            return attempt(execution), execution
+            # A device may say that it is full only when it comes to the work.
+            return jax.block_until_ready(attempt(execution)), execution
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         execution = fewer(execution, rows)
+
+
+class Room:
+    """How many replicas at once have turned out to fit, for all that shares a `Where`.
+
+    Attributes:
+      most: at once on a device; None as long as no device was full.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def within(self, execution: Execution) -> Execution:
+        """The same, with no more replicas at once than have turned out to fit."""
+        if self.most is None or 0 < execution.chunk <= self.most:
+            return execution
+        return execution._replace(chunk=self.most)
+
+    def run(
+        self,
+        stage: str,
+        execution: Execution,
+        rows: int,
+        attempt: Callable[[Execution], T],
+    ) -> tuple[T, Execution]:
+        """What `with_room` does, within what has turned out to fit; remembers what does.
+
+        Args:
+          stage: what is being done, for the warning.
+          execution: what was asked for.
+          rows: how many replicas there are, on all devices.
+          attempt: does it, as in `with_room`.
+
+        Raises:
+          MemoryError: not even one replica fits.
+
+        Warns:
+          RuntimeWarning: a device was full; says where, and what it goes on with.
+        """
+        before = self.within(execution)
+        done, fits = with_room(before, rows, attempt)
+        if fits != before:
+            self.most = fits.chunk
+            warnings.warn(
+                f"a device ran out of memory in {stage}; went on from there with "
+                f"chunk={fits.chunk}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return done, fits

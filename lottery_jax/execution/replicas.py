@@ -16,6 +16,7 @@ runs its own replicas on its own devices (`lottery_jax.execution.processes`).
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -125,12 +126,21 @@ class Execution(NamedTuple):
 
         Everything is placed before the first call, so that a program is compiled once: an
         input that is unplaced at first and sharded later would be traced twice.
+
+        Raises:
+          MemoryError: the devices have no room for them.
         """
-        return jax.device_put(tree, self.sharded)
+        with whole(tree, self.groups):
+            return jax.block_until_ready(jax.device_put(tree, self.sharded))
 
     def share(self, tree: PyTree) -> PyTree:
-        """Puts arrays that all replicas share onto the devices."""
-        return jax.device_put(tree, self.shared)
+        """Puts arrays that all replicas share onto the devices, all on each.
+
+        Raises:
+          MemoryError: a device has no room for them.
+        """
+        with whole(tree):
+            return jax.block_until_ready(jax.device_put(tree, self.shared))
 
     def spread(self, tree: PyTree) -> PyTree:
         """Pads a stack to a number that the devices divide, by its last row; places it."""
@@ -179,6 +189,39 @@ class Execution(NamedTuple):
             if self.precision is not None:
                 stack.enter_context(jax.default_matmul_precision(self.precision))
             yield
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device saying that its memory is full."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+@contextlib.contextmanager
+def whole(tree: PyTree, parts: int = 1) -> Iterator[None]:
+    """Within, arrays are made on the devices that must lie there as a whole.
+
+    Fewer replicas at once would not help if there is no room for them.
+
+    Args:
+      tree: the arrays, or others of their shapes.
+      parts: how many devices divide them.
+
+    Raises:
+      MemoryError: instead of the device's own error, when it is full.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        raise MemoryError(
+            f"a device has no room for arrays of {size / parts / 2**20:.1f} MiB that lie "
+            "there as a whole; use fewer replicas or networks, more devices, less data, "
+            "or a device with more memory"
+        ) from error
 
 
 _OF_PLATFORM: dict[str, tuple[int, Method, Precision]] = {

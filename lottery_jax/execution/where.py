@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lottery_jax.errors import at_least
+from lottery_jax.execution.memory import Room
 from lottery_jax.execution.processes import Meeting
 from lottery_jax.execution.replicas import Execution
 from lottery_jax.types import Curves, TrainState
@@ -93,6 +94,8 @@ class Where:
         one process.
       clock: of its checkpoints; shared with what is `below`.
       held: what stays on the devices; shared likewise.
+      room: how many replicas at once fit, once a device was full: all that shares this
+        goes on with no more.
     """
 
     execution: Execution | None = None
@@ -102,6 +105,7 @@ class Where:
     meeting: Meeting | None = None
     clock: Clock = dataclasses.field(default_factory=Clock, repr=False, compare=False)
     held: Held = dataclasses.field(default_factory=Held, repr=False, compare=False)
+    room: Room = dataclasses.field(default_factory=Room, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
@@ -121,6 +125,10 @@ class Where:
     def by(self, execution: Execution) -> "Where":
         """The same, executed so."""
         return dataclasses.replace(self, execution=execution)
+
+    def aside(self) -> "Where":
+        """The same without a folder, unwatched: for what takes but a moment."""
+        return dataclasses.replace(self, folder=None, watch=None)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint, if there is a folder for it."""

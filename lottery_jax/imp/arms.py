@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from lottery_jax import masks, permutations
-from lottery_jax.execution import Execution
+from lottery_jax.execution import Execution, Where
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.training import loop
@@ -185,6 +185,7 @@ def starts(
     execution: Execution,
     random_scope: str = "layerwise",
     among: tuple[str, ...] | None = None,
+    where: Where | None = None,
 ) -> TrainState:
     """The training states that runs of any arms begin with, masked, `[P]`.
 
@@ -196,17 +197,28 @@ def starts(
       random_scope: how random masks are permuted.
       among: the arms that this or another call of the same study asks for, so that all
         share one program; None for those of these rows.
+      where: what these are a part of, which says how many rows at once fit.
 
     Raises:
       ValueError: an arm needs a task that says how to narrow it.
+      MemoryError: not even one row fits on a device, or not all of their weights.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer run at once from then on.
     """
     if np.isin(rows.arm, having("narrow")).any():
         rows = rows._replace(given=_narrowed(task, rows))
     wanted = {ARMS[i].name for i in np.unique(rows.arm)} | set(among or ())
     chosen = tuple(i for i, one in enumerate(ARMS) if one.name in wanted)
     rows = rows._replace(arm=np.searchsorted(chosen, rows.arm).astype(np.int32))
-    made = program(_start, task.functions, execution, tx, random_scope, chosen)
-    return made(execution.place(rows))
+    placed, where = execution.place(rows), where or Where()
+
+    def start(execution: Execution) -> TrainState:
+        parts = (task.functions, execution, tx, random_scope, chosen)
+        return program(_start, *parts)(placed)
+
+    number = len(rows.arm)
+    return where.room.run("the start of all arms", execution, number, start)[0]
 
 
 def _start(

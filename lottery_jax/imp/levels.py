@@ -145,6 +145,7 @@ def set_up(
     ids: tuple[int, ...],
     execution: Execution,
     start: Network | None = None,
+    where: Where | None = None,
 ) -> Bench:
     """Lays out the rows and draws their networks; nothing is trained yet.
 
@@ -155,6 +156,7 @@ def set_up(
       ids: of the replicas.
       execution: the devices.
       start: weights to start from; see `study.run`.
+      where: the study runs, which says how many rows at once fit.
 
     Raises:
       ValueError: a start that does not fit the task, an arm that it cannot make.
@@ -164,12 +166,17 @@ def set_up(
     rows = lay_out(plan, len(ids), execution)
     own = keys.of_replicas(plan.seed, np.array(ids, np.int32)[rows.replica])
     fresh = rows.having("fresh")
-    drawn = program(_init, task.functions, execution)
     own, fresh_ = execution.place((own, fresh))
     init = execution.place(jnp.where(fresh_, own.fresh_init, own.init))
     noise = execution.place(jnp.where(fresh_, own.fresh_noise, own.noise))
+    drawn, _ = (where or Where()).room.run(
+        "the draw of networks",
+        execution,
+        rows.number,
+        lambda execution: program(_init, task.functions, execution)(init),
+    )
     # On the host: levels need it for a moment only, and it would fill the devices.
-    first, stream = trees.host(drawn(init))
+    first, stream = trees.host(drawn)
     if start is not None:
         given = _spread(start, first, rows, len(ids))
         first = where_rows(fresh, first, given) if fresh.any() else given
@@ -220,8 +227,8 @@ def where_rows(condition: np.ndarray, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(leaf, yes, no)
 
 
-def first_kept(bench: Bench) -> Kept:
-    """What there is before the first level."""
+def first_kept(bench: Bench, where: Where) -> Kept:
+    """What there is before the first level of a study that runs there."""
     plan, rows, execution = bench.plan, bench.rows, bench.execution
     # Before the first level the tickets' last networks are those they start from.
     tickets = take(bench.first, rows.tickets, execution)
@@ -230,8 +237,14 @@ def first_kept(bench: Bench) -> Kept:
     )
     optimizer: PyTree = ()
     if plan.level_optimizer == "rewind":
-        made = program(_fresh_optimizer, execution, bench.tx)
-        optimizer = trees.host(made(execution.place(bench.first.params)))
+        params = execution.place(bench.first.params)
+        made, _ = where.room.run(
+            "the start of optimizers",
+            execution,
+            rows.number,
+            lambda execution: program(_fresh_optimizer, execution, bench.tx)(params),
+        )
+        optimizer = trees.host(made)
     return Kept(
         trunk=bench.first,
         stream=bench.stream,
@@ -257,7 +270,8 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
       kept: before its first level.
       where: it runs.
     """
-    execution, functions = bench.execution, bench.task.functions
+    execution = where.room.within(bench.execution)
+    functions = bench.task.functions
     rows, tickets = len(bench.rows.arm), len(bench.rows.tickets)
 
     def one(number: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -295,7 +309,11 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
 
 
 def starts(
-    bench: Bench, kept: Kept, level: int, networks: Network | None = None
+    bench: Bench,
+    kept: Kept,
+    level: int,
+    where: Where,
+    networks: Network | None = None,
 ) -> runs.Runs:
     """What every row of a level starts from, and when.
 
@@ -303,6 +321,7 @@ def starts(
       bench: of the study.
       kept: from the level before.
       level: 0 is the dense network.
+      where: the study runs.
       networks: what each chain's ticket starts from, `[Q]`; None for `chain_networks`.
     """
     rows, execution = bench.rows, bench.execution
@@ -325,6 +344,7 @@ def starts(
         execution,
         bench.plan.random_scope,
         among=(*bench.plan.arms, "reinit"),
+        where=where,
     )
     noise = bench.noise[: rows.number]
     return runs.Runs(state, noise, joins[: rows.number], offset[: rows.number])
@@ -346,18 +366,19 @@ def timeline(bench: Bench, level: int) -> tuple[np.ndarray, np.ndarray]:
 def chain_networks(bench: Bench, kept: Kept, level: int) -> Network:
     """What each chain's ticket starts a level from, `[Q]`, unmasked."""
     at, chains, execution = bench.rows.tickets, bench.plan.chains, bench.execution
-    chosen = take(kept.trunk, at, execution)
     if level == 0 or not any(chain.keeps_weights for chain in chains):
-        return chosen
+        return take(kept.trunk, at, execution)
+    # On the host: nothing is computed of stacks on the devices but by programs.
+    chosen = trees.rows(kept.trunk, at)
 
     def which(flags: list[bool]) -> np.ndarray:
         return np.array(flags)[bench.rows.chain[at]]
 
     keeps = which([chain.keeps_weights for chain in chains])
-    chosen = where_rows(keeps, kept.final, chosen)
+    chosen = where_rows(keeps, trees.host(kept.final), chosen)
     if isinstance(kept.dense, Network):
         once = which([chain.keeps_weights and chain.one_shot for chain in chains])
-        chosen = where_rows(once, kept.dense, chosen)
+        chosen = where_rows(once, trees.host(kept.dense), chosen)
     return execution.place(chosen)
 
 
@@ -417,9 +438,15 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
         kept.mask,
         keep[rows.chain[at]],
     )
-    one = program(_cut, bench.task.functions, execution, plan.chains)
     data = shared_data(bench.task, execution, where)
-    mask = one(data, np.int32(level), execution.place(evidence))
+    placed = execution.place(evidence)
+
+    def prune_all(execution: Execution) -> Mask:
+        one = program(_cut, bench.task.functions, execution, plan.chains)
+        return one(data, np.int32(level), placed)
+
+    stage = f"pruning to level {level}"
+    mask, _ = where.room.run(stage, execution, rows.pairs, prune_all)
     begun_: Network | tuple[()] = ()
     if isinstance(kept.begun, Network):
         begun_ = chain_networks(bench, kept, level)
@@ -531,8 +558,15 @@ def end(
         found = training.evaluate(bench.task, network, "test", where=where)
         return {name: x[at_place] for name, x in found.items()}
 
-    count = program(_layer_counts, bench.task.functions, execution)
-    counts = np.asarray(count(done.rows.mask))[at_place]
+    counted, _ = where.room.run(
+        "the count of weights",
+        execution,
+        rows.number,
+        lambda execution: program(_layer_counts, bench.task.functions, execution)(
+            done.rows.mask
+        ),
+    )
+    counts = np.asarray(counted)[at_place]
     shapes = bench.task.shapes[0]
     sizes = [
         int(np.prod(p.shape))

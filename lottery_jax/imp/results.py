@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import masks, trees
-from lottery_jax.execution import Execution
+from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import levels
 from lottery_jax.imp.levels import Bench, Kept
 from lottery_jax.imp.plan import Plan
@@ -126,6 +126,23 @@ class Change(NamedTuple):
     level: int
     step: int
     execution: Execution
+
+
+def settled(
+    bench: Bench, where: Where, level: int, step: int
+) -> tuple[Bench, tuple[Change, ...]]:
+    """A study within what has turned out to fit, and the change if that is new.
+
+    Args:
+      bench: of the study.
+      where: it runs.
+      level: that it has reached.
+      step: likewise.
+    """
+    fits = where.room.within(bench.execution)
+    if fits == bench.execution:
+        return bench, ()
+    return bench._replace(execution=fits), (Change(level, step, fits),)
 
 
 class Moment(NamedTuple):

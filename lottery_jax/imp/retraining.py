@@ -48,12 +48,17 @@ def retrain(
 
     Raises:
       ValueError: tickets that do not fit the task, or a plan that does not fit them.
+      MemoryError: not even one network fits on a device, or not all of their weights.
+
+    Warns:
+      RuntimeWarning: a device ran out of memory; what follows runs fewer networks at
+        once, which `changes` records.
     """
     plan = check(dataclasses.replace(plan, level_optimizer="reset"))
     ids, where = tuple(replicas), where or Where()
     _check(plan, ids, found, level, dense)
     execution = (where.execution or default_execution()).check()
-    bench = levels.set_up(task, tx, plan, ids, execution)
+    bench = levels.set_up(task, tx, plan, ids, execution, where=where)
     mask, networks = store.stack(task, found)
     if dense is not None:
         rest = store.stack(task, dense)[1].params
@@ -62,22 +67,25 @@ def retrain(
         )
         networks = networks._replace(params=params)
     mask, networks = execution.spread((mask, networks))
-    kept = _trunks_of_fresh_draws(bench, levels.first_kept(bench), where)
+    kept = _trunks_of_fresh_draws(bench, levels.first_kept(bench, where), where)
     kept = kept._replace(mask=mask)
+    runs = levels.starts(bench, kept, max(level, 1), where, networks)
+    bench, early = results.settled(bench, where, level, 0)
     done = training.train(
         task,
         tx,
-        levels.starts(bench, kept, max(level, 1), networks),
+        runs,
         plan.steps,
         every=plan.validate_every,
         validate=task.validates,
         where=where.renamed(level=level),
     )
     kept, measured = levels.end(bench, kept, done, max(level, 1), where)
-    records = results.add(bench, results.blank(bench, 0), measured)
-    changes = tuple(results.Change(level, *change) for change in done.changes)
     bench = bench._replace(execution=done.execution)
-    moment = Moment(level + 1, kept, records, changes)
+    bench, late = results.settled(bench, where, level, plan.steps)
+    records = results.add(bench, results.blank(bench, 0), measured)
+    changes = (results.Change(level, *change) for change in done.changes)
+    moment = Moment(level + 1, kept, records, (*early, *changes, *late))
     return results.outcome(bench, moment, networks)
 
 
@@ -117,7 +125,7 @@ def _trunks_of_fresh_draws(bench: Bench, kept: Kept, where: Where) -> Kept:
     at = np.flatnonzero(trained[: rows.number])
     if not len(at):
         return kept
-    dense = levels.starts(bench, kept, 0)
+    dense = levels.starts(bench, kept, 0, where)
     some = training.Runs(
         trees.rows(trees.host(dense.state), at),
         jnp.asarray(dense.noise)[at],

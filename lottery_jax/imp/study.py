@@ -75,10 +75,11 @@ def run(
     Raises:
       ValueError: a plan or start that does not fit; a folder that holds another study.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
-      MemoryError: not even one replica fits on a device.
+      MemoryError: not even one replica fits on a device, or not the data or all states.
 
     Warns:
-      RuntimeWarning: a device ran out of memory; see `training.train`.
+      RuntimeWarning: a device ran out of memory; what follows runs fewer replicas at
+        once, which `changes` records.
 
     Example:
       >>> plan = Plan(steps=200, rewind_step=20, validate_every=50)
@@ -93,10 +94,10 @@ def run(
     at, settings_changed = store.check_same(where or Where(), own)
     folder = at.store
     execution = (at.execution or default_execution()).check()
-    bench = set_up(task, tx, plan, ids, execution, start)
+    bench = set_up(task, tx, plan, ids, execution, start, at)
     for chain in plan.chains:
         keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
-    moment = Moment(0, first_kept(bench), results.blank(bench, 0), ())
+    moment = Moment(0, first_kept(bench, at), results.blank(bench, 0), ())
     resumed = False
     if (stored := store.restore(folder, bench, moment.kept)) is not None:
         moment, resumed = stored, True
@@ -118,10 +119,13 @@ def run(
         before, kept = moment, moment.kept
         if level > 0:
             kept = cut(bench, kept, level, at)
+        runs = starts(bench, kept, level, at)
+        bench, early = results.settled(bench, at, level, 0)
+        before = before._replace(changes=(*before.changes, *early))
         done = training.train(
             task,
             tx,
-            starts(bench, kept, level),
+            runs,
             plan.steps,
             every=plan.validate_every,
             marks=plan.rewind_steps,
@@ -133,11 +137,13 @@ def run(
         )
         at, bench = at.by(done.execution), bench._replace(execution=done.execution)
         kept, measured = end(bench, kept, done, level, at)
+        bench, late = results.settled(bench, at, level, plan.steps)
+        during = (Change(level, *change) for change in done.changes)
         moment = Moment(
             level + 1,
             kept,
             results.add(bench, before.found, measured),
-            (*before.changes, *(Change(level, *change) for change in done.changes)),
+            (*before.changes, *during, *late),
         )
         resumed = False
         if folder is not None:

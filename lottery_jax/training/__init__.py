@@ -25,6 +25,7 @@ from lottery_jax.training.measured import evaluate as evaluate
 from lottery_jax.training.programs import program as program
 from lottery_jax.training.runs import Trained as Trained
 from lottery_jax.training.runs import fresh as fresh
+from lottery_jax.training.runs import start_many as start_many
 from lottery_jax.training.runs import train as train
 from lottery_jax.training.runs import train_replicas as train_replicas
 from lottery_jax.training.segment import Change as Change

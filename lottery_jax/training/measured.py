@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import trees
-from lottery_jax.execution import Execution, Where, default_execution, memory
+from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.training.programs import program, remembered
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Key, Metrics, Network, PyTree, Task
@@ -70,7 +70,10 @@ def evaluate(
       Arrays `[R]` by name, `loss` among them.
 
     Raises:
-      MemoryError: not even one network fits on a device.
+      MemoryError: not even one network fits on a device, or not all of their weights.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer are evaluated at once from then on.
     """
     where = where or Where()
     execution = (where.execution or default_execution()).check()
@@ -82,7 +85,8 @@ def evaluate(
         found = program(tested, task.functions, execution, split)(data, placed)
         return {name: np.asarray(x)[:number] for name, x in found.items()}
 
-    return memory.with_room(execution, number, attempt)[0]
+    stage = f"the evaluation on {split!r}"
+    return where.room.run(stage, execution, number, attempt)[0]
 
 
 def tested(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:

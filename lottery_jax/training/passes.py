@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lottery_jax import trees
-from lottery_jax.execution import Execution, Progress, Where, memory
+from lottery_jax.execution import Execution, Progress, Where
 from lottery_jax.storage import checkpoints
 from lottery_jax.types import PyTree
 
@@ -50,12 +50,16 @@ def in_groups(
     Raises:
       ValueError: the folder holds another pass.
       MemoryError: not even one item fits on a device.
+
+    Warns:
+      RuntimeWarning: a device was full; what is left is measured fewer at once.
     """
     number = trees.count(items)
     calls = -(-number // execution.padded(group))
     size = execution.padded(-(-number // calls))
     parts = [] if where.store is None else _restore(where.store, identity)
     done = sum(len(next(iter(part.values()))) for part in parts)
+    where.tell(Progress(stage, done, number, rows, resumed=done > 0))
     while done < number:
         # Every call has the same shape; the last one repeats its last item.
         at = np.minimum(np.arange(done, done + size), number - 1)
@@ -67,7 +71,7 @@ def in_groups(
             found = measure(execution)(execution.place(trees.rows(items, at)))
             return {name: np.asarray(x)[:real] for name, x in found.items()}
 
-        part, execution = memory.with_room(execution, size, attempt)
+        part, execution = where.room.run(stage, execution, size, attempt)
         parts.append(part)
         done += real
         where.tell(Progress(stage, done, number, rows))

@@ -8,6 +8,7 @@ import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.execution import Execution, Where
+from lottery_jax.execution.replicas import whole
 from lottery_jax.training.programs import program
 from lottery_jax.types import PyTree, Task
 
@@ -88,7 +89,9 @@ def take(tree: PyTree, index: np.ndarray, execution: Execution) -> PyTree:
         return execution.place(tree)
     if not all(isinstance(x, jax.Array) for x in leaves):
         return execution.place(trees.rows(trees.host(tree), index))
-    return program(_take, execution.placement)(tree, index)
+    with whole(tree, execution.groups):
+        taken = program(_take, execution.placement)(tree, index)
+        return jax.block_until_ready(taken)
 
 
 def _take(execution: Execution) -> Callable[..., Any]:

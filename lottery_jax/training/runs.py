@@ -16,7 +16,6 @@ business of others.
 """
 
 import pathlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +40,15 @@ from lottery_jax.training.segment import (
     first_moment,
     stored_part,
 )
-from lottery_jax.types import Curves, Key, Network, Task, TrainState
+from lottery_jax.types import (
+    Curves,
+    Key,
+    Mask,
+    Network,
+    StreamState,
+    Task,
+    TrainState,
+)
 
 
 class Trained(NamedTuple):
@@ -116,7 +123,7 @@ def train(
     Raises:
       ValueError: arguments that do not fit each other; a folder with other runs.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
-      MemoryError: not even one run fits on a device.
+      MemoryError: not even one run fits on a device, or not the data or all states.
 
     Warns:
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
@@ -179,16 +186,11 @@ def train(
                 work.place(execution, where)
             return work.segment(moment, a, b)
 
-        moment, fits = memory.with_room(execution, number, attempt)
+        at = f"{stage}, after step {a}"
+        moment, fits = where.room.run(at, execution, number, attempt)
         if fits != execution:
             execution = fits
             changes.append(Change(a, fits))
-            warnings.warn(
-                f"a device ran out of memory in {stage}, after step {a}; went on from "
-                f"there with chunk={fits.chunk}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         tell(moment)
         # Not within a column: its mean would begin anew.
         whole = not moment.since and b < stop
@@ -331,13 +333,13 @@ def _settled(
         # On a machine with fewer devices they go on from their exact state all the same.
         chosen = stored if stored.devices <= jax.local_device_count() else None
     if chosen is not None:
-        return chosen.check()
+        return where.room.within(chosen.check())
 
     def prepare(execution: Execution) -> tuple[Any, tuple[Any, ...]]:
         work.place(execution, where)
         return work.one_step(work.laid_out(first))
 
-    fits = memory.fitted(default_execution(), number, prepare)
+    fits = memory.fitted(where.room.within(default_execution()), number, prepare)
     if where.meeting is not None:
         most = fits.chunk or _ALL
         if (common := where.meeting.smallest("chunk", most)) < most:
@@ -368,10 +370,22 @@ def fresh(
       init: init keys, `[R]`.
       noise: noise keys, `[R]`.
       where: the devices that draw.
+
+    Raises:
+      MemoryError: not even one draw fits on a device, or not all of them.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer are drawn, and trained, at once.
     """
-    execution = ((where and where.execution) or default_execution()).check()
-    zeros = np.zeros(init.shape[0], np.int32)
-    drawn = program(_start, task.functions, execution, tx)(execution.spread(init))
+    where = where or Where()
+    execution = (where.execution or default_execution()).check()
+    number, keys = init.shape[0], execution.spread(init)
+
+    def draw(execution: Execution) -> TrainState:
+        return program(_start, task.functions, execution, tx)(keys)
+
+    drawn, _ = where.room.run("the draw of networks", execution, number, draw)
+    zeros = np.zeros(number, np.int32)
     return Runs(drawn, noise, zeros, zeros)
 
 
@@ -384,6 +398,53 @@ def _start(
         return loop.start(tx, network, stream, masks.ones_like(params))
 
     return execution.parallel(start, (0,))
+
+
+def start_many(
+    tx: optax.GradientTransformation,
+    networks: Network,
+    stream_state: StreamState,
+    mask: Mask,
+    *,
+    where: Where | None = None,
+) -> TrainState:
+    """What many networks start training from: `training.start` of each.
+
+    Args:
+      tx: the optimizer.
+      networks: a stack of R.
+      stream_state: of each, or ().
+      mask: of each.
+      where: the devices.
+
+    Returns:
+      The states, on the host.
+
+    Raises:
+      MemoryError: not even one fits on a device, or not all of their weights.
+
+    Warns:
+      RuntimeWarning: a device was full; fewer run at once from then on.
+    """
+    where = where or Where()
+    execution = (where.execution or default_execution()).check()
+    number = trees.count(networks.params)
+    placed = execution.spread((networks, stream_state, mask))
+
+    def start(execution: Execution) -> TrainState:
+        return program(_start_given, execution, tx)(*placed)
+
+    found, _ = where.room.run("the start of networks", execution, number, start)
+    return execution.gather(found, number)
+
+
+def _start_given(
+    execution: Execution, tx: optax.GradientTransformation
+) -> Callable[..., Any]:
+    def start(network: Network, stream: StreamState, mask: Mask) -> TrainState:
+        return loop.start(tx, network, stream, mask)
+
+    return execution.parallel(start, (0, 0, 0))
 
 
 def train_replicas(
