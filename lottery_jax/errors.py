@@ -135,9 +135,13 @@ def flag(field: str, value: Any) -> None:
 def optimizer(value: Any) -> None:
     """Raises a ValueError if `tx` is no gradient transformation."""
     made = not isinstance(value, type)
-    if not made or not all(callable(getattr(value, n, None)) for n in ("init", "update")):
+    if not made or not all(
+        callable(getattr(value, n, None)) for n in ("init", "update")
+    ):
         raise wrong(
-            "tx", shown(value), "an optax.GradientTransformation, as optax.adam(1e-3) makes"
+            "tx",
+            shown(value),
+            "an optax.GradientTransformation, as optax.adam(1e-3) makes",
         )
 
 

@@ -100,13 +100,19 @@ def _check_split(
 
 def _check_labels(where: str, label: Any, classes: int, name: str) -> None:
     if not np.issubdtype(label.dtype, np.integer):
-        raise wrong(f"{where}.dtype", label.dtype, "an integer type: labels are classes")
+        raise wrong(
+            f"{where}.dtype", label.dtype, "an integer type: labels are classes"
+        )
     if label.ndim != 1:
         one_hot = label.ndim == 2 and label.shape[1] == classes
-        how = "argmax(axis=1) makes them of one-hot rows" if one_hot else "one class each"
+        how = (
+            "argmax(axis=1) makes them of one-hot rows" if one_hot else "one class each"
+        )
         raise wrong(f"{where}.shape", label.shape, f"[examples]: {how}")
     if not len(label):
-        raise wrong(f"len({where})", 0, "1 or more: a split is left out, or has examples")
+        raise wrong(
+            f"len({where})", 0, "1 or more: a split is left out, or has examples"
+        )
     values = np.asarray(label)
     if values.min() >= 0 and values.max() < classes:
         return
@@ -138,7 +144,9 @@ def _check_images(where: str, image: Any) -> None:
         bad = np.argwhere(~(np.abs(block.astype(np.float64)) <= largest))[0]
         at = ", ".join(map(str, (int(bad[0]) + first, *bad[1:].tolist())))
         raise wrong(
-            f"{where}[{at}]", block[tuple(bad)], "finite, also in float32: it is a pixel"
+            f"{where}[{at}]",
+            block[tuple(bad)],
+            "finite, also in float32: it is a pixel",
         )
 
 
@@ -149,5 +157,7 @@ def _channels(field: str, values: Any, channels: int) -> tuple[float, ...]:
     found = errors.several(field, values, "a tuple of numbers, one for each channel")
     errors.finite(field, found)
     if len(found) not in (1, channels):
-        raise wrong(f"len({field})", len(found), f"1, or {channels}: one for each channel")
+        raise wrong(
+            f"len({field})", len(found), f"1, or {channels}: one for each channel"
+        )
     return tuple(float(value) for value in found)
