@@ -44,14 +44,18 @@ _SHORT.maxstring = 200
 
 
 def whole(
-    field: str, value: Any, low: int, high: int | None = None, of: str = ""
+    field: str,
+    value: Any,
+    low: int | None = None,
+    high: int | None = None,
+    of: str = "",
 ) -> int:
     """A whole number as an int; not a bool, nor a float that happens to be whole.
 
     Args:
       field: what the caller calls it.
       value: what was given.
-      low: the lowest that is allowed.
+      low: the lowest that is allowed; None for no bound.
       high: the highest; None for no bound.
       of: what the highest is, for the message.
 
@@ -59,17 +63,17 @@ def whole(
       ValueError: anything else.
     """
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if is_whole and value >= low and (high is None or value <= high):
+    above = is_whole and (low is None or value >= low)
+    if above and (high is None or value <= high):
         return int(value)
-    bounds = f"{low} or more" if high is None else f"between {low} and {high}"
-    bounds += f", {of}" if of else ""
-    if is_whole:
-        raise wrong(field, value, bounds)
-    raise wrong(field, shown(value), f"a whole number, {bounds}")
+    bounds = [] if is_whole else ["a whole number"]
+    if low is not None:
+        bounds.append(f"{low} or more" if high is None else f"between {low} and {high}")
+    raise wrong(field, shown(value), ", ".join(bounds + ([of] if of else [])))
 
 
 def wholes(
-    field: str, values: Any, low: int, high: int | None = None
+    field: str, values: Any, low: int | None = None, high: int | None = None
 ) -> tuple[int, ...]:
     """Whole numbers as a tuple: of a sequence, a range or a flat array.
 

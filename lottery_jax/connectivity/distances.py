@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from lottery_jax import masks, trees
 from lottery_jax.connectivity import points
 from lottery_jax.execution import Execution, Where, memory
+from lottery_jax.training import checked, measured
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Array, Mask, Network, Params, PyTree, Task
@@ -95,15 +96,16 @@ def predictions(
       where: the devices.
 
     Raises:
-      ValueError: the task predicts no classes.
+      ValueError: the task predicts no classes, or cannot be used; no stack of networks.
     """
+    where, number = checked.place(where), checked.networks("networks", networks)
+    measured.check(task, trains=False, splits=(split,))
     if task.predict is None:
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"
         )
-    where = where or Where()
     execution = points.evaluation_execution(where.execution)
-    number, data = trees.count(networks.params), shared_data(task, execution, where)
+    data = shared_data(task, execution, where)
     placed = execution.spread(networks)
 
     def attempt(execution: Execution) -> np.ndarray:

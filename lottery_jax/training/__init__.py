@@ -25,6 +25,7 @@ from lottery_jax.training.loop import start as start
 from lottery_jax.training.loop import step_gradient as step_gradient
 from lottery_jax.training.loop import train_steps as train_steps
 from lottery_jax.training.loop import update_mask as update_mask
+from lottery_jax.training.measured import check as check
 from lottery_jax.training.measured import evaluate as evaluate
 from lottery_jax.training.programs import program as program
 from lottery_jax.training.runs import Trained as Trained
