@@ -13,6 +13,7 @@ from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import is_a, several
 from lottery_jax.execution import Where
 from lottery_jax.tasks.curve import Kind, coefficients
+from lottery_jax.training import check as check_task
 from lottery_jax.training import checked
 from lottery_jax.types import Network, Params, Task
 
@@ -46,6 +47,7 @@ def error_along_curve(
       ValueError: networks that do not match, no fitting policy.
     """
     measure, where = check(measure), checked.place(where)
+    check_task(task, trains=False, splits=measure.splits)
     for name, network in (("a", a), ("b", b)):
         is_a(name, network, Network, "a lottery_jax.Network")
     bends = several("bends", bends, "a tuple of the weights of the bends")

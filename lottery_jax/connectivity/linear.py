@@ -65,7 +65,7 @@ def positions(alphas: int | ArrayLike, extrapolate: bool = False) -> np.ndarray:
         without the ends.
     """
     flag("extrapolate", extrapolate)
-    if np.ndim(alphas) == 0:  # type: ignore[arg-type]
+    if np.ndim(alphas) == 0:
         number = whole("alphas", alphas, 2)  # a path has two ends
         return np.linspace(0, 1, number, dtype=np.float32)
     given = np.asarray(alphas)

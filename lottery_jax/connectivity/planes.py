@@ -15,6 +15,7 @@ from lottery_jax.connectivity import points
 from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import at_least, is_a, whole
 from lottery_jax.execution import Where
+from lottery_jax.training import check as check_task
 from lottery_jax.training import checked
 from lottery_jax.types import Network, Params, Task
 
@@ -83,6 +84,7 @@ def plane(
       ValueError: networks that do not match or lie on one line, no fitting policy.
     """
     measure, where, size = check(measure), checked.place(where), whole("size", size, 2)
+    check_task(task, trains=False, splits=measure.splits)
     at_least("margin", margin, 0)
     for name, network in (("a", a), ("b", b), ("c", c)):
         is_a(name, network, Network, "a lottery_jax.Network")

@@ -250,7 +250,13 @@ def _passing(model: Linen, names: tuple[str, ...]) -> tuple[str, ...]:
             for path, x in leaves
         }
 
-    (one, after), (two, _) = shapes(1), shapes(2)
+    try:
+        (one, after), (two, _) = shapes(1), shapes(2)
+    except Exception as error:
+        raise ValueError(
+            f"{model.name}: with its collections {list(names)} a call cannot follow "
+            f"another: {_first_line(error)}"
+        ) from error
     out = []
     for name in names:
         seen = [by_variable(tree.get(name, {})) for tree in (one, after, two)]

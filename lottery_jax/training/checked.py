@@ -66,9 +66,9 @@ def replicas(given: int | Sequence[int], field: str = "replicas") -> tuple[int, 
     Raises:
       ValueError: anything else, or none.
     """
-    if np.ndim(given) == 0 and not isinstance(given, str):
-        return tuple(range(errors.whole(field, given, 1)))
-    errors.several(field, given, "how many, or a tuple of ids")
+    if not isinstance(given, tuple | list | range) and not np.ndim(given):
+        number = errors.whole(field, given, 1, of="how many, or a tuple of ids")
+        return tuple(range(number))
     ids = errors.wholes(field, given, 0, _LARGEST_ID)
     errors.some_different(field, ids)
     return ids

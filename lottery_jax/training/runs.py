@@ -465,6 +465,7 @@ def train_replicas(
       >>> done.curves.values["validation_error"][:, -1]
     """
     ids, where = checked.replicas(replicas), checked.place(where)
+    errors.optimizer(tx)
     steps = errors.whole("steps", steps, 1)
     if validate_every is not None:
         validate_every = errors.whole("validate_every", validate_every, 1)
