@@ -719,6 +719,13 @@ def test_statistics_are_interpolated_between_the_networks_alone(name):
     refused(lambda: BEYOND[name](task, stack), "batch_norm='interpolate': ")
 
 
+def test_a_curve_ends_at_its_ends():
+    for t in (-0.1, 1.5, np.nan):
+        refused(
+            lambda t=t: lj.tasks.coefficients("bezier", t), f"t={t}; it must be bet"
+        )
+
+
 def test_beyond_the_networks_statistics_are_recomputed_or_there_are_none():
     task, stack = normed()
     points.check_between(stack.model_state, "recompute", np.array([[1.5, -0.5]]))
@@ -833,6 +840,18 @@ _NO_STACK = [
     (
         lambda: given().one._replace(params={"w": np.float32(1)}),
         r"networks: leaf 'params/w'=\(\); it must be a stack",
+    ),
+    (
+        lambda: given().stack._replace(model_state={"mean": np.zeros(2)}),
+        "networks: leaf 'model_state/mean' is one too many; the networks of this task",
+    ),
+    (
+        lambda: given().one,
+        "networks: leaf 'params/dense_0/kernel'=.*; it must be a stack",
+    ),
+    (
+        lambda: jax.tree.map(lambda x: x[..., :1], given().stack),
+        r"networks: shape of leaf 'params/dense_0/bias'=\(1,\); it must be \(6,\)",
     ),
 ]
 _NO_SPLIT = [
@@ -1019,6 +1038,14 @@ ENTRANCES = {
             "runs": [
                 (lambda: given().train_state, "runs=a TrainState; it must be a .*Runs"),
                 (_runs(state=3), "runs.state=3; it must be a TrainState"),
+                (
+                    lambda: given().runs._replace(
+                        state=given().train_state._replace(
+                            model_state={"n": np.ones(2)}
+                        )
+                    ),
+                    "runs.state: leaf 'model_state/n' is one too many",
+                ),
                 (_runs(noise=np.zeros(2)), "runs.noise=ndarray of shape .* typed keys"),
                 (_runs(joins=np.array([0, 0.5])), "joins=ndarray .*whole numbers"),
                 (

@@ -98,8 +98,8 @@ def predictions(
     Raises:
       ValueError: the task predicts no classes, or cannot be used; no stack of networks.
     """
-    where, number = checked.place(where), checked.networks("networks", networks)
     measured.check(task, trains=False, splits=(split,))
+    where, number = checked.place(where), checked.networks("networks", networks, task)
     if task.predict is None:
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"

@@ -176,7 +176,8 @@ def paths(
         policy for BatchNorm or "interpolate" outside; a checkpoint of other paths.
     """
     measure, where = check(measure), checked.place(where)
-    number = checked.networks("networks", networks)
+    check_task(task, trains=False, splits=measure.splits)
+    number = checked.networks("networks", networks, task)
     at = positions(measure.alphas, extrapolate)
     ends = np.asarray(pairs)
     if ends.size and (

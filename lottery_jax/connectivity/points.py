@@ -261,7 +261,7 @@ def evaluate_many(
     """
     where, measure = checked.place(where), check_measure(measure)
     check(task, trains=False, splits=measure.splits)
-    number, policy = checked.networks("networks", networks), measure.batch_norm
+    number, policy = checked.networks("networks", networks, task), measure.batch_norm
     group = whole("group", group, 1)
     rows = None if rows is None else whole("rows", rows, 1)
     which, weights = np.asarray(which), np.asarray(weights)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lottery_jax import masks, trees
-from lottery_jax.errors import is_a, one_of, whole
+from lottery_jax.errors import is_a, one_of, whole, within
 from lottery_jax.types import (
     Array,
     Batch,
@@ -56,9 +56,12 @@ def coefficients(kind: Kind, t: ArrayLike, bends: int = 1) -> Array:
       Float `[bends + 2]`, not negative, of sum 1; exactly an end at t = 0 and 1.
 
     Raises:
-      ValueError: an unknown kind, or fewer than one bend.
+      ValueError: an unknown kind, fewer than one bend, or a position that is known to lie
+        outside.
     """
     _check(kind, bends)
+    if not isinstance(t, jax.core.Tracer):
+        within("t", t, 0, 1)  # type: ignore[arg-type]
     t = jnp.asarray(t, jnp.float32)
     index = np.arange(bends + 2)
     if kind == "polygon":

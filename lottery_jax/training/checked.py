@@ -74,12 +74,13 @@ def replicas(given: int | Sequence[int], field: str = "replicas") -> tuple[int, 
     return ids
 
 
-def networks(field: str, given: Any) -> int:
+def networks(field: str, given: Any, task: Task) -> int:
     """How many networks a stack holds.
 
     Args:
       field: what the caller calls it.
       given: a `Network` whose leaves have one leading axis in common.
+      task: whose networks they must be, by key paths and shapes; in any containers.
 
     Raises:
       ValueError: no such stack; names the leaf.
@@ -98,6 +99,18 @@ def networks(field: str, given: Any) -> int:
         raise errors.wrong(
             field, errors.shown(given), "a stack of one network at least"
         )
+    like = trees.by_path(Network(*task.shapes[:2]))
+    for path in [*like, *found]:
+        if path not in found or path not in like:
+            there = "missing" if path not in found else "one too many"
+            raise ValueError(
+                f"{field}: leaf {path!r} is {there}; the networks of this task have "
+                f"{list(like)}"
+            )
+        shape, wanted = found[path].shape[1:], like[path].shape
+        if shape != wanted:
+            must = f"{wanted} behind the first axis, as this task has it"
+            raise errors.wrong(f"{field}: shape of leaf {path!r}", shape, must)
     return number
 
 

@@ -205,7 +205,7 @@ def evaluate(
       MemoryError: not even one network fits on a device.
     """
     check(task, trains=False, splits=(split,))
-    where, number = checked.place(where), checked.networks("networks", networks)
+    where, number = checked.place(where), checked.networks("networks", networks, task)
     execution = (where.execution or default_execution()).check()
     placed = execution.spread(networks)
     data = shared_data(task, execution, where)

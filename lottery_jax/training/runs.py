@@ -134,7 +134,7 @@ def train(
     every = max(1, stop // 10) if every is None else errors.whole("every", every, 1)
     marks = errors.wholes("marks", marks, 0)
     reach = None if reach is None else errors.whole("reach", reach, 0)
-    runs, number = _checked(runs, stop)
+    runs, number = _checked(runs, stop, task)
     kept_at = _kept_steps(keep, number, int(runs.joins.min()), stop)
     columns = loop.recorded_steps(stop, every)
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
@@ -223,11 +223,12 @@ def train(
 # --- what is asked for ----------------------------------------------------------------
 
 
-def _checked(runs: Runs, stop: int) -> tuple[Runs, int]:
+def _checked(runs: Runs, stop: int, task: Task) -> tuple[Runs, int]:
     """The runs with arrays of whole numbers, and how many they are."""
     errors.is_a("runs", runs, Runs, "a training.Runs, as training.fresh(...) makes")
     errors.is_a("runs.state", runs.state, TrainState, "a TrainState, a stack of many")
     number = _keys("runs.noise", runs.noise)
+    checked.networks("runs.state", runs.state.network, task)
 
     def of_each(name: str, values: np.ndarray) -> np.ndarray:
         found = _steps(name, values)
