@@ -10,6 +10,9 @@ weights to keep, and `keep` a number of weights.
 
 `prunable` says which leaves count, `exclude` which of those are never cut (open_lth counts
 the output layer of LeNet and VGG and spares it).
+
+All of it is pure and may be traced, so nothing warns of a layer that loses its last weight;
+a study does (`imp.run`), and `masks.layer_densities` tells.
 """
 
 import math

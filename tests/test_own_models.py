@@ -418,7 +418,9 @@ def pair(key):
         ),
         (lambda: functions_task(pair, grows, batch_size=50), "only the one that apply"),
         (
-            lambda: functions_task(lambda key: None, lambda params, images: images),
+            lambda: functions_task(
+                lambda key: jnp.zeros(3), lambda params, images: images
+            ),
             r"logits have shape \(32, 8\); it must be \(32, 4\)",
         ),
         (

@@ -88,7 +88,10 @@ def prepare(cfg: Config) -> Setup:
     if not cfg.levels or min(cfg.levels) < 0:
         raise ValueError(f"levels={cfg.levels}; there must be some, 0 or more")
     steps = task.steps_per_epoch
-    return Setup(cfg, task, make_optimizer(cfg, steps), plans(cfg, steps))
+    both = plans(cfg, steps)
+    for protocol in both.values():
+        imp.check_task(task, protocol, max(cfg.levels))
+    return Setup(cfg, task, make_optimizer(cfg, steps), both)
 
 
 def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":

@@ -68,7 +68,9 @@ def prepare(cfg: Config) -> Setup:
         )
     if "ticket" not in cfg.arms:
         raise ValueError(f"arms={cfg.arms}; 'ticket' must be there")
-    return setup._replace(plan=plan(cfg, setup.task.steps_per_epoch))
+    protocol = plan(cfg, setup.task.steps_per_epoch)
+    imp.check_task(setup.task, protocol, max(cfg.levels))
+    return setup._replace(plan=protocol)
 
 
 # --- running --------------------------------------------------------------------------

@@ -15,18 +15,19 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import optax
 
+from lottery_jax import errors, training, trees
 from lottery_jax import keys as keys_
-from lottery_jax import training, trees
 from lottery_jax.connectivity import branches, distances, linear, points
 from lottery_jax.connectivity.measure import ALPHAS, SPLITS, BatchNorm, Measure
-from lottery_jax.errors import at_least, one_of, some_different
+from lottery_jax.errors import one_of, some_different, whole
 from lottery_jax.execution import Execution, Progress, Where
+from lottery_jax.training import checked
 from lottery_jax.types import Network, PyTree, Task
 
 Schedule: TypeAlias = Literal["continued", "restarted"]
@@ -71,35 +72,58 @@ class Plan:
 
 
 def check(plan: Plan) -> Plan:
-    """Raises a ValueError that names the first field of a plan that makes no sense."""
-    for field, least in (("steps", 1), ("every", 1), ("alphas", 2), ("branches", 2)):
-        at_least(field, getattr(plan, field), least)
-    steps = plan.rewind_steps
+    """The plan with Python's own numbers and tuples.
+
+    Raises:
+      ValueError: names the first field of a plan that makes no sense.
+    """
+    must = "a connectivity.Plan, such as connectivity.Plan(steps=1000)"
+    errors.is_a("plan", plan, Plan, must)
+    made: dict[str, Any] = {
+        field: whole(field, getattr(plan, field), least)
+        for field, least in (
+            ("steps", 1),
+            ("every", 1),
+            ("alphas", 2),
+            ("branches", 2),
+            ("statistics_batches", 1),
+        )
+    }
+    steps = tuple(
+        whole("rewind_steps", k)
+        for k in errors.several("rewind_steps", plan.rewind_steps, "a tuple of steps")
+    )
     if not steps or not all(0 <= k < plan.steps for k in steps):
         raise ValueError(
             f"rewind_steps={steps}; there must be some, each in [0, {plan.steps}), the "
             "steps of a training run"
         )
+    made["rewind_steps"] = steps
     for field, valid in (
         ("batch_norm", ("recompute", "interpolate")),
         ("schedules", ("continued", "restarted")),
     ):
-        for value in getattr(plan, field):
+        made[field] = errors.several(
+            field, getattr(plan, field), f"a tuple of {', '.join(valid)}"
+        )
+        for value in made[field]:
             one_of(field, value, valid)
-        if getattr(plan, field):
-            some_different(field, getattr(plan, field))
-    some_different("schedules", plan.schedules)
-    some_different("splits", plan.splits)
-    return plan
+        if made[field]:
+            some_different(field, made[field])
+    some_different("schedules", made["schedules"])
+    made["splits"] = errors.names("splits", plan.splits)
+    some_different("splits", made["splits"])
+    return dataclasses.replace(plan, **made)
 
 
 def check_task(task: Task, plan: Plan) -> tuple[BatchNorm | None, ...]:
     """The BatchNorm policies that a plan means for a task.
 
     Raises:
-      ValueError: the task has statistics and the plan does not say how to treat them, or
-        the task cannot do what it says.
+      ValueError: a task that cannot be used, or not on these splits; it has statistics and
+        the plan does not say how to treat them, or it cannot do what the plan says.
     """
+    training.check(task, splits=plan.splits)
     model_state = task.shapes[1]
     if not points.has_statistics(model_state):
         return (None,)
@@ -133,7 +157,7 @@ def run(
     tx: optax.GradientTransformation,
     plan: Plan,
     *,
-    replicas: Sequence[int] = (0, 1, 2),
+    replicas: int | Sequence[int] = (0, 1, 2),
     where: Where | None = None,
 ) -> Analysis:
     """Runs an instability analysis.
@@ -142,7 +166,7 @@ def run(
       task: what is trained.
       tx: the optimizer, with its schedule over [0, plan.steps).
       plan: the protocol.
-      replicas: ids of the initialisations.
+      replicas: ids of the initialisations, or how many.
       where: devices, folder, who watches. What is interrupted goes on from its folder.
 
     Raises:
@@ -159,9 +183,9 @@ def run(
       >>> axes, lii = found.records["lii"]
       >>> linear.is_stable(lii.mean(axis=(2, 3)))
     """
-    check(plan)
-    some_different("replicas", ids := tuple(replicas))
-    where, policies = where or Where(), check_task(task, plan)
+    plan, ids = check(plan), checked.replicas(replicas)
+    where, policies = checked.place(where), check_task(task, plan)
+    errors.optimizer(tx)
     keys = keys_.of_replicas(plan.seed, ids)
     trunk = branches.train_trunk(
         task,

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from lottery_jax import keys, training, trees
-from lottery_jax.errors import at_least
+from lottery_jax.errors import whole, wholes
 from lottery_jax.execution import Where
 from lottery_jax.training.runs import Runs
 from lottery_jax.types import Key, Task, TrainState
@@ -80,9 +80,10 @@ def train_trunk(
     Warns:
       RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
     """
-    wanted = tuple(sorted(set(steps)))
+    wanted = tuple(sorted(set(wholes("steps", steps))))
     if not wanted or wanted[0] < 0:
         raise ValueError(f"steps={tuple(steps)}; there must be some, 0 or more")
+    every = whole("every", every, 1)
     runs = training.fresh(task, tx, init, noise, where=where)
     if wanted == (0,):
         first = trees.rows(trees.host(runs.state), slice(init.shape[0]))
@@ -118,7 +119,7 @@ def layout(trunk: Trunk, number: int) -> Layout:
     Raises:
       ValueError: no branch.
     """
-    at_least("number", number, 1)
+    number = whole("number", number, 1)
     replicas = jax.tree.leaves(trunk.states.params)[0].shape[1]
     grid = np.indices((len(trunk.steps), replicas, number))
     step, replica, branch = (x.reshape(-1) for x in grid)

@@ -9,9 +9,12 @@ import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.connectivity import linear, points
-from lottery_jax.connectivity.measure import Measure
+from lottery_jax.connectivity.measure import Measure, check
+from lottery_jax.errors import is_a, several
 from lottery_jax.execution import Where
 from lottery_jax.tasks.curve import Kind, coefficients
+from lottery_jax.training import check as check_task
+from lottery_jax.training import checked
 from lottery_jax.types import Network, Params, Task
 
 
@@ -43,6 +46,11 @@ def error_along_curve(
     Raises:
       ValueError: networks that do not match, no fitting policy.
     """
+    measure, where = check(measure), checked.place(where)
+    check_task(task, trains=False, splits=measure.splits)
+    for name, network in (("a", a), ("b", b)):
+        is_a(name, network, Network, "a lottery_jax.Network")
+    bends = several("bends", bends, "a tuple of the weights of the bends")
     if measure.batch_norm == "interpolate" and points.has_statistics(a.model_state):
         raise ValueError(
             "batch_norm='interpolate': the bends of a curve have no statistics of their "

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from lottery_jax import masks, trees
 from lottery_jax.connectivity import points
 from lottery_jax.execution import Execution, Where
+from lottery_jax.training import checked, measured
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
@@ -96,19 +97,20 @@ def predictions(
       where: the devices.
 
     Raises:
-      ValueError: the task predicts no classes.
+      ValueError: the task predicts no classes, or cannot be used; no stack of networks.
       MemoryError: not even one network fits on a device, or not all of their weights.
 
     Warns:
       RuntimeWarning: a device was full; fewer predict at once from then on.
     """
+    measured.check(task, trains=False, splits=(split,))
+    where, number = checked.place(where), checked.networks("networks", networks, task)
     if task.predict is None:
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"
         )
-    where = where or Where()
     execution = points.evaluation_execution(where.execution)
-    number, data = trees.count(networks.params), shared_data(task, execution, where)
+    data = shared_data(task, execution, where)
     placed = execution.spread(networks)
 
     def attempt(execution: Execution) -> np.ndarray:

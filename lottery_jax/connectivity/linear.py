@@ -22,9 +22,11 @@ from numpy.typing import ArrayLike
 from lottery_jax import masks as masks_
 from lottery_jax import trees
 from lottery_jax.connectivity import points
-from lottery_jax.connectivity.measure import Measure
-from lottery_jax.errors import one_of
+from lottery_jax.connectivity.measure import Measure, check
+from lottery_jax.errors import flag, is_a, one_of, shown, whole, wrong
 from lottery_jax.execution import Where
+from lottery_jax.training import check as check_task
+from lottery_jax.training import checked
 from lottery_jax.types import Array, Mask, Metrics, Network, PyTree, Task
 
 Reference: TypeAlias = Literal["mean", "chord"]
@@ -62,11 +64,14 @@ def positions(alphas: int | ArrayLike, extrapolate: bool = False) -> np.ndarray:
       ValueError: fewer than two, not rising, outside of [0, 1] (unless asked for), or
         without the ends.
     """
-    if isinstance(alphas, int | np.integer):
-        if alphas < 2:
-            raise ValueError(f"alphas={alphas}; a path has two ends at least")
-        return np.linspace(0, 1, alphas, dtype=np.float32)
-    given = np.asarray(alphas, np.float32)
+    flag("extrapolate", extrapolate)
+    if np.ndim(alphas) == 0:
+        number = whole("alphas", alphas, 2)  # a path has two ends
+        return np.linspace(0, 1, number, dtype=np.float32)
+    given = np.asarray(alphas)
+    if given.dtype.kind not in "iuf":
+        raise wrong("alphas", shown(alphas), "a number of positions, or a list of them")
+    given = given.astype(np.float32)
     points.check_alphas(given, extrapolate)
     if given.ndim != 1 or (np.diff(given) <= 0).any():
         raise ValueError("alphas must be a list of rising numbers")
@@ -96,7 +101,8 @@ def error_along_path(
       measure: positions, splits and the BatchNorm policy, which is required for networks
         with a model state.
       masks: of both ends; checked to be the same where they are known.
-      extrapolate: allow positions outside of [0, 1].
+      extrapolate: allow positions outside of [0, 1]; not with "interpolate", whose
+        variances may become negative there.
       chunk: points that are evaluated at once; memory grows with it and not with the
         number of alphas.
 
@@ -105,14 +111,22 @@ def error_along_path(
       `[splits, alphas]`.
 
     Raises:
-      ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy.
+      ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy,
+        "interpolate" outside.
     """
+    measure, chunk = check(measure), whole("chunk", chunk, 1)
+    check_task(task, trains=False, splits=measure.splits)
+    for name, one_end in (("a", a), ("b", b)):
+        is_a(name, one_end, Network, "a lottery_jax.Network")
     trees.same(a, b)
     if masks is not None:
         same_mask(*masks)
     policy = measure.batch_norm
     points.check_policy(task, a.model_state, policy)
-    at = jnp.asarray(positions(measure.alphas, extrapolate))
+    chosen = positions(measure.alphas, extrapolate)
+    ends = np.stack([1 - chosen, chosen], axis=1)
+    points.check_between(a.model_state, policy, ends)
+    at = jnp.asarray(chosen)
     rows = None
     if policy == "recompute" and points.has_statistics(a.model_state):
         rows = points.statistics_slice(task, measure.statistics_batches)
@@ -153,16 +167,27 @@ def paths(
       masks: of the networks, leading axis `[N]`. Both ends of a pair must share theirs,
         unless there is a projection.
       projection: where the path lies if the masks differ; see `project`.
-      extrapolate: allow positions outside of [0, 1].
+      extrapolate: allow positions outside of [0, 1]; not with "interpolate", whose
+        variances may become negative there.
       where: devices, and points evaluated at once on each; folder, who watches.
 
     Raises:
       ValueError: masks that differ, unknown networks, alphas outside of [0, 1], no
-        policy for BatchNorm; a checkpoint of other paths.
+        policy for BatchNorm or "interpolate" outside; a checkpoint of other paths.
       MemoryError: see `evaluate_many`, which also says what is warned of.
     """
-    ends = np.asarray(pairs, np.int32).reshape(-1, 2)
-    number = trees.count(networks.params)
+    measure, where = check(measure), checked.place(where)
+    check_task(task, trains=False, splits=measure.splits)
+    number = checked.networks("networks", networks, task)
+    at = positions(measure.alphas, extrapolate)
+    ends = np.asarray(pairs)
+    if ends.size and (
+        ends.ndim != 2 or ends.shape[1] != 2 or ends.dtype.kind not in "iu"
+    ):
+        raise wrong(
+            "pairs", shown(pairs), "pairs of networks, such as [(0, 1), (0, 2)]"
+        )
+    ends = ends.astype(np.int32).reshape(-1, 2)
     if not len(ends) or ends.min() < 0 or ends.max() >= number:
         raise ValueError(
             f"pairs={ends.tolist()}; there must be some, of networks in [0, {number})"
@@ -185,7 +210,6 @@ def paths(
             both = (first._replace(params=a), second._replace(params=b))
             networks = trees.concatenate(both)
             ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T
-    at = positions(measure.alphas, extrapolate)
     found = points.evaluate_many(
         task,
         networks,

@@ -12,8 +12,11 @@ import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.connectivity import points
-from lottery_jax.connectivity.measure import Measure
+from lottery_jax.connectivity.measure import Measure, check
+from lottery_jax.errors import at_least, is_a, whole
 from lottery_jax.execution import Where
+from lottery_jax.training import check as check_task
+from lottery_jax.training import checked
 from lottery_jax.types import Network, Params, Task
 
 
@@ -80,6 +83,11 @@ def plane(
     Raises:
       ValueError: networks that do not match or lie on one line, no fitting policy.
     """
+    measure, where, size = check(measure), checked.place(where), whole("size", size, 2)
+    check_task(task, trains=False, splits=measure.splits)
+    at_least("margin", margin, 0)
+    for name, network in (("a", a), ("b", b), ("c", c)):
+        is_a(name, network, Network, "a lottery_jax.Network")
     if measure.batch_norm == "interpolate" and points.has_statistics(a.model_state):
         raise ValueError(
             "batch_norm='interpolate': beyond the triangle of the networks a variance "

@@ -6,7 +6,7 @@ through one evaluation, so that BatchNorm is treated alike everywhere:
 | policy | statistics of a point |
 |---|---|
 | "recompute" | re-estimated for its own weights over a fixed slice of training data |
-| "interpolate" | the same weighted sum of the networks' statistics |
+| "interpolate" | the same weighted sum of the networks' statistics: between them alone |
 
 The slice is the first batches of the data order of key 0, augmented as in training. Each
 batch passes in training mode; means and raw second moments are averaged over batches, so
@@ -24,9 +24,12 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import trees
 from lottery_jax.connectivity.measure import BatchNorm, Measure
-from lottery_jax.errors import one_of
+from lottery_jax.connectivity.measure import check as check_measure
+from lottery_jax.errors import one_of, whole, wrong
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import noise_keys
+from lottery_jax.training import checked
+from lottery_jax.training.measured import check, evaluated
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
@@ -105,12 +108,38 @@ def check_policy(
         )
 
 
+def check_between(
+    model_state: ModelState, batch_norm: BatchNorm | None, weights: np.ndarray
+) -> None:
+    """Raises a ValueError for points at which interpolated statistics are none.
+
+    A weighted mean of variances is one. Beyond the networks, where a weight is negative,
+    it may be negative itself, and the network's output nan or, worse, a number.
+
+    Args:
+      model_state: of the networks.
+      batch_norm: the policy.
+      weights: how much of each network, `[points, networks of a point]`.
+    """
+    if batch_norm != "interpolate" or not has_statistics(model_state):
+        return
+    weights = np.asarray(weights)
+    beyond = (weights < 0).any(axis=1) | (np.abs(weights.sum(axis=1) - 1) > 1e-3)
+    if beyond.any():
+        raise ValueError(
+            "batch_norm='interpolate': at the weights "
+            f"{weights[beyond.argmax()].tolist()} a point lies beyond the networks, where "
+            "a variance may become negative; use 'recompute', or positions in [0, 1]"
+        )
+
+
 def statistics_slice(task: Task, statistics_batches: int) -> Array:
     """The fixed slice that statistics are recomputed on, `[batches, ...]` indices.
 
     Raises:
       ValueError: statistics_batches outside of [1, steps of an epoch - 1].
     """
+    statistics_batches = whole("statistics_batches", statistics_batches, 0)
     # The last batch of an epoch may be partial, and averages are over equal batches.
     most = max(1, task.steps_per_epoch - 1)
     if not 1 <= statistics_batches <= most:
@@ -168,18 +197,16 @@ def evaluate(
       rows: from `statistics_slice`, for "recompute".
 
     Returns:
-      What the task's `evaluate` returns, each `[splits]`; nan where the loss is not
-      finite.
+      The scalars that the task's `evaluate` returns, each `[splits]`; nan where the loss
+      is not finite.
     """
     params = combine([n.params for n in networks], weights)
     model_state = combine([n.model_state for n in networks], weights)
     if batch_norm == "recompute" and has_statistics(model_state):
         assert rows is not None
         model_state = recompute(task, params, model_state, rows)
-    found = [
-        task.evaluate(params, model_state, task.data, jax.random.key(0), split)
-        for split in splits
-    ]
+    network = Network(params, model_state)
+    found = [evaluated(task, network, task.data, split) for split in splits]
     stacked = {name: jnp.stack([one[name] for one in found]) for name in found[0]}
     # A diverged network still predicts some class: its error is no error.
     sound = jnp.isfinite(stacked["loss"])
@@ -229,17 +256,26 @@ def evaluate_many(
       Float32 arrays `[P, splits]` by metric, `loss` among them.
 
     Raises:
-      ValueError: no policy for BatchNorm, arrays that do not fit, unknown networks; a
-        folder with other points, networks or data.
+      ValueError: no policy for BatchNorm, or "interpolate" beyond the networks; arrays
+        that do not fit, unknown networks or splits; a folder with other points, networks
+        or data.
       MemoryError: not even one point fits on a device, or not the data and the networks,
         all of which lie on each.
 
     Warns:
       RuntimeWarning: a device was full; fewer points are evaluated at once from then on.
     """
-    where, policy = where or Where(), measure.batch_norm
-    which, weights = np.asarray(which, np.int32), np.asarray(weights, np.float32)
-    number = trees.count(networks.params)
+    where, measure = checked.place(where), check_measure(measure)
+    check(task, trains=False, splits=measure.splits)
+    number, policy = checked.networks("networks", networks, task), measure.batch_norm
+    group = whole("group", group, 1)
+    rows = None if rows is None else whole("rows", rows, 1)
+    which, weights = np.asarray(which), np.asarray(weights)
+    if which.size and not np.issubdtype(which.dtype, np.integer):
+        raise wrong("which.dtype", which.dtype, "that of whole numbers")
+    if weights.size and weights.dtype.kind not in "iuf":
+        raise wrong("weights.dtype", weights.dtype, "that of real numbers")
+    which, weights = which.astype(np.int32), weights.astype(np.float32)
     if which.ndim != 2 or which.shape != weights.shape or not len(which):
         raise ValueError(
             f"which has shape {which.shape} and weights {weights.shape}; both must be "
@@ -247,7 +283,11 @@ def evaluate_many(
         )
     if which.min() < 0 or which.max() >= number:
         raise ValueError(f"which names networks outside of [0, {number})")
+    if not np.isfinite(weights).all():
+        point, member = np.argwhere(~np.isfinite(weights))[0]
+        raise wrong(f"weights[{point}, {member}]", weights[point, member], "finite")
     check_policy(task, networks.model_state, policy)
+    check_between(networks.model_state, policy, weights)
     indices, slice_ = None, 0
     if policy == "recompute" and has_statistics(networks.model_state):
         slice_ = measure.statistics_batches

@@ -9,6 +9,7 @@ from lottery_jax.data.augment import flip as flip
 from lottery_jax.data.augment import flip_and_crop as flip_and_crop
 from lottery_jax.data.augment import normalize as normalize
 from lottery_jax.data.augment import shift_crop as shift_crop
+from lottery_jax.data.checked import check as check
 from lottery_jax.data.order import gather as gather
 from lottery_jax.data.order import sequential as sequential
 from lottery_jax.data.order import shuffled as shuffled

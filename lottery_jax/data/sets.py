@@ -17,6 +17,8 @@ Normalization: TypeAlias = Literal["dataset", "imagenet", "none", "unit_l2"]
 class Dataset(NamedTuple):
     """A data set on the host, and what a model and a Task must know of it.
 
+    One of your own is checked where it is used (`data.check`).
+
     Attributes:
       arrays: `{"train": {"image", "label"}, "validation": ..., "test": ...}`; images as
         they are stored, uint8 `[N, H, W, C]` or float32 (MNIST-1D: `[N, 40]`), labels

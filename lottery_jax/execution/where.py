@@ -1,12 +1,13 @@
 """Where something runs, where it is kept, and who watches it."""
 
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lottery_jax.errors import at_least
+from lottery_jax.errors import at_least, is_a, shown, wrong
 from lottery_jax.execution.memory import Room
 from lottery_jax.execution.processes import Meeting
 from lottery_jax.execution.replicas import Execution
@@ -109,7 +110,13 @@ class Where:
 
     def __post_init__(self) -> None:
         at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+        if self.folder is not None:
+            is_a("folder", self.folder, (str, os.PathLike), "a path, or None")
+        if self.watch is not None and not callable(self.watch):
+            raise wrong("watch", shown(self.watch), "a function of a Progress, or None")
         if self.execution is not None:
+            must = "an Execution(devices, chunk), or None"
+            is_a("execution", self.execution, Execution, must)
             self.execution.check()
 
     @property

@@ -16,9 +16,11 @@ from lottery_jax.imp.plan import Plan as Plan
 from lottery_jax.imp.plan import check as check
 from lottery_jax.imp.plan import keep_counts as keep_counts
 from lottery_jax.imp.results import Change as Change
+from lottery_jax.imp.results import Emptied as Emptied
 from lottery_jax.imp.results import Records as Records
 from lottery_jax.imp.results import Study as Study
 from lottery_jax.imp.results import tickets_of as tickets_of
 from lottery_jax.imp.retraining import retrain as retrain
 from lottery_jax.imp.store import ticket_path as ticket_path
+from lottery_jax.imp.study import check_task as check_task
 from lottery_jax.imp.study import run as run

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import keys, masks, prune, scores, training, trees
+from lottery_jax import errors, keys, masks, prune, scores, training, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
@@ -163,6 +163,8 @@ def set_up(
     """
     if "small_dense" in plan.arms:
         arms.check_narrows(task)
+    if start is not None:
+        check_start(start, task, len(ids))
     rows = lay_out(plan, len(ids), execution)
     own = keys.of_replicas(plan.seed, np.array(ids, np.int32)[rows.replica])
     fresh = rows.having("fresh")
@@ -194,26 +196,54 @@ def _init(functions: Task, execution: Execution) -> Callable[..., Any]:
     return execution.parallel(init, (0,))
 
 
+def check_start(start: Network, task: Task, number: int) -> None:
+    """Raises a ValueError that names the leaf in which given weights do not fit a task.
+
+    Args:
+      start: for all replicas, or with a leading axis of them.
+      task: what is trained.
+      number: of replicas.
+    """
+    must = "a lottery_jax.Network(params, model_state), or None"
+    errors.is_a("start", start, Network, must)
+    like = Network(*task.shapes[:2])
+    if not trees.same_structure(start, like):
+        raise ValueError(
+            f"start: its leaves {trees.paths(start)} are not those of the task, "
+            f"{trees.paths(like)}"
+        )
+    for (path, given), one in zip(trees.by_path(start).items(), jax.tree.leaves(like)):
+        shape = np.shape(given)
+        if shape not in (one.shape, (number, *one.shape)):
+            raise ValueError(
+                f"start: leaf {path!r} has shape {shape}; it must be {one.shape}, or "
+                f"{(number, *one.shape)} with one entry per replica"
+            )
+        dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+        same_kind = any(
+            jnp.issubdtype(dtype, kind) and jnp.issubdtype(one.dtype, kind)
+            for kind in (jnp.floating, jnp.integer)
+        )
+        if dtype != one.dtype and not same_kind:
+            raise ValueError(
+                f"start: leaf {path!r} has dtype {dtype}; it must be {one.dtype}"
+            )
+
+
 def _spread(start: Network, first: Network, rows: Rows, number: int) -> Network:
-    """Given weights, one network per row; validates their shapes.
+    """Given weights, one network per row, as the task has them.
 
     Weights that all replicas share are held once: the rows are views of them.
     """
-    trees.fit(start, first, ("start", "the task"))
 
-    def spread(path: tuple, given: Any, row: Any) -> Any:
-        given = given if trees.is_key(given) else np.asarray(given)
+    def spread(given: Any, row: Any) -> Any:
+        given = given if trees.is_key(given) else np.asarray(given, row.dtype)
         if given.shape == row.shape[1:]:
             xp: Any = jnp if trees.is_key(given) else np
             return xp.broadcast_to(given, row.shape)
-        if given.shape == (number, *row.shape[1:]):
-            return given[rows.replica]
-        raise ValueError(
-            f"start: leaf {trees.leaf_path(path)!r} has shape {given.shape}; it must be "
-            f"{row.shape[1:]}, or {(number, *row.shape[1:])} with one entry per replica"
-        )
+        return given[rows.replica]
 
-    return jax.tree_util.tree_map_with_path(spread, start, first)
+    return jax.tree.map(spread, start, first)
 
 
 def where_rows(condition: np.ndarray, yes: PyTree, no: PyTree) -> PyTree:

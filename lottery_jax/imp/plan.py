@@ -4,14 +4,15 @@ A *chain* is a procedure with its own sequence of masks. A *plan* puts chains, a
 the training run together; it says everything but task, optimizer, levels and replicas.
 """
 
+import bisect
 import dataclasses
 from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
-from lottery_jax import masks, prune, schedules, scores, trees
-from lottery_jax.errors import at_least, one_of, some_different
+from lottery_jax import errors, masks, prune, schedules, scores, trees
+from lottery_jax.errors import one_of, some_different, whole
 from lottery_jax.imp.arms import ARMS
 from lottery_jax.types import Params, PyTree
 
@@ -175,30 +176,53 @@ class Plan:
 
 
 def check(plan: Plan) -> Plan:
-    """Raises a ValueError that names the first field of a plan that makes no sense."""
-    for field in ("steps", "validate_every"):
-        at_least(field, getattr(plan, field), 1)
-    for step in (plan.rewind_step, *(plan.rewind_steps if plan.chains else ())):
-        if not 0 <= step < plan.steps:
-            raise ValueError(
-                f"rewind_step={step} lies beyond the run; it must be in "
-                f"[0, {plan.steps}), the steps of a training run"
-            )
+    """The plan with Python's own numbers and tuples.
+
+    Raises:
+      ValueError: names the first field of a plan that makes no sense.
+    """
+    errors.is_a("plan", plan, Plan, "an imp.Plan, such as imp.Plan(steps=1000)")
+    steps = whole("steps", plan.steps, 1)
+    validate_every = whole("validate_every", plan.validate_every, 1)
+    must = "a tuple of imp.Chain, such as (imp.Chain(),)"
+    chains = errors.several("chains", plan.chains, must)
+    for chain in chains:
+        errors.is_a("chains", chain, Chain, must)
+    rewind_step = _rewind_step(plan.rewind_step, steps)
+    chains = tuple(_checked_chain(chain, steps) for chain in chains)
     one_of("level_optimizer", plan.level_optimizer, ("reset", "rewind"))
     one_of("random_scope", plan.random_scope, ("layerwise", "global"))
-    for arm in plan.arms:
+    arms = errors.names("arms", plan.arms)
+    for arm in arms:
         one_of("arms", arm, [known.name for known in ARMS])
-    if "ticket" not in plan.arms or len(set(plan.arms)) < len(plan.arms):
+    if "ticket" not in arms or len(set(arms)) < len(arms):
+        raise ValueError(f"arms={arms}; 'ticket' must be among them, and each arm once")
+    some_different("chains", [chain.name for chain in chains])
+    return dataclasses.replace(
+        plan,
+        steps=steps,
+        rewind_step=rewind_step,
+        chains=chains,
+        arms=arms,
+        validate_every=validate_every,
+    )
+
+
+def _rewind_step(given: int, steps: int) -> int:
+    # Text such as "2ep" is for `training.parse_step`, which knows the epochs of a task.
+    step = whole("rewind_step", given)
+    if not 0 <= step < steps:
         raise ValueError(
-            f"arms={plan.arms}; 'ticket' must be among them, and each arm once"
+            f"rewind_step={step} lies beyond the run; it must be in "
+            f"[0, {steps}), the steps of a training run"
         )
-    some_different("chains", [chain.name for chain in plan.chains])
-    for chain in plan.chains:
-        _check_chain(chain)
-    return plan
+    return step
 
 
-def _check_chain(chain: Chain) -> None:
+def _checked_chain(chain: Chain, steps: int) -> Chain:
+    """The chain with Python's own numbers and tuples; names a field of no sense."""
+    errors.is_a("name", chain.name, str, "text: it names files and results")
+    errors.flag("one_shot", chain.one_shot)
     one_of("scope", chain.scope, ("global", "layerwise"))
     one_of("rule", chain.rule, ("exact", "open_lth"))
     one_of("retrain", chain.retrain, ("rewind", "lr_rewind", "finetune"))
@@ -209,13 +233,16 @@ def _check_chain(chain: Chain) -> None:
             f"densities={chain.densities!r}; it must be a Geometric or a Linear"
         )
     field = "fraction" if isinstance(chain.densities, Geometric) else "of_original"
-    by_layer = chain.densities.by_layer
-    for name, share in (
-        (field, chain.densities.share),
-        *(("by_layer", share) for _, share in by_layer),
-    ):
-        if not 0 < share < 1:
-            raise ValueError(f"{name}={share}; it must be in (0, 1)")
+    errors.share(field, chain.densities.share)
+    must = "pairs of a pattern and a share, such as (('head/kernel', 0.1),)"
+    by_layer = tuple(
+        errors.several("by_layer", pair, must)
+        for pair in errors.several("by_layer", chain.densities.by_layer, must)
+    )
+    for pair in by_layer:
+        if len(pair) != 2 or not isinstance(pair[0], str):
+            raise errors.wrong("by_layer", errors.shown(pair), must)
+        errors.share("by_layer", pair[1])
     if by_layer and chain.scope != "layerwise":
         raise ValueError(
             f"by_layer={by_layer}; shares of layers need scope='layerwise'"
@@ -225,6 +252,12 @@ def _check_chain(chain: Chain) -> None:
         raise ValueError(
             "rule='open_lth' needs scope='global' and iterative pruning with Geometric"
         )
+    own = chain.rewind_step
+    return dataclasses.replace(
+        chain,
+        densities=dataclasses.replace(chain.densities, by_layer=by_layer),
+        rewind_step=None if own is None else _rewind_step(own, steps),
+    )
 
 
 def keep_counts(
@@ -242,8 +275,8 @@ def keep_counts(
       int32 `[1 + prunable leaves]`; the scope decides which entries are used.
 
     Raises:
-      ValueError: no pattern of `by_layer` matches a layer, one matches none, or the level
-        keeps nothing.
+      ValueError: no pattern of `by_layer` matches a layer, one matches none, or no weight
+        would be left at that level; says until when there are some.
     """
     law = chain.densities
     shares: dict[str, float] = {}
@@ -253,16 +286,29 @@ def keep_counts(
             if hit:
                 shares.setdefault(name, share)
     flags = masks.resolve(params, prunable)
-    per_leaf = []
+    sizes = []
     for (name, leaf), take in zip(trees.by_path(params).items(), flags):
         if not take:
             continue
         if law.by_layer and name not in shares:
             raise ValueError(f"by_layer: no pattern matches the layer {name!r}")
-        size = int(np.prod(leaf.shape))
-        per_leaf.append(law.count(size, level, shares.get(name, law.share)))
-    if chain.scope == "layerwise":
-        in_all = sum(per_leaf)
-    else:
-        in_all = law.count(masks.total(params, prunable), level, law.share)
-    return np.array([in_all, *per_leaf], np.int32)
+        sizes.append((int(np.prod(leaf.shape)), shares.get(name, law.share)))
+    total = masks.total(params, prunable)
+
+    def counts(level: int) -> list[int]:
+        per_leaf = [law.count(size, level, share) for size, share in sizes]
+        if chain.scope == "layerwise":
+            return [sum(per_leaf), *per_leaf]
+        return [law.count(total, level, law.share), *per_leaf]
+
+    found = counts(level)
+    if found[0] == 0:
+        # What a level keeps never grows with it.
+        most = (
+            bisect.bisect_left(range(level), True, key=lambda i: counts(i)[0] == 0) - 1
+        )
+        raise ValueError(
+            f"levels={level}: of the {total} prunable weights the chain {chain.name!r} "
+            f"would keep none at level {most + 1}; levels must be at most {most}"
+        )
+    return np.array(found, np.int32)

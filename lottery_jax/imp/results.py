@@ -4,6 +4,7 @@
 going on from a checkpoint and naming axes all follow from it.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -114,6 +115,102 @@ def add(
     return out
 
 
+class Emptied(NamedTuple):
+    """A layer of a network that has no weight left.
+
+    Attributes:
+      chain: its name.
+      arm: its name.
+      replica: the id.
+      level: the first at which it is so.
+      layer: the key path of the leaf.
+    """
+
+    chain: str
+    arm: str
+    replica: int
+    level: int
+    layer: str
+
+
+def emptied(
+    density: np.ndarray,
+    plan: Plan,
+    ids: tuple[int, ...],
+    levels: tuple[int, ...],
+    layers: list[str],
+) -> list[Emptied]:
+    """The layers that lost their last weight, each at the level where it happened.
+
+    Args:
+      density: of layers, `[chain, arm, replica, level, layer]`.
+      plan: of the study.
+      ids: of the replicas.
+      levels: their numbers.
+      layers: their key paths.
+    """
+    gone = density == 0
+    first = gone.copy()
+    first[..., 1:, :] &= ~gone[..., :-1, :]
+    return [
+        Emptied(plan.chains[c].name, plan.arms[a], ids[r], levels[i], layers[j])
+        for c, a, r, i, j in np.argwhere(first)
+    ]
+
+
+_SAID = 12
+"""Networks that a warning names."""
+
+
+def warn_of_emptied(
+    bench: Bench,
+    before: dict[str, np.ndarray],
+    measured: dict[str, np.ndarray],
+    level: int,
+) -> None:
+    """Warns of the layers that lost their last weight at a level: one warning for all.
+
+    Pruning is pure and traced and says nothing; a network that has lost a layer trains on
+    at chance, if no other connection passes it.
+
+    Args:
+      bench: of the study.
+      before: the records of the levels before, `[level, run, ...]`.
+      measured: those of this level, `[run, ...]`.
+      level: its number.
+    """
+    known = before["layer_density"][-1:]
+    density = np.concatenate([known, measured["layer_density"][None]])
+    numbers = tuple(range(level + 1 - len(density), level + 1))
+    square = _square(bench, density)
+    found = [
+        one
+        for one in emptied(square, bench.plan, bench.ids, numbers, layers(bench))
+        if one.level == level
+    ]
+    if not found:
+        return
+    where = dict[tuple[str, str], dict[int, list[str]]]()
+    for one in found:
+        of_arm = where.setdefault((one.chain, one.arm), {})
+        of_arm.setdefault(one.replica, []).append(one.layer)
+    said = [
+        f"chain {chain!r}, arm {arm!r}, replica {replica}: {', '.join(names)}"
+        for (chain, arm), of_arm in where.items()
+        for replica, names in of_arm.items()
+    ]
+    if len(said) > _SAID:
+        said = [*said[:_SAID], f"and {len(said) - _SAID} more, see Study.emptied"]
+    whole = int((measured["alive"] == 0).sum())
+    more = f" {whole} networks have no prunable weight left at all." if whole else ""
+    warnings.warn(
+        f"level {level}: layers have lost their last weight, and are trained on without "
+        f"any: {'; '.join(said)}.{more} Prune fewer levels, or exclude these layers",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 class Change(NamedTuple):
     """A moment from which on a study was executed in another way.
 
@@ -184,6 +281,13 @@ class Study(NamedTuple):
     replicas: tuple[int, ...]
     levels: tuple[int, ...]
 
+    @property
+    def emptied(self) -> list[Emptied]:
+        """The layers that lost their last weight, where and when; read off the records."""
+        density, names = self.records["layer_density"][1], self.records["layer"][1]
+        own = self.plan, self.replicas, self.levels
+        return emptied(density, *own, [str(name) for name in names])
+
     def dataset(self, **attributes: Any) -> "xr.Dataset":
         """The records as a labelled `xarray.Dataset`.
 
@@ -242,17 +346,21 @@ def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:
 
 def _named(bench: Bench, found: dict[str, np.ndarray]) -> Records:
     """From `[level, run, ...]` to named axes, with coordinates."""
-    shape = (len(bench.plan.chains), len(bench.ids), len(bench.plan.arms))
     out: Records = {}
     for name, one in table(bench).items():
-        value = found[name]
-        value = value.reshape(len(value), *shape, *value.shape[2:])
-        value = np.moveaxis(value, (1, 3, 2, 0), (0, 1, 2, 3))
+        value = _square(bench, found[name])
         axes = ("chain", "arm", "replica", "level", *((one.axis,) if one.axis else ()))
         out[name] = (axes, value)
     out["step"] = (("step",), np.array(validation_steps(bench.plan), np.int32))
     out["layer"] = (("layer",), np.array(layers(bench)))
     return out
+
+
+def _square(bench: Bench, value: np.ndarray) -> np.ndarray:
+    """From `[level, run, ...]` to `[chain, arm, replica, level, ...]`."""
+    shape = (len(bench.plan.chains), len(bench.ids), len(bench.plan.arms))
+    value = value.reshape(len(value), *shape, *value.shape[2:])
+    return np.moveaxis(value, (1, 3, 2, 0), (0, 1, 2, 3))
 
 
 def tickets_of(study: Study) -> list[list[tickets.Ticket]]:

@@ -9,12 +9,15 @@ import numpy as np
 import optax
 
 from lottery_jax import training, trees
+from lottery_jax.errors import is_a, optimizer, several, whole
 from lottery_jax.execution import Where, default_execution
 from lottery_jax.imp import arms, levels, results, store
 from lottery_jax.imp.levels import Bench, Kept
 from lottery_jax.imp.plan import Plan, check
 from lottery_jax.imp.results import Moment, Study
+from lottery_jax.imp.study import check_task
 from lottery_jax.storage import tickets
+from lottery_jax.training import checked
 from lottery_jax.types import Task
 
 
@@ -25,7 +28,7 @@ def retrain(
     found: Sequence[Sequence[tickets.Ticket]],
     *,
     level: int,
-    replicas: Sequence[int],
+    replicas: int | Sequence[int],
     dense: Sequence[Sequence[tickets.Ticket]] | None = None,
     where: Where | None = None,
 ) -> Study:
@@ -38,7 +41,7 @@ def retrain(
         optimizer.
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
-      replicas: the ids of the replicas, for their keys.
+      replicas: the ids of the replicas, for their keys; or how many, from 0.
       dense: the tickets of level 0 of the same chains and replicas. The arm "random_mask"
         needs them: it trains weights that `found` has not kept.
       where: devices, who watches; checkpoints go into its folder.
@@ -47,15 +50,21 @@ def retrain(
       Records with the one level.
 
     Raises:
-      ValueError: tickets that do not fit the task, or a plan that does not fit them.
+      ValueError: an argument or field that makes no sense, tickets that do not fit the
+        task, or a plan that does not fit them; before anything is compiled.
       MemoryError: not even one network fits on a device, or not all of their weights.
 
     Warns:
       RuntimeWarning: a device ran out of memory; what follows runs fewer networks at
-        once, which `changes` records.
+        once, which `changes` records. Or layers have no weight; see `run`.
     """
-    plan = check(dataclasses.replace(plan, level_optimizer="reset"))
-    ids, where = tuple(replicas), where or Where()
+    plan = dataclasses.replace(check(plan), level_optimizer="reset")
+    ids, where = checked.replicas(replicas), checked.place(where)
+    level = whole("level", level, 0)
+    optimizer(tx)
+    check_task(task, plan, 0)
+    found = _by_chain("found", found)
+    dense = None if dense is None else _by_chain("dense", dense)
     _check(plan, ids, found, level, dense)
     execution = (where.execution or default_execution()).check()
     bench = levels.set_up(task, tx, plan, ids, execution, where=where)
@@ -83,10 +92,22 @@ def retrain(
     kept, measured = levels.end(bench, kept, done, max(level, 1), where)
     bench = bench._replace(execution=done.execution)
     bench, late = results.settled(bench, where, level, plan.steps)
-    records = results.add(bench, results.blank(bench, 0), measured)
+    before = results.blank(bench, 0)
+    results.warn_of_emptied(bench, before, measured, level)
+    records = results.add(bench, before, measured)
     changes = (results.Change(level, *change) for change in done.changes)
     moment = Moment(level + 1, kept, records, (*early, *changes, *late))
     return results.outcome(bench, moment, networks)
+
+
+def _by_chain(field: str, given: object) -> tuple[tuple[tickets.Ticket, ...], ...]:
+    """Tickets by chain and replica, as tuples."""
+    must = "a list of tickets for each chain, such as [[ticket, ticket]]"
+    rows = tuple(several(field, row, must) for row in several(field, given, must))
+    for row in rows:
+        for one in row:
+            is_a(field, one, tickets.Ticket, must)
+    return rows
 
 
 def _check(

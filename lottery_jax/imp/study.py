@@ -21,12 +21,13 @@ import jax
 import numpy as np
 import optax
 
-from lottery_jax import training
-from lottery_jax.errors import at_least, one_of, some_different
+from lottery_jax import masks, training
+from lottery_jax.errors import is_a, one_of, optimizer, whole
 from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
 from lottery_jax.imp.levels import (
     begun,
+    check_start,
     compile_ahead,
     cut,
     end,
@@ -37,6 +38,8 @@ from lottery_jax.imp.levels import (
 )
 from lottery_jax.imp.plan import Plan, check, keep_counts
 from lottery_jax.imp.results import Change, Moment, Study
+from lottery_jax.storage._leaves import jsonable
+from lottery_jax.training import checked
 from lottery_jax.types import Network, Task
 
 
@@ -46,7 +49,7 @@ def run(
     plan: Plan,
     *,
     levels: int,
-    replicas: Sequence[int] = (0, 1, 2),
+    replicas: int | Sequence[int] = (0, 1, 2),
     start: Network | None = None,
     metadata: Mapping[str, Any] | None = None,
     weights: Literal["stored", "digest"] = "stored",
@@ -59,7 +62,8 @@ def run(
       tx: the optimizer, with its schedule over the steps [0, plan.steps).
       plan: the protocol.
       levels: number of prunings after level 0.
-      replicas: ids; a replica's numbers depend on its id and not on the others.
+      replicas: ids, or how many; a replica's numbers depend on its id and not on the
+        others.
       start: weights to start from instead of a draw of the task's initialisation, such
         as pre-trained ones: with the leaf shapes of one network, or with a leading axis
         of the replicas. Fresh draws (reinit) still come from the law.
@@ -73,30 +77,36 @@ def run(
       The records and the last masks.
 
     Raises:
-      ValueError: a plan or start that does not fit; a folder that holds another study.
+      ValueError: an argument or field that makes no sense or does not fit the task, named
+        before anything is compiled; levels at which no weight would be left; a folder
+        that holds another study.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
       MemoryError: not even one replica fits on a device, or not the data or all states.
 
     Warns:
       RuntimeWarning: a device ran out of memory; what follows runs fewer replicas at
-        once, which `changes` records.
+        once, which `changes` records. Or networks have lost the last weight of a layer,
+        named once at the level where it happens (`Study.emptied` lists them). They are
+        trained on.
 
     Example:
       >>> plan = Plan(steps=200, rewind_step=20, validate_every=50)
       >>> study = run(task, optax.adam(2e-3), plan, levels=3, replicas=range(3))
       >>> study.dataset()["test_error"].sel(arm="ticket").mean("replica")
     """
-    check(plan)
-    at_least("levels", levels, 0)
-    some_different("replicas", ids := tuple(replicas))
+    plan, levels = check(plan), whole("levels", levels, 0)
+    ids, where = checked.replicas(replicas), checked.place(where)
+    metadata = _checked_metadata(metadata)
+    optimizer(tx)
+    check_task(task, plan, levels)
+    if start is not None:
+        check_start(start, task, len(ids))
     _check_weights(weights, plan, start, task)
     own = store.identity(plan, ids, start)
-    at, settings_changed = store.check_same(where or Where(), own)
+    at, settings_changed = store.check_same(where, own)
     folder = at.store
     execution = (at.execution or default_execution()).check()
     bench = set_up(task, tx, plan, ids, execution, start, at)
-    for chain in plan.chains:
-        keep_counts(chain, task.shapes[0], levels, bench.prunable)  # or it raises
     moment = Moment(0, first_kept(bench, at), results.blank(bench, 0), ())
     resumed = False
     if (stored := store.restore(folder, bench, moment.kept)) is not None:
@@ -139,6 +149,7 @@ def run(
         kept, measured = end(bench, kept, done, level, at)
         bench, late = results.settled(bench, at, level, plan.steps)
         during = (Change(level, *change) for change in done.changes)
+        results.warn_of_emptied(bench, before.found, measured, level)
         moment = Moment(
             level + 1,
             kept,
@@ -148,13 +159,36 @@ def run(
         resumed = False
         if folder is not None:
             density = measured["density"]
-            store.store_tickets(
-                folder, bench, kept, density, level, metadata or {}, weights
-            )
+            store.store_tickets(folder, bench, kept, density, level, metadata, weights)
         if level == levels or at.due():
             store_moment(moment)
     rewound = begun(bench, moment.kept, moment.level - 1)
     return results.outcome(bench, moment, rewound)
+
+
+def check_task(task: Task, plan: Plan, levels: int) -> None:
+    """Raises a ValueError that names what of a task, or of a plan for it, does not fit.
+
+    Args:
+      task: what is trained.
+      plan: a checked one.
+      levels: the last level.
+    """
+    training.check(task)
+    for split in ("validation", "test") if task.validates else ("test",):
+        training.measured.metrics(task, split)
+    shapes, prunable = task.shapes[0], masks.of_task(task)
+    masks.cuttable(shapes, prunable, task.exclude)
+    for chain in plan.chains:
+        keep_counts(chain, shapes, levels, prunable)
+
+
+def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The caller's metadata, once it is sure that tickets can hold it."""
+    if metadata is None:
+        return {}
+    is_a("metadata", metadata, Mapping, "a dict that JSON can hold")
+    return jsonable(metadata)
 
 
 def _check_weights(weights: str, plan: Plan, start: Network | None, task: Task) -> None:

@@ -92,11 +92,9 @@ def of(
 ) -> Batches:
     """The batches of a data set; refuses what does not fit it (ValueError)."""
     num_train = len(dataset.arrays["train"]["label"])
-    if not 1 <= batch_size <= num_train:
-        raise ValueError(
-            f"batch_size={batch_size}; it must be between 1 and {num_train}, the number "
-            f"of training examples of {dataset.name}"
-        )
+    of = f"the number of training examples of {dataset.name}"
+    batch_size = errors.whole("batch_size", batch_size, 1, num_train, of)
+    errors.flag("drop_last", drop_last)
     if augment not in ((), ("flip",), ("crop",), ("flip", "crop")):
         raise ValueError(
             f"augment={augment!r}; it must be of 'flip' and 'crop', in this order"
@@ -106,7 +104,7 @@ def of(
             f"augment={augment!r}; it must be (), since it needs images and {dataset.name} "
             f"has examples of shape {dataset.shape}"
         )
-    errors.at_least("evaluation_batch", evaluation_batch, 1)
+    evaluation_batch = errors.whole("evaluation_batch", evaluation_batch, 1)
     return Batches(
         num_train,
         batch_size,

@@ -8,19 +8,25 @@ The last batch of an epoch may be padded. The loss leaves padding out by itself;
 state that is computed from the batch (BatchNorm) cannot, unless the model is told. A
 module or function with a parameter `weights` is; Flax's own `nn.BatchNorm` is given a
 mask here; anything else with a model state is refused rather than slightly wrong.
+
+What a Linen module carries from step to step are the collections that `init` makes and
+that keep their shapes. Those that a call only leaves something in are no state: what is
+sown into them grows with every call, a perturbation has a row for every example. They
+are left out, as Flax leaves out "intermediates".
 """
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import errors as flax_errors
 from flax import linen as nn
 
-from lottery_jax import models, trees
+from lottery_jax import errors, models, trees
 from lottery_jax.types import Array, Key, ModelState, Params, PyTree
 
 
@@ -76,18 +82,32 @@ class Linen:
       shape: of one example.
       options: which parameters of its `__call__` are given a value.
       padded: whether there are padded batches.
+      state: the collections that are its model state.
+      passing: those that a call only leaves something in.
+      foreign: whether there is a state that is no BatchNorm's, Flax's or this library's.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     options: tuple[str, ...]
     padded: bool
+    state: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
+    foreign: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"model={type(self.module).__name__}"
 
     def init(self, key: Key) -> tuple[Params, ModelState]:
-        images = jnp.zeros((1, *self.shape))
-        variables = self.module.init(key, images, **self._given(False, None))
-        rest = {name: tree for name, tree in variables.items() if name != "params"}
-        return variables["params"], rest
+        variables = self.variables(key)
+        return variables["params"], {name: variables[name] for name in self.state}
+
+    def variables(self, key: Key, examples: int = 1) -> dict[str, PyTree]:
+        """Everything that the module makes of some examples."""
+        images = jnp.zeros((examples, *self.shape))
+        return dict(self.module.init(key, images, **self._given(False, None)))
 
     def apply(
         self,
@@ -108,11 +128,7 @@ class Linen:
         masking = functools.partial(_masked, weights if self.padded else None)
         with nn.intercept_methods(masking):
             out: Any = self.module.apply(
-                variables,
-                images,
-                **given,
-                mutable=list(model_state),
-                rngs={} if key is None else {"dropout": key},
+                variables, images, **given, mutable=list(self.state), rngs=_rngs(key)
             )
         return out
 
@@ -121,8 +137,9 @@ class Linen:
     ) -> PyTree:
         """The moments of a batch at every BatchNorm, in training mode: dropout is on.
 
-        `Task.statistics` has no key, so each batch draws by its labels: another mask for
-        every batch, and the same ones for every network that is compared.
+        `Task.statistics` has no key, so each batch draws by its labels, from key 0:
+        another mask for every batch, and the same ones for every network that is
+        compared, at every point between them and whenever it is done again.
         """
         label = batch["label"].astype(jnp.uint32)
         key = jax.random.fold_in(
@@ -164,14 +181,21 @@ def pool(moments: PyTree) -> ModelState:
 
 
 def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
-    """A Linen module as a model."""
+    """A Linen module as a model; it is traced to see what its state is.
+
+    Args:
+      module: the module.
+      shape: of one example.
+      padded: whether there are padded batches.
+
+    Raises:
+      ValueError: no module, or one whose state cannot be told from what it leaves behind.
+    """
+    errors.is_a("model", module, nn.Module, "a Linen module, an instance and no class")
     parameters = inspect.signature(type(module).__call__).parameters
     known = (*_TRAINING, "weights")
-    return Linen(module, shape, tuple(n for n in known if n in parameters), padded)
-
-
-def has_foreign_state(model: Linen) -> bool:
-    """Whether a module has a state that is no BatchNorm's, Flax's or this library's."""
+    options = tuple(n for n in known if n in parameters)
+    model = Linen(module, shape, options, padded)
     norms = set()
 
     def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -180,8 +204,90 @@ def has_foreign_state(model: Linen) -> bool:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        _, state = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
-    return any(path.rpartition("/")[0] not in norms for path in trees.paths(state))
+        made = jax.eval_shape(model.variables, jax.eval_shape(jax.random.key, 0))
+    if not jax.tree.leaves(made.get("params")):
+        raise ValueError(f"{model.name}: it has no params; there must be some to train")
+    found = {name: tree for name, tree in made.items() if name != "params"}
+    # Few models have more than BatchNorm: only they are traced again.
+    passing: tuple[str, ...] = ()
+    if _others(found, norms):
+        passing = _passing(model, tuple(found))
+    state = tuple(name for name in found if name not in passing)
+    rest = {name: found[name] for name in state}
+    return dataclasses.replace(
+        model, state=state, passing=passing, foreign=_others(rest, norms)
+    )
+
+
+def _others(collections: Mapping[str, PyTree], norms: set[str]) -> bool:
+    """Whether there is anything but the statistics of norms."""
+    return any(
+        path.rpartition("/")[0] not in norms for path in trees.paths(collections)
+    )
+
+
+def _passing(model: Linen, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The collections in which every variable grows with the calls or with the batch."""
+
+    def shapes(examples: int) -> tuple[PyTree, PyTree]:
+        def once(key: Key) -> tuple[PyTree, PyTree]:
+            before = model.variables(key, examples)
+            images = jnp.zeros((examples, *model.shape))
+            given = model._given(True, jnp.ones(examples))
+            _, after = model.module.apply(
+                before, images, **given, mutable=list(names), rngs=_rngs(key)
+            )
+            return before, after
+
+        return jax.eval_shape(once, jax.eval_shape(jax.random.key, 0))
+
+    def by_variable(tree: PyTree) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda x: not isinstance(x, Mapping)
+        )
+        return {
+            trees.leaf_path(path): jax.tree.map(lambda x: x.shape, x)
+            for path, x in leaves
+        }
+
+    try:
+        (one, after), (two, _) = shapes(1), shapes(2)
+    except Exception as error:
+        raise ValueError(
+            f"{model.name}: with its collections {list(names)} a call cannot follow "
+            f"another: {_first_line(error)}"
+        ) from error
+    out = []
+    for name in names:
+        seen = [by_variable(tree.get(name, {})) for tree in (one, after, two)]
+        every = {path for found in seen for path in found}
+        moved = sorted(
+            path
+            for path in every
+            if not seen[0].get(path) == seen[1].get(path) == seen[2].get(path)
+        )
+        if moved and len(moved) < len(every):
+            raise ValueError(
+                f"{model.name}: collection {name!r} holds {moved[0]!r}, which grows with "
+                "every call or with the batch, beside what stays; it must be in a "
+                "collection of its own, such as 'intermediates'"
+            )
+        if moved:
+            out.append(name)
+    return tuple(out)
+
+
+_NOT_DROPOUT = 0x5EED
+
+
+def _rngs(key: Key | None) -> dict[str, Key]:
+    """The keys of a module in training: dropout's, and one for every other name.
+
+    Flax draws from "params" what a module asks for under a name that is not there.
+    """
+    if key is None:
+        return {}
+    return {"dropout": key, "params": jax.random.fold_in(key, _NOT_DROPOUT)}
 
 
 # Interceptors of Flax: what a module's method is called instead of, `(call, its
@@ -263,6 +369,11 @@ class Functions:
     stateful: bool
     options: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"apply={errors.shown(self.call)}"
+
     def init(self, key: Key) -> tuple[Params, ModelState]:
         made = self.make(key)
         if not self.stateful:
@@ -307,6 +418,8 @@ def functions(init: Callable[..., Any], apply: Callable[..., Any]) -> Functions:
     Raises:
       ValueError: neither `(params, images)` nor `(params, model_state, images)`.
     """
+    for field, value in (("init", init), ("apply", apply)):
+        errors.is_a(field, value, Callable, "a function")  # type: ignore[arg-type]
     parameters = inspect.signature(apply).parameters.values()
     by_position = (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -319,9 +432,126 @@ def functions(init: Callable[..., Any], apply: Callable[..., Any]) -> Functions:
     ]
     if len(names) not in (2, 3):
         raise ValueError(
-            f"apply={apply}; it must be apply(params, images) or apply(params, "
+            f"apply={errors.shown(apply)}; it must be apply(params, images) or apply(params, "
             "model_state, images), with train=, key= and weights= as it needs them; its "
             f"parameters are {[str(p) for p in parameters]}"
         )
     options = tuple(p.name for p in parameters if p.name in _OPTIONS)
     return Functions(init, apply, len(names) == 3, options)
+
+
+# --- do they fit? ---------------------------------------------------------------------
+
+
+def check(
+    model: Linen | Functions, images: jax.ShapeDtypeStruct, classes: int, name: str
+) -> Params:
+    """Refuses a model that does not fit the data, before anything is compiled.
+
+    Args:
+      model: the model.
+      images: of one batch.
+      classes: of the data set.
+      name: of the data set.
+
+    Returns:
+      The shapes of its params.
+
+    Raises:
+      ValueError: it draws no params that can be trained, its logits have another shape
+        or no real dtype, in training or in evaluation, its state does not keep its form,
+        or it draws random numbers in evaluation.
+    """
+    weights = jax.ShapeDtypeStruct(images.shape[:1], jnp.float32)
+
+    def in_training(key: Key, images: Array, weights: Array) -> PyTree:
+        params, state = model.init(key)
+        _check_drawn(params, state)
+        logits, after = model.apply(
+            params, state, images, train=True, key=key, weights=weights
+        )
+        _check_logits(f"{model.name}: its logits", logits, images.shape[0])
+        return params, state, after
+
+    def in_evaluation(params: Params, state: ModelState, images: Array) -> PyTree:
+        logits, _ = model.apply(params, state, images, train=False)
+        _check_logits(f"{model.name}: in evaluation its logits", logits, len(images))
+        return logits
+
+    def _check_logits(what: str, logits: Any, examples: int) -> None:
+        wanted = (examples, classes)
+        if not hasattr(logits, "shape") or not hasattr(logits, "dtype"):
+            raise ValueError(
+                f"{what} are {errors.shown(logits)}; it must be one array {wanted}, "
+                f"[examples, classes of {name}]"
+            )
+        if logits.shape != wanted:
+            raise ValueError(
+                f"{what} have shape {logits.shape}; it must be {wanted}, [examples, "
+                f"classes of {name}]"
+            )
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(f"{what} have dtype {logits.dtype}; it must be real")
+
+    key = jax.eval_shape(jax.random.key, 0)
+    try:
+        params, state, after = jax.eval_shape(in_training, key, images, weights)
+        _check_kept(model.name, state, after)
+        jax.eval_shape(in_evaluation, params, state, images)
+    except flax_errors.InvalidRngError as error:
+        raise ValueError(
+            f"{model.name}: {_first_line(error)} in evaluation, which draws nothing; "
+            "dropout must be off there: give `__call__` a parameter `train`"
+        ) from error
+    except flax_errors.FlaxError as error:
+        without = ""
+        if isinstance(model, Linen) and model.passing:
+            without = (
+                f" (its collections {list(model.passing)} grow with every call or with "
+                "the batch, so they are no state that is carried)"
+            )
+        raise ValueError(f"{model.name}: {_first_line(error)}{without}") from error
+    return params
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split(" (https://")[0].splitlines()[0]
+
+
+def _check_drawn(params: Params, state: ModelState) -> None:
+    """Whether what an initialisation draws can be trained, stored and carried."""
+    for what, tree in (("params", params), ("model state", state)):
+        for path, leaf in trees.by_path(tree).items():
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+                raise errors.wrong(
+                    f"init: leaf {path!r} of the {what}",
+                    errors.shown(leaf),
+                    "an array (of an Equinox model eqx.filter takes the arrays)",
+                )
+    found = trees.by_path(params)
+    if not found:
+        raise errors.wrong("init: params", params, "arrays to train, one at least")
+    for path, leaf in found.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise errors.wrong(
+                f"init: leaf {path!r} of the params",
+                f"{leaf.dtype} of shape {leaf.shape}",
+                "real: what is not trained belongs into the model state",
+            )
+
+
+def _check_kept(name: str, before: ModelState, after: ModelState) -> None:
+    """Whether the state after a step can be that of the next one."""
+    try:
+        trees.same(before, after, ("the model state", "the one that apply returns"))
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {error}. What a call only leaves behind is no state: leave it out "
+            "of what apply returns (of NNX, nnx.pop(net, nnx.Intermediate))"
+        ) from None
+    for (path, x), y in zip(trees.by_path(before).items(), jax.tree.leaves(after)):
+        if x.dtype != y.dtype:
+            raise ValueError(
+                f"{name}: leaf {path!r} of the model state is {x.dtype} at first and "
+                f"{y.dtype} after a step; it must keep its dtype"
+            )

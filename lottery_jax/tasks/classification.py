@@ -1,6 +1,7 @@
 """Classification of images or vectors: cross-entropy, by a model of any library."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from lottery_jax import data as datasets
-from lottery_jax import models, trees
+from lottery_jax import errors, models, trees
 from lottery_jax.tasks import _batches, _models
 from lottery_jax.types import (
     Array,
@@ -130,7 +131,8 @@ def classification(
     `apply` may have further parameters, each of which is given if it is there: `train`,
     a bool; `key`, for what training draws (dropout), None in evaluation; `weights`,
     float32 `[batch]`, 0 for the padding of a last batch, None in evaluation. Both are
-    functions of a module, and nothing they use may be an array but their arguments.
+    functions of a module. An array that they use and that is no argument becomes a
+    constant of every compiled program: a table may be, data and weights may not.
 
     Flax NNX (the graph definition holds no arrays; dropout is given its key):
 
@@ -174,12 +176,16 @@ def classification(
             return NET.apply(params, model_state, key, images, train)
 
     Args:
-      dataset: from `lottery_jax.data.load`, or arrays of one's own in that form.
+      dataset: from `lottery_jax.data.load`, or arrays of one's own in that form, which
+        `data.check` looks at.
       model: a Linen module, `model.apply(variables, images)` gives logits `[batch,
         classes]`. If its `__call__` has them, it is given `train` (or `training`,
         `is_training`, `deterministic`, `use_running_average`) and `weights`. Flax's own
         `nn.Dropout` and `nn.BatchNorm` work: padding does not enter the statistics, and
-        they can be recomputed, by training passes with dropout.
+        they can be recomputed, by training passes with dropout, whose masks are a
+        function of the batch and the same for all networks. Collections that keep their
+        shapes are its state (statistics, SpectralNorm's vectors, counters); those that
+        grow with every call or with the batch (`self.sow`, `self.perturb`) are left out.
       init: instead of a model, with `apply`: draws what a network starts from.
       apply: see above; images are float32 `[batch, *dataset.shape]`, normalised.
       batch_size: examples per step, in [1, training examples].
@@ -195,11 +201,14 @@ def classification(
       head: patterns of the output layer's leaves.
 
     Raises:
-      ValueError: not one of model and (init, apply); logits of another shape, or a model
-        state that changes its structure; a padded batch that would enter the model state;
-        batch_size or evaluation_batch out of range, an unknown augmentation, or one that
-        does not fit the data.
+      ValueError: a data set that `data.check` refuses; not one of model and (init, apply);
+        no params to train; logits that are no real array [batch, classes]; a model state
+        that changes its structure, shapes or dtypes; a padded batch that would enter the
+        model state; random numbers in evaluation; batch_size or evaluation_batch out of
+        range, an unknown augmentation, or one that does not fit the data; patterns of
+        `exclude` that match nothing. All of it before anything is compiled.
     """
+    dataset = datasets.check(dataset)
     batches = _batches.of(
         dataset,
         batch_size=batch_size,
@@ -207,11 +216,15 @@ def classification(
         augment=augment,
         evaluation_batch=evaluation_batch,
     )
+    if prunable is not None:
+        must = "a function of params, or None"
+        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+    exclude, head = _patterns("exclude", exclude), _patterns("head", head)
     used: _models.Linen | _models.Functions
     if model is not None and init is None and apply is None:
         used = _models.linen(model, dataset.shape, batches.padded)
         # Only then is it known what training leaves in the state.
-        foreign = _models.has_foreign_state(used)
+        foreign = used.foreign
     elif model is None and init is not None and apply is not None:
         used = _models.functions(init, apply)
         foreign = used.stateful
@@ -229,7 +242,12 @@ def classification(
             "parameter `weights` can leave out examples of weight 0.)"
         )
     static = _Classification(used, batches)
-    _check(static, dataset)
+    images = jax.ShapeDtypeStruct((batches.batch_size, *dataset.shape), jnp.float32)
+    params = _models.check(used, images, dataset.num_classes, dataset.name)
+    try:
+        trees.matching(params, exclude)
+    except ValueError as error:
+        raise ValueError(f"exclude={exclude}: {error}") from None
     own = isinstance(used, _models.Linen)
     return Task(
         data=dataset.arrays,
@@ -253,26 +271,13 @@ def classification(
     )
 
 
-def _check(static: _Classification, dataset: datasets.Dataset) -> None:
-    """Refuses a model that does not fit the data, before anything is compiled."""
-    key = jax.eval_shape(jax.random.key, 0)
-    size = static.batches.batch_size
-    images = jax.ShapeDtypeStruct((size, *dataset.shape), jnp.float32)
-    weights = jax.ShapeDtypeStruct((size,), jnp.float32)
-
-    def both(key: Key, images: Array, weights: Array) -> PyTree:
-        params, state = static.model.init(key)
-        logits, after = static.model.apply(
-            params, state, images, train=True, key=key, weights=weights
-        )
-        return logits, state, after
-
-    logits, state, after = jax.eval_shape(both, key, images, weights)
-    wanted = (size, dataset.num_classes)
-    if getattr(logits, "shape", None) != wanted:
-        found = getattr(logits, "shape", jax.tree.structure(logits))
-        raise ValueError(
-            f"the model's logits have shape {found}; it must be {wanted}, [batch_size, "
-            f"classes of {dataset.name}]"
-        )
-    trees.same(state, after, ("the model state", "the one that apply returns"))
+def _patterns(field: str, patterns: Any) -> tuple[str, ...]:
+    """Patterns as a tuple; one alone is one of them."""
+    found = (patterns,) if isinstance(patterns, str) else errors.names(field, patterns)
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            must = f"a regular expression ({error})"
+            raise errors.wrong(field, repr(pattern), must) from None
+    return found

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lottery_jax import masks, trees
-from lottery_jax.errors import at_least, one_of
+from lottery_jax.errors import is_a, one_of, whole, within
 from lottery_jax.types import (
     Array,
     Batch,
@@ -56,9 +56,12 @@ def coefficients(kind: Kind, t: ArrayLike, bends: int = 1) -> Array:
       Float `[bends + 2]`, not negative, of sum 1; exactly an end at t = 0 and 1.
 
     Raises:
-      ValueError: an unknown kind, or fewer than one bend.
+      ValueError: an unknown kind, fewer than one bend, or a position that is known to lie
+        outside.
     """
     _check(kind, bends)
+    if not isinstance(t, jax.core.Tracer):
+        within("t", t, 0, 1)  # type: ignore[arg-type]
     t = jnp.asarray(t, jnp.float32)
     index = np.arange(bends + 2)
     if kind == "polygon":
@@ -72,7 +75,7 @@ def coefficients(kind: Kind, t: ArrayLike, bends: int = 1) -> Array:
 
 def _check(kind: str, bends: int) -> None:
     one_of("kind", kind, ("bezier", "polygon"))
-    at_least("bends", bends, 1)
+    whole("bends", bends, 1)
 
 
 class Ends(NamedTuple):
@@ -180,8 +183,10 @@ def curve(task: Task, *, kind: Kind = "bezier", bends: int = 1) -> Task:
       bends: control points that are trained.
 
     Raises:
-      ValueError: an unknown kind, fewer than one bend.
+      ValueError: no task, an unknown kind, fewer than one bend.
     """
+    must = "a lottery_jax.Task, as tasks.classification(...) makes"
+    is_a("task", task, Task, must)
     _check(kind, bends)
     static = _Curve(task.functions, kind, bends)
     return Task(

@@ -5,10 +5,12 @@ rows        stacks of runs on the devices
 segment     many runs, one segment, and what is due after it
 runs        many runs through time: `train`
 measured    what a task's functions say of networks, by name
+checked     what is asked of every argument before anything compiles
 passes      many points that are measured alike, in groups
 programs    the one cache of compiled programs
 """
 
+from lottery_jax.training import checked as checked
 from lottery_jax.training import loop as loop
 from lottery_jax.training import measured as measured
 from lottery_jax.training import passes as passes
@@ -21,6 +23,7 @@ from lottery_jax.training.loop import start as start
 from lottery_jax.training.loop import step_gradient as step_gradient
 from lottery_jax.training.loop import train_steps as train_steps
 from lottery_jax.training.loop import update_mask as update_mask
+from lottery_jax.training.measured import check as check
 from lottery_jax.training.measured import evaluate as evaluate
 from lottery_jax.training.programs import program as program
 from lottery_jax.training.runs import Trained as Trained

@@ -1,54 +1,185 @@
-"""What is measured of networks: the scalars that a task's functions return, by name."""
+"""What is measured of networks: the scalars that a task's functions return, by name.
 
-from collections.abc import Callable
+On the way to the names the functions are seen by their shapes: what does not have the
+form that `types.Task` asks for is refused here, once for each task.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import trees
+from lottery_jax import errors, trees
 from lottery_jax.execution import Execution, Where, default_execution
+from lottery_jax.training import checked
 from lottery_jax.training.programs import program, remembered
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Key, Metrics, Network, PyTree, Task
 
 
+def check(task: Task, *, trains: bool = True, splits: Sequence[str] = ()) -> None:
+    """Raises a ValueError that names what of a task cannot be used; computes nothing.
+
+    It costs a trace of the functions that are not known yet.
+
+    Args:
+      task: the task.
+      trains: whether its loss is needed.
+      splits: where it is evaluated.
+    """
+    checked.fields(task)
+    if trains:
+        loss_metrics(task)
+    for split in splits:
+        metrics(task, split)
+
+
 def loss_metrics(task: Task) -> list[str]:
-    """The names of the scalars of a task's loss; nothing is computed."""
+    """The names of the scalars of a task's loss; nothing is computed.
+
+    Raises:
+      ValueError: `init` or `loss` returns what it must not; names the field.
+    """
     return remembered(_loss_metrics, task.functions, _shapes(task.data))
 
 
 def _loss_metrics(task: Task, data: PyTree) -> list[str]:
-    def one(key: Key, data: PyTree) -> Metrics:
-        params, model_state, stream = task.init(key)
-        indices = task.order(key, jnp.int32(0))
-        batch = task.batch(data, indices, key, jnp.int32(0))
-        value, (_, _, found) = task.loss(params, model_state, stream, batch, key)
-        return {"loss": value} | found
+    def one(key: Key, data: PyTree) -> PyTree:
+        before = _drawn(task, key)
+        with _named("task.order"):
+            indices = task.order(key, jnp.int32(0))
+        with _named("task.batch"):
+            batch = task.batch(data, indices, key, jnp.int32(0))
+        with _named("task.loss"):
+            out = task.loss(*before, batch, key)
+        value, aux = _parts("task.loss", out, ("loss", "(states and metrics)"))
+        *after, found = _parts("task.loss", aux, (*_STATES, "metrics"))
+        errors.is_a("task.loss: metrics", found, dict, "a dict of arrays by name")
+        for name, x in found.items():
+            if not hasattr(x, "dtype"):
+                field = f"task.loss: metrics[{name!r}]"
+                raise errors.wrong(field, errors.shown(x), "an array")
+        return {"loss": value} | found, {"loss": value}, before[1:], tuple(after)
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
+    found, value, before, after = jax.eval_shape(one, jax.random.key(0), data)
+    _scalars("task.loss: ", value)
+    for name, x, y in zip(_STATES, before, after):
+        _kept(name, x, y)
+    return _scalars("task.loss: metric ", found)
+
+
+_STATES = ("model_state", "stream_state")
 
 
 def metrics(task: Task, split: str) -> list[str]:
-    """The names of the scalars of a task's `evaluate`; nothing is computed."""
+    """The names of the scalars of a task's `evaluate`; nothing is computed.
+
+    Raises:
+      ValueError: `init` or `evaluate` returns what it must not, or there is no such
+        split; names the field.
+    """
     return remembered(_metrics, task.functions, _shapes(task.data), split)
 
 
 def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
-    def one(key: Key, data: PyTree) -> Metrics:
-        params, model_state, _ = functions.init(key)
-        return functions.evaluate(params, model_state, data, key, split)
+    errors.is_a("split", split, str, "the name of a split, such as 'test'")
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
+    def one(key: Key, data: PyTree) -> Metrics:
+        params, model_state, _ = _drawn(functions, key)
+        try:
+            with _named("task.evaluate"):
+                found = functions.evaluate(params, model_state, data, key, split)
+        except KeyError as error:
+            if error.args != (split,):
+                raise
+            there = list(data) if isinstance(data, dict) else "other splits"
+            must = f"one that the task has: its data holds {there}"
+            raise errors.wrong("split", repr(split), must) from error
+        errors.is_a(
+            "task.evaluate: it returns", found, dict, "a dict of scalars by name"
+        )
+        return found
+
+    found = jax.eval_shape(one, jax.random.key(0), data)
+    if "loss" not in found:
+        must = "a dict with a scalar `loss`"
+        raise errors.wrong("task.evaluate: it returns", list(found), must)
+    return _scalars("task.evaluate: ", found)
 
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def _scalars(found: Metrics) -> list[str]:
+# --- whether they have the form of a task ---------------------------------------------
+
+
+@contextlib.contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Says in which function of a task something went wrong that is its own."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(in {field}, of which only the shapes were asked)")
+        raise
+
+
+def _parts(field: str, out: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """A tuple that a function of a task must return."""
+    if not isinstance(out, tuple | list) or len(out) != len(names):
+        length = f" of {len(out)}" if isinstance(out, tuple | list) else ""
+        must = f"({', '.join(names)})"
+        raise errors.wrong(
+            f"{field}: it returns", f"{type(out).__name__}{length}", must
+        )
+    return tuple(out)
+
+
+def _drawn(task: Task, key: Key) -> tuple[PyTree, PyTree, PyTree]:
+    """A draw of a task, of which the weights can be trained."""
+    with _named("task.init"):
+        out = task.init(key)
+    params, model_state, stream = _parts("task.init", out, ("params", *_STATES))
+    for name, tree in zip(("params", *_STATES), (params, model_state, stream)):
+        for path, leaf in trees.by_path(tree).items():
+            field = f"task.init: leaf {path!r} of {name}"
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+                raise errors.wrong(field, errors.shown(leaf), "an array")
+            if name == "params" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                must = "real: what is not trained belongs into model_state"
+                raise errors.wrong(field, f"{leaf.dtype} {leaf.shape}", must)
+    if not jax.tree.leaves(params):
+        raise errors.wrong("task.init: params", params, "arrays to train, one at least")
+    return params, model_state, stream
+
+
+def _kept(name: str, before: PyTree, after: PyTree) -> None:
+    """Whether what a step leaves behind can be what the next one begins with."""
+    try:
+        trees.same(before, after, (f"the {name} of init", "that of loss"))
+    except ValueError as error:
+        raise ValueError(f"task.loss: {error}") from None
+    for (path, x), y in zip(trees.by_path(before).items(), jax.tree.leaves(after)):
+        if x.dtype != y.dtype:
+            field = f"task.loss: dtype of leaf {path!r} of {name}"
+            raise errors.wrong(field, y.dtype, f"{x.dtype}, as init has it")
+
+
+def _scalars(field: str, found: Metrics) -> list[str]:
+    """The names of what is one number; the loss must be one, and none complex."""
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    for name, x in found.items():
+        if name == "loss" and x.shape != ():
+            raise errors.wrong(f"{field}loss", f"shape {x.shape}", "a real scalar")
+        if not any(jnp.issubdtype(x.dtype, kind) for kind in real):
+            raise errors.wrong(f"{field}{name}", x.dtype, "a real number")
     return [name for name, x in found.items() if x.shape == ()]
+
+
+# --- on the devices -------------------------------------------------------------------
 
 
 def evaluate(
@@ -70,14 +201,15 @@ def evaluate(
       Arrays `[R]` by name, `loss` among them.
 
     Raises:
+      ValueError: no task that can be evaluated there, or no stack of networks.
       MemoryError: not even one network fits on a device, or not all of their weights.
 
     Warns:
       RuntimeWarning: a device was full; fewer are evaluated at once from then on.
     """
-    where = where or Where()
+    check(task, trains=False, splits=(split,))
+    where, number = checked.place(where), checked.networks("networks", networks, task)
     execution = (where.execution or default_execution()).check()
-    number = trees.count(networks.params)
     placed = execution.spread(networks)
     data = shared_data(task, execution, where)
 

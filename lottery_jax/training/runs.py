@@ -23,13 +23,12 @@ import jax
 import numpy as np
 import optax
 
+from lottery_jax import errors, masks, trees
 from lottery_jax import keys as keys_
-from lottery_jax import masks, trees
 from lottery_jax.dynamic import MaskUpdate
-from lottery_jax.errors import at_least
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
 from lottery_jax.storage import checkpoints
-from lottery_jax.training import loop
+from lottery_jax.training import checked, loop, measured
 from lottery_jax.training.programs import program
 from lottery_jax.training.segment import (
     Best,
@@ -129,10 +128,18 @@ def train(
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
         at once, which `changes` records.
     """
-    where = where or Where()
-    every = every or max(1, stop // 10)
-    runs, number = _checked(runs, stop, every)
-    kept_at = _kept_steps(keep, number)
+    where = checked.place(where)
+    errors.optimizer(tx)
+    errors.flag("validate", validate)
+    errors.is_a("stage", stage, str, "text")
+    checked.function("part_of", part_of)
+    measured.check(task, splits=("validation",) if validate else ())
+    stop = errors.whole("stop", stop, 1)
+    every = max(1, stop // 10) if every is None else errors.whole("every", every, 1)
+    marks = errors.wholes("marks", marks, 0)
+    reach = None if reach is None else errors.whole("reach", reach, 0)
+    runs, number = _checked(runs, stop, task)
+    kept_at = _kept_steps(keep, number, int(runs.joins.min()), stop)
     columns = loop.recorded_steps(stop, every)
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
     if rule is not None:
@@ -213,14 +220,15 @@ def train(
 # --- what is asked for ----------------------------------------------------------------
 
 
-def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
+def _checked(runs: Runs, stop: int, task: Task) -> tuple[Runs, int]:
     """The runs with arrays of whole numbers, and how many they are."""
-    at_least("stop", stop, 1)
-    at_least("every", every, 1)
-    number = runs.noise.shape[0]
+    errors.is_a("runs", runs, Runs, "a training.Runs, as training.fresh(...) makes")
+    errors.is_a("runs.state", runs.state, TrainState, "a TrainState, a stack of many")
+    number = _keys("runs.noise", runs.noise)
+    checked.networks("runs.state", runs.state.network, task)
 
     def of_each(name: str, values: np.ndarray) -> np.ndarray:
-        found = np.asarray(values, np.int32)
+        found = _steps(name, values)
         if found.shape not in ((), (number,)):
             raise ValueError(
                 f"{name} has shape {found.shape}; it must be a step for each of the runs, "
@@ -242,9 +250,30 @@ def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
     return runs._replace(joins=joins, offset=offset), number
 
 
-def _kept_steps(keep: np.ndarray | Sequence[int] | None, number: int) -> np.ndarray:
+def _keys(field: str, keys: Any) -> int:
+    """How many typed keys there are in a flat array of them."""
+    if not trees.is_key(keys) or keys.ndim != 1:
+        must = "typed keys [R], as keys.of_replicas(seed, ids) makes"
+        raise errors.wrong(field, errors.shown(keys), must)
+    return int(keys.shape[0])
+
+
+def _steps(field: str, values: Any) -> np.ndarray:
+    """Steps as int32; other numbers than whole ones are refused."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        found = np.asarray(None)
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        raise errors.wrong(field, errors.shown(values), "steps, whole numbers")
+    return found.astype(np.int32)
+
+
+def _kept_steps(
+    keep: np.ndarray | Sequence[int] | None, number: int, first: int, stop: int
+) -> np.ndarray:
     """The steps at which each run's state is kept, int32 `[R, K]`."""
-    steps = np.asarray(() if keep is None else keep, np.int32)
+    steps = _steps("keep", () if keep is None else keep)
     if steps.ndim == 1:
         steps = np.broadcast_to(steps, (number, len(steps)))
     if steps.ndim != 2 or len(steps) != number or (steps < 0).any():
@@ -252,11 +281,16 @@ def _kept_steps(keep: np.ndarray | Sequence[int] | None, number: int) -> np.ndar
             f"keep has shape {steps.shape}; it must be steps, 0 or more, for all runs or "
             f"({number}, steps) for each"
         )
+    # At a step that no run reaches there is nothing to keep.
+    for step in steps[(steps < first) | (steps > stop)]:
+        raise errors.wrong("keep", step, f"in [{first}, {stop}], the steps of the runs")
     return steps
 
 
 def _acting(rule: MaskUpdate, stop: int) -> list[int]:
     """The steps at which a rule acts, all of them before the last one is trained."""
+    must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
+    errors.is_a("rule", rule, MaskUpdate, must)
     steps = rule.steps()
     if steps and steps[-1] >= stop:
         raise ValueError(
@@ -372,14 +406,19 @@ def fresh(
       where: the devices that draw.
 
     Raises:
+      ValueError: no task or optimizer that can be used, no keys, or not as many of both.
       MemoryError: not even one draw fits on a device, or not all of them.
 
     Warns:
       RuntimeWarning: a device was full; fewer are drawn, and trained, at once.
     """
-    where = where or Where()
+    measured.check(task)
+    errors.optimizer(tx)
+    where, number = checked.place(where), _keys("init", init)
+    if _keys("noise", noise) != number:
+        raise errors.wrong("noise.shape", noise.shape, f"({number},), as that of init")
     execution = (where.execution or default_execution()).check()
-    number, keys = init.shape[0], execution.spread(init)
+    keys = execution.spread(init)
 
     def draw(execution: Execution) -> TrainState:
         return program(_start, task.functions, execution, tx)(keys)
@@ -472,12 +511,24 @@ def train_replicas(
       rule: prunes, or changes the mask otherwise, while they train.
       where: devices, folder, who watches.
 
+    Raises:
+      ValueError: an argument that makes no sense; names it. And see `train`.
+
     Example:
       >>> done = lj.train(task, optax.adam(1e-3), steps=1000, replicas=5)
       >>> done.curves.values["validation_error"][:, -1]
     """
-    ids = range(replicas) if isinstance(replicas, int) else tuple(replicas)
-    at_least("replicas", len(ids), 1)
+    ids, where = checked.replicas(replicas), checked.place(where)
+    errors.optimizer(tx)
+    steps = errors.whole("steps", steps, 1)
+    if validate_every is not None:
+        validate_every = errors.whole("validate_every", validate_every, 1)
+    _kept_steps(keep, len(ids), 0, steps)
+    if rule is not None:
+        _acting(rule, steps)
+    measured.check(task)
+    if task.validates:
+        measured.metrics(task, "validation")
     found = keys_.of_replicas(seed, ids)
     runs = fresh(task, tx, found.init, found.noise, where=where)
     return train(
