@@ -22,6 +22,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lottery_jax import errors
 from lottery_jax.types import Array, Key
 
 _ROUNDS = 6
@@ -47,19 +48,21 @@ def at(key: Key, positions: Array, number: Array | int) -> Array:
       ValueError: a number below 1.
     """
     words = _words(key)
-    known = not isinstance(number, jax.core.Tracer)
-    if known:
-        number = int(number)
-        if not 1 <= number < 2**31:
-            raise ValueError(f"number={number}; it must be in [1, 2**31)")
-    positions = jnp.clip(positions, 0, jnp.maximum(number - 1, 0)).astype(jnp.int32)
-    if known and number <= _FEW:
-        return _sorted(words, number, number)[positions]
-    far = _walked(words, positions.astype(jnp.uint32), number).astype(jnp.int32)
-    if known:
-        return far
-    near = _sorted(words, number, _FEW)[jnp.minimum(positions, _FEW - 1)]
-    return jnp.where(number <= _FEW, near, far)
+    if not isinstance(number, jax.core.Tracer):
+        known = int(number)
+        if not 1 <= known < 2**31:
+            raise errors.wrong("number", known, "in [1, 2**31)")
+        positions = jnp.clip(positions, 0, known - 1).astype(jnp.int32)
+        if known <= _FEW:
+            return _sorted(words, known, known)[positions]
+        return _walked(words, positions, known, *_sides(known))
+    # float32 may miss the root by a little, which the other side makes up for.
+    some = jnp.maximum(number, 1)
+    positions = jnp.clip(positions, 0, some - 1).astype(jnp.int32)
+    rows = jnp.ceil(jnp.sqrt(some.astype(jnp.float32))).astype(jnp.int32)
+    far = _walked(words, positions, some, rows, (some - 1) // rows + 1)
+    near = _sorted(words, some, _FEW)[jnp.minimum(positions, _FEW - 1)]
+    return jnp.where(some <= _FEW, near, far)
 
 
 def _words(key: Key) -> list[Array]:
@@ -75,19 +78,19 @@ def _sorted(words: list[Array], number: Array | int, size: int) -> Array:
     return jnp.lexsort((draws, places >= number)).astype(jnp.int32)
 
 
-def _walked(words: list[Array], positions: Array, number: Array | int) -> Array:
-    if isinstance(number, int):
-        rows, columns = _sides(number)
-        exact = rows * columns == number
-    else:
-        # float32 may miss the root by a little, which the other side makes up for.
-        rows = jnp.ceil(jnp.sqrt(number.astype(jnp.float32))).astype(jnp.uint32)
-        rows = jnp.maximum(rows, 1)
-        number = jnp.maximum(number, 1).astype(jnp.uint32)
-        columns, exact = (number + rows - 1) // rows, False
+def _walked(
+    words: list[Array],
+    positions: Array,
+    number: Array | int,
+    rows: Array | int,
+    columns: Array | int,
+) -> Array:
+    """The network on a rectangle of rows by columns that holds `number` places."""
+    exact = isinstance(rows, int) and rows * columns == number
     keys = [_keyed(words, jnp.uint32(i)) for i in range(_ROUNDS)]
-    rows, columns = jnp.uint32(rows), jnp.uint32(columns)
-    number = jnp.uint32(number)
+    rows, columns, number = (
+        jnp.asarray(x, jnp.uint32) for x in (rows, columns, number)
+    )
 
     def once(x: Array) -> Array:
         row, column = jnp.divmod(x, columns)
@@ -98,14 +101,14 @@ def _walked(words: list[Array], positions: Array, number: Array | int) -> Array:
                 column = _added(column, _hash(row * jnp.uint32(_STRIDE) ^ own), columns)
         return row * columns + column
 
-    found = once(positions)
-    if exact:
-        return found
-    return jax.lax.while_loop(
-        lambda x: jnp.any(x >= number),
-        lambda x: jnp.where(x >= number, once(x), x),
-        found,
-    )
+    found = once(positions.astype(jnp.uint32))
+    if not exact:
+        found = jax.lax.while_loop(
+            lambda x: jnp.any(x >= number),
+            lambda x: jnp.where(x >= number, once(x), x),
+            found,
+        )
+    return found.astype(jnp.int32)
 
 
 @functools.lru_cache(maxsize=1024)

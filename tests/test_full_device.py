@@ -97,7 +97,7 @@ def named(build):
 
 def moves_only(build):
     """Whether a program computes nothing of a replica, so that fewer would not help."""
-    return build.__name__ in ("_take", "_orders")
+    return build.__name__ == "_take"
 
 
 # --- scenarios ------------------------------------------------------------------------
@@ -257,8 +257,6 @@ def test_every_program_survives_a_full_device(scenario):
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
 def test_where_not_even_one_fits_every_program_says_so(scenario):
     for build in alone(scenario)[1]:
-        if build.__name__ == "_orders":
-            continue
         whole = "lie there as a whole; use fewer replicas"
         match = whole if moves_only(build) else "with one replica at a time; use fewer"
         with (

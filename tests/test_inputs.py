@@ -1063,7 +1063,6 @@ ENTRANCES = {
             "keep": [([9], r"keep=9; it must be in \[0, 4\]")],
             "validate": [("test", "validate='test'; it must be True or False")],
             "rule": [(5, "rule=5; it must be a dynamic.MaskUpdate")],
-            "reach": [(0.5, "reach=0.5; it must be a whole number")],
             "stage": [(1, "stage=1; it must be text")],
             "where": _NO_WHERE,
             "part_of": [("moment", "part_of='moment'; it must be a function or None")],
@@ -1276,6 +1275,7 @@ ENTRANCES = {
             "meeting": [],  # made by `processes`
             "clock": [],
             "held": [],
+            "room": [],
         },
     ),
 }

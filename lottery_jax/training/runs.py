@@ -137,7 +137,6 @@ def train(
     stop = errors.whole("stop", stop, 1)
     every = max(1, stop // 10) if every is None else errors.whole("every", every, 1)
     marks = errors.wholes("marks", marks, 0)
-    reach = None if reach is None else errors.whole("reach", reach, 0)
     runs, number = _checked(runs, stop, task)
     kept_at = _kept_steps(keep, number, int(runs.joins.min()), stop)
     columns = loop.recorded_steps(stop, every)
