@@ -16,9 +16,9 @@ ARROWS = {
     "errors": (),
     "types": ("errors",),
     "trees": ("types",),
-    "keys": ("types",),
+    "keys": ("types", "errors"),
     # The core: any pytree, any loop.
-    "masks": ("trees",),
+    "masks": ("trees", "keys"),
     "scores": ("masks",),
     "prune": ("masks",),
     "schedules": ("masks",),

@@ -50,7 +50,7 @@ class Plan:
       schedules: "continued" branches train from k to T with the trunk's optimizer state;
         "restarted" ones train T further steps from the start of the schedule with a fresh
         optimizer, the paper's control for the number of steps that are left.
-      seed: all keys follow from it and the replica's id.
+      seed: all keys follow from it and the replica's id; an integer in [0, 2**32).
       every: length of the longest segment.
     """
 
@@ -74,6 +74,7 @@ def check(plan: Plan) -> Plan:
     """Raises a ValueError that names the first field of a plan that makes no sense."""
     for field, least in (("steps", 1), ("every", 1), ("alphas", 2), ("branches", 2)):
         at_least(field, getattr(plan, field), least)
+    keys_.check_seed(plan.seed)
     steps = plan.rewind_steps
     if not steps or not all(0 <= k < plan.steps for k in steps):
         raise ValueError(

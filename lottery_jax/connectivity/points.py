@@ -26,7 +26,7 @@ from lottery_jax import trees
 from lottery_jax.connectivity.measure import BatchNorm, Measure
 from lottery_jax.errors import one_of
 from lottery_jax.execution import Execution, Where, default_execution
-from lottery_jax.keys import noise_keys
+from lottery_jax.keys import noise_keys, of_seed
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
@@ -60,7 +60,7 @@ def interpolate(
     """
     trees.same(a, b)
     check_alphas(alpha, extrapolate)
-    alpha = jnp.asarray(alpha, jnp.float32)
+    alpha = jnp.asarray(alpha, jnp.result_type(float))
     return combine([a, b], jnp.stack([1 - alpha, alpha]))
 
 
@@ -118,7 +118,7 @@ def statistics_slice(task: Task, statistics_batches: int) -> Array:
             f"statistics_batches={statistics_batches}; it must be between 1 and {most}, all "
             "batches of an epoch but the last, which may be partial"
         )
-    order = task.order(noise_keys(jax.random.key(0)).order, jnp.int32(0))
+    order = task.order(noise_keys(of_seed(0)).order, jnp.int32(0))
     return order[:statistics_batches]
 
 
@@ -134,14 +134,18 @@ def recompute(
       rows: from `statistics_slice`.
     """
     assert task.statistics is not None and task.pool is not None
-    measure, key = task.statistics, noise_keys(jax.random.key(0)).batch
+    measure, key = task.statistics, noise_keys(of_seed(0)).batch
 
     def one(step: Array) -> PyTree:
         batch = task.batch(task.data, rows[step], key, step)
         return measure(params, model_state, batch)
 
+    def mean(x: Array) -> Array:
+        return jnp.mean(x, axis=0, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
     moments = jax.lax.map(one, jnp.arange(rows.shape[0], dtype=jnp.int32))
-    return task.pool(jax.tree.map(lambda x: jnp.mean(x, axis=0), moments))
+    pooled = task.pool(jax.tree.map(mean, moments))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), pooled, model_state)
 
 
 # --- evaluation -----------------------------------------------------------------------
@@ -176,7 +180,7 @@ def evaluate(
         assert rows is not None
         model_state = recompute(task, params, model_state, rows)
     found = [
-        task.evaluate(params, model_state, task.data, jax.random.key(0), split)
+        task.evaluate(params, model_state, task.data, of_seed(0), split)
         for split in splits
     ]
     stacked = {name: jnp.stack([one[name] for one in found]) for name in found[0]}

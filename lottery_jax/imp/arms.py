@@ -287,7 +287,7 @@ def shuffle_surviving(
 def _shuffle_leaf(key: Key, p: Array, m: Array) -> Array:
     """Survivors in random order are dealt to the surviving places in order."""
     flat, alive = p.reshape(-1), m.reshape(-1)
-    draws = jax.random.uniform(key, flat.shape)
+    draws = jax.random.uniform(key, flat.shape, jnp.float32)
     dealt = jnp.argsort(jnp.where(alive, draws, jnp.inf))
     rank = jnp.cumsum(alive, dtype=jnp.int32) - 1
     return jnp.where(alive, flat[dealt[rank]], flat).reshape(p.shape)

@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
-from lottery_jax import masks, prune, schedules, scores, trees
+from lottery_jax import errors, masks, prune, schedules, scores, trees
 from lottery_jax.errors import at_least, one_of, some_different
 from lottery_jax.imp.arms import ARMS
+from lottery_jax.keys import check_seed
 from lottery_jax.types import Params, PyTree
 
 ByLayer: TypeAlias = tuple[tuple[str, float], ...]
@@ -142,7 +143,7 @@ class Plan:
       level_optimizer: "reset" starts each level with fresh moments, "rewind" with those of
         the rewind step, masked.
       random_scope: how the random mask is permuted.
-      seed: all keys follow from it and the replica's id.
+      seed: all keys follow from it and the replica's id; an integer in [0, 2**32).
     """
 
     steps: int
@@ -190,6 +191,7 @@ def check(plan: Plan) -> Plan:
                 f"rewind_step={step} lies beyond the run; it must be in "
                 f"[0, {plan.steps}), the steps of a training run"
             )
+    check_seed(plan.seed)
     one_of("level_optimizer", plan.level_optimizer, ("reset", "rewind"))
     one_of("random_scope", plan.random_scope, ("layerwise", "global"))
     for arm in plan.arms:
@@ -220,8 +222,7 @@ def _check_chain(chain: Chain) -> None:
         (field, chain.densities.share),
         *(("by_layer", share) for _, share in by_layer),
     ):
-        if not 0 < share < 1:
-            raise ValueError(f"{name}={share}; it must be in (0, 1)")
+        errors.share(name, share)
     if by_layer and chain.scope != "layerwise":
         raise ValueError(
             f"by_layer={by_layer}; shares of layers need scope='layerwise'"

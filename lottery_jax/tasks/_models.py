@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lottery_jax import models, trees
+from lottery_jax.keys import of_seed
 from lottery_jax.types import Array, Key, ModelState, Params, PyTree
 
 
@@ -84,7 +85,7 @@ class Linen:
     padded: bool
 
     def init(self, key: Key) -> tuple[Params, ModelState]:
-        images = jnp.zeros((1, *self.shape))
+        images = jnp.zeros((1, *self.shape), jnp.float32)
         variables = self.module.init(key, images, **self._given(False, None))
         rest = {name: tree for name, tree in variables.items() if name != "params"}
         return variables["params"], rest
@@ -126,7 +127,7 @@ class Linen:
         """
         label = batch["label"].astype(jnp.uint32)
         key = jax.random.fold_in(
-            jax.random.key(0),
+            of_seed(0),
             jnp.sum(label * jnp.arange(1, len(label) + 1, dtype=jnp.uint32)),
         )
         with nn.intercept_methods(_of_this_batch):
@@ -138,13 +139,7 @@ class Linen:
                 key=key,
                 weights=batch["weight"],
             )
-        return _each_norm(
-            state,
-            lambda norm: {
-                "mean": norm["mean"],
-                "square": norm["var"] + jnp.square(norm["mean"]),
-            },
-        )
+        return _each_norm(_moments, model_state, state)
 
     def _given(self, train: bool, weights: Array | None) -> dict[str, Any]:
         values: dict[str, Any] = {"weights": weights}
@@ -154,13 +149,23 @@ class Linen:
 
 def pool(moments: PyTree) -> ModelState:
     """The running statistics that averaged moments make."""
-    return _each_norm(
-        moments,
-        lambda norm: {
-            "mean": norm["mean"],
-            "var": jnp.maximum(norm["square"] - jnp.square(norm["mean"]), 0),
-        },
-    )
+    return _each_norm(_pooled, moments)
+
+
+# Squares are taken around a constant that all batches share: around 0 the variance of
+# channels whose mean is large would be the small difference of two large numbers.
+
+
+def _moments(before: PyTree, norm: PyTree) -> PyTree:
+    running = before["mean"]
+    around = jnp.where(jnp.isfinite(running), running, jnp.zeros_like(running))
+    square = norm["var"] + jnp.square(norm["mean"] - around)
+    return {"mean": norm["mean"], "square": square, "around": around}
+
+
+def _pooled(norm: PyTree) -> PyTree:
+    of_means = jnp.square(norm["mean"] - norm["around"])
+    return {"mean": norm["mean"], "var": jnp.maximum(norm["square"] - of_means, 0)}
 
 
 def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
@@ -180,7 +185,7 @@ def has_foreign_state(model: Linen) -> bool:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        _, state = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
+        _, state = jax.eval_shape(model.init, jax.eval_shape(of_seed, 0))
     return any(path.rpartition("/")[0] not in norms for path in trees.paths(state))
 
 
@@ -235,11 +240,11 @@ def _of_this_batch(call: Callable, args: tuple, kwargs: dict, context: Any) -> A
     return y
 
 
-def _each_norm(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
-    """Changes every BatchNorm's dict of moments in a nested dict."""
-    if "mean" in tree:
-        return change(tree)
-    return {name: _each_norm(inner, change) for name, inner in tree.items()}
+def _each_norm(change: Callable[..., PyTree], *of: PyTree) -> PyTree:
+    """Makes a nested dict from the dicts of every BatchNorm in some of them."""
+    if "mean" in of[0]:
+        return change(*of)
+    return {name: _each_norm(change, *(x[name] for x in of)) for name in of[0]}
 
 
 # --- functions ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from lottery_jax import data as datasets
 from lottery_jax import models, trees
+from lottery_jax.keys import of_seed
 from lottery_jax.tasks import _batches, _models
 from lottery_jax.types import (
     Array,
@@ -255,7 +256,7 @@ def classification(
 
 def _check(static: _Classification, dataset: datasets.Dataset) -> None:
     """Refuses a model that does not fit the data, before anything is compiled."""
-    key = jax.eval_shape(jax.random.key, 0)
+    key = jax.eval_shape(of_seed, 0)
     size = static.batches.batch_size
     images = jax.ShapeDtypeStruct((size, *dataset.shape), jnp.float32)
     weights = jax.ShapeDtypeStruct((size,), jnp.float32)

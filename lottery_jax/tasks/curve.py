@@ -141,7 +141,9 @@ class _Curve:
         key: Key,
     ) -> tuple[Array, tuple[ModelState, StreamState, Metrics]]:
         draw, inner_key = jax.random.split(key)
-        point = self._point(params, model_state, jax.random.uniform(draw))
+        point = self._point(
+            params, model_state, jax.random.uniform(draw, (), jnp.float32)
+        )
         value, (inner, stream_state, metrics) = self.inner.loss(
             point, model_state.inner, stream_state, batch, inner_key
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.execution import Execution, Where, default_execution, memory
+from lottery_jax.keys import of_seed
 from lottery_jax.training.programs import program, remembered
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Key, Metrics, Network, PyTree, Task
@@ -27,7 +28,7 @@ def _loss_metrics(task: Task, data: PyTree) -> list[str]:
         value, (_, _, found) = task.loss(params, model_state, stream, batch, key)
         return {"loss": value} | found
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
+    return _scalars(jax.eval_shape(one, of_seed(0), data))
 
 
 def metrics(task: Task, split: str) -> list[str]:
@@ -40,7 +41,7 @@ def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
         params, model_state, _ = functions.init(key)
         return functions.evaluate(params, model_state, data, key, split)
 
-    return _scalars(jax.eval_shape(one, jax.random.key(0), data))
+    return _scalars(jax.eval_shape(one, of_seed(0), data))
 
 
 def _shapes(tree: PyTree) -> PyTree:
@@ -98,5 +99,5 @@ def evaluated(functions: Task, network: Network, data: PyTree, split: str) -> Me
     """The scalars of one network on a split: pure."""
     # Evaluation has one key: it draws nothing that may differ between steps or runs.
     params, model_state = network
-    found = functions.evaluate(params, model_state, data, jax.random.key(0), split)
+    found = functions.evaluate(params, model_state, data, of_seed(0), split)
     return {name: x for name, x in found.items() if jnp.shape(x) == ()}

@@ -220,7 +220,7 @@ def _checked(runs: Runs, stop: int, every: int) -> tuple[Runs, int]:
     """The runs with arrays of whole numbers, and how many they are."""
     at_least("stop", stop, 1)
     at_least("every", every, 1)
-    number = runs.noise.shape[0]
+    number = keys_.check("runs.noise", runs.noise).shape[0]
 
     def of_each(name: str, values: np.ndarray) -> np.ndarray:
         found = np.asarray(values, np.int32)
@@ -373,7 +373,11 @@ def fresh(
       init: init keys, `[R]`.
       noise: noise keys, `[R]`.
       where: the devices that draw.
+
+    Raises:
+      ValueError: no typed keys, or keys of another implementation than threefry2x32.
     """
+    init, noise = keys_.check("init", init), keys_.check("noise", noise)
     execution = ((where and where.execution) or default_execution()).check()
     zeros = np.zeros(init.shape[0], np.int32)
     drawn = program(_start, task.functions, execution, tx)(execution.spread(init))
@@ -410,7 +414,7 @@ def train_replicas(
       tx: the optimizer, with its schedule.
       steps: how many, from step 0.
       replicas: how many, or their ids; a replica's numbers depend on its id alone.
-      seed: all keys follow from it and the id.
+      seed: all keys follow from it and the id; an integer in [0, 2**32).
       validate_every: steps between validations; None for a tenth of the steps.
       keep: steps whose states are kept.
       rule: prunes, or changes the mask otherwise, while they train.
