@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--against",
         metavar="DIR",
-        help="another checkout: its library and this one take turns; kept only with --out",
+        help="another checkout: its sides and these take turns; kept only with --out",
     )
     parser.add_argument(
         "--minutes",

@@ -52,8 +52,7 @@ def operations(task: Any) -> float:
     """
     key = jax.random.key(0)
     params, *state = jax.eval_shape(task.init, key)
-    order = jax.eval_shape(task.order, key, 0)
-    indices = jax.ShapeDtypeStruct(order.shape[1:], order.dtype)
+    indices = jax.eval_shape(task.order, key, 0)
     batch = jax.eval_shape(
         lambda data, i: task.batch(data, i, key, jax.numpy.int32(0)), task.data, indices
     )

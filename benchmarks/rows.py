@@ -225,7 +225,7 @@ _LENET = Row(
     f"55,000 examples of 784 pixels (noise) in memory. lottery_jax: {8 * N} replicas on {N} "
     "host devices, one at a time on each, in the library's compiled loop, loss and error "
     "recorded at every step; the peers train one network per process and read nothing "
-    "back. Data orders are drawn beforehand on all sides but in open_lth's loop: a loader "
+    "back. The peers' data orders are drawn beforehand, but in open_lth's loop: a loader "
     "that converts and normalises each image in Python, masks in the forward pass.",
     LENET,
     TINY,
@@ -319,7 +319,7 @@ _PATHS = Row(
 _BRANCHING = Row(
     "LeNet-300-100, batch 60, Adam, 900 steps: 3 inits x 3 branches from each of steps 0, "
     f"90 and 300 as one batch of 27 rows on {N} host devices, each joining at its rewind "
-    "step, data orders and transfers to the host included; against one compiled segment "
+    "step, transfers to the host included; against one compiled segment "
     f"of {N} replicas.",
     Sizes(replicas=N, density=1.0, steps=900),
     TINY | {"steps": 10},
@@ -586,6 +586,28 @@ _PRECISION = Row(
     needs=("mnist1d", "sklearn"),
 )
 
+# permutations
+
+_EPOCH, _MASK = "an epoch of 55,000", "a mask of 2,425,024"
+_PERMUTATIONS = Row(
+    "A whole data order (LeNet's 55,000 examples) and a whole shuffled mask (as many weights "
+    "as Conv-4 prunes) by the keyed permutation, on one device, against "
+    "`jax.random.permutation`, which sorts. In training only the places of one batch are "
+    "computed, in its own step.",
+    Sizes(),
+    {"examples": 300},
+    {
+        f"{what}, {how}": _jax("permutation", 1, how, examples=number)
+        for what, number in ((_EPOCH, 55_000), (_MASK, 2_425_024))
+        for how in ("keyed", "sorted")
+    },
+    unit="places per second",
+    ratios=[
+        Ratio(f"{what}, keyed", f"{what}, sorted", Target(">=", 10))
+        for what in (_EPOCH, _MASK)
+    ],
+)
+
 # accelerators
 
 
@@ -648,6 +670,7 @@ ROWS: Mapping[str, Row] = {
     "memory": _MEMORY,
     "compaction": _COMPACTION,
     "precision": _PRECISION,
+    "permutations": _PERMUTATIONS,
     "gpu-resnet20": _on_gpu("resnet-20"),
     "gpu-vgg16": _on_gpu("vgg-16"),
 }

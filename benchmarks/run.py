@@ -5,8 +5,9 @@
 A worker prepares programs and then runs one of them whenever its name is read from the
 standard input. SPEC is JSON: `jobs` (name, setup, program and sizes of each), `devices`
 (host devices of JAX) and `threads` (of PyTorch), which must be known before the libraries
-start, `tree` (another checkout whose lottery_jax is to run, or null) and `warm`, whether
-each program is called once before it is timed. One line of JSON per answer on the standard
+start, and `warm`, whether each program is called once before it is timed. What runs is the
+code of the folder in which the worker is started, these sides included: another checkout
+is measured by its own. One line of JSON per answer on the standard
 output: `{"ready": [names]}`, then `{"seconds": s, "value": units or facts}`. The name
 `costs` is answered with what the process has cost so far.
 """
@@ -26,6 +27,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeAlias
 
 from benchmarks.rows import Row, Side, Sizes, Target
+from lottery_jax import errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COSTS = "costs"
@@ -90,12 +92,6 @@ def serve(text: str) -> None:
     # Whatever prints must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    if spec["tree"]:
-        # This package is imported already, and stays: only the library is the other's.
-        sys.path.insert(0, spec["tree"])
-        library = importlib.import_module("lottery_jax").__file__
-        if pathlib.Path(spec["tree"]) not in pathlib.Path(str(library)).parents:
-            raise RuntimeError(f"lottery_jax is {library}, not of {spec['tree']}")
     compiling = None
     if spec["devices"]:
         import jax
@@ -154,9 +150,12 @@ class Worker:
 
     Args:
       jobs: sides with their sizes, by name.
-      tree: another checkout whose library is to run; None for this one.
+      tree: another checkout that is to run; None for this one.
       warm: whether each program is called once before it is timed.
       platform: of JAX; None for whatever it finds.
+
+    Raises:
+      ValueError: the tree is no checkout with benchmarks and library.
     """
 
     def __init__(
@@ -175,9 +174,12 @@ class Worker:
             ],
             "devices": first.devices,
             "threads": first.threads,
-            "tree": tree,
             "warm": warm,
         }
+        folder = ROOT if tree is None else pathlib.Path(tree)
+        needed = ("benchmarks/run.py", "lottery_jax/__init__.py")
+        if not all((folder / name).exists() for name in needed):
+            raise errors.wrong("tree", folder, f"a checkout that has {needed}")
         environment = dict(os.environ) | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         if platform:
             environment.setdefault("JAX_PLATFORMS", platform)
@@ -188,7 +190,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.run", json.dumps(spec)],
-            cwd=ROOT,
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -302,8 +304,7 @@ def measure(
     Args:
       row: what to run.
       quick: the quick sizes, each side once.
-      against: another checkout, whose library takes turns with this one on all sides of
-        lottery_jax.
+      against: another checkout, whose sides of lottery_jax take turns with these.
       minutes: what no time is left for is not run; for rows of single sides.
 
     Raises:

@@ -1,8 +1,8 @@
 """What is timed in JAX: the library's programs, loops without them, and rulers.
 
 Each setup takes `Sizes` and returns programs by name. Data are noise, but for studies whose
-accuracy is a result; weights and data orders are drawn on the host, because compiling the
-law of a residual network takes longer than a run of it here.
+accuracy is a result; weights are drawn on the host, because compiling the law of a residual
+network takes longer than a run of it here.
 """
 
 import contextlib
@@ -24,12 +24,22 @@ from jax import lax
 from scipy import stats
 
 import lottery_jax as lj
-from benchmarks import _both, profile
+from benchmarks import profile
 from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, TRAINED, Sizes
 from benchmarks.run import Compiling, Programs, Spread, spread
-from lottery_jax import convolution, masks, training, transforms
+from lottery_jax import (
+    connectivity,
+    convolution,
+    imp,
+    masks,
+    permutations,
+    sparse,
+    training,
+    transforms,
+)
 from lottery_jax.connectivity import branches as branches_
 from lottery_jax.data import Dataset
+from lottery_jax.execution import Execution, Progress, Where
 from lottery_jax.types import Network, Task
 
 # --- what sides are made of -----------------------------------------------------------
@@ -72,10 +82,10 @@ def make_tx(sizes: Sizes) -> optax.GradientTransformation:
     return optax.adam(sizes.learning_rate)
 
 
-def make_execution(sizes: Sizes) -> _both.Execution:
+def make_execution(sizes: Sizes) -> Execution:
     """All devices, with the settings of the sizes."""
     number = jax.device_count()
-    return _both.Execution(number, sizes.chunk, sizes.convolution, sizes.precision)
+    return Execution(number, sizes.chunk, sizes.convolution, sizes.precision)
 
 
 def draw(generator: np.random.Generator, number: int, shapes: Any) -> Any:
@@ -97,7 +107,7 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     """What a program of `compile_training` is called with, all placed.
 
     Returns:
-      Data, states, keys, orders, the first step and the last.
+      Data, states, keys, the first step and the last.
     """
     execution, number = make_execution(sizes), sizes.replicas
     generator = np.random.default_rng(2)
@@ -110,37 +120,30 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
 
     mask = jax.tree.map(draw_mask, params, masks.prunable(shapes[0]))
     tx = make_tx(sizes)
-    start = _both.parallel(execution, partial(training.start, tx), (0, 0, 0))
+    start = execution.parallel(partial(training.start, tx), (0, 0, 0))
     own = (Network(params, model_state), stream, mask)
-    states = start(*(_both.place(execution, x) for x in own))
-    epochs = training.epochs_of(task, sizes.steps)
-    one = jax.eval_shape(task.order, jax.random.key(0), jnp.int32(0))
-    orders = np.full((number, epochs, one.size), -1, np.int32)
-    for replica, epoch in np.ndindex(number, epochs):
-        orders[replica, epoch, : sizes.examples] = generator.permutation(sizes.examples)
-    orders = orders.reshape(number, epochs, *one.shape)
+    states = start(*map(execution.place, own))
     keys = jax.random.split(jax.random.key(0), number)
     return (
-        _both.share(execution, task.data),
+        execution.share(task.data),
         states,
-        _both.place(execution, keys),
-        _both.place(execution, orders),
+        execution.place(keys),
         np.int32(0),
         np.int32(sizes.steps),
     )
 
 
 def compile_training(
-    task: Task, sizes: Sizes, train: Callable[..., Any] = _both.train
+    task: Task, sizes: Sizes, train: Callable[..., Any] = training.train_steps
 ) -> Any:
     """A segment of training of all replicas; `train` has the arguments of the library's."""
     functions, tx = task.functions, make_tx(sizes)
 
-    def segment(data: Any, state: Any, key: Any, order: Any, a: Any, b: Any) -> Any:
+    def segment(data: Any, state: Any, key: Any, a: Any, b: Any) -> Any:
         bound = functions._replace(data=data)
-        return train(bound, tx, state, key, order, a, b, capacity=sizes.steps)
+        return train(bound, tx, state, key, a, b, capacity=sizes.steps)
 
-    return _both.parallel(make_execution(sizes), segment, (None, 0, 0, 0, None, None))
+    return make_execution(sizes).parallel(segment, (None, 0, 0, None, None))
 
 
 @lru_cache(maxsize=2)
@@ -187,12 +190,10 @@ def train(sizes: Sizes) -> Programs:
 def unmasked(sizes: Sizes) -> Programs:
     """The same loop, written by someone who knows no masks."""
 
-    def loop(task, tx, state, key, order, start, stop, *, capacity):
+    def loop(task, tx, state, key, start, stop, *, capacity):
         def step(i: Any, carry: Any) -> Any:
             state, kept = carry
-            gradients, state, metrics = training.step_gradient(
-                task, state, key, order, i
-            )
+            gradients, state, metrics = training.step_gradient(task, state, key, i)
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             kept = {k: x.at[i - start].set(metrics[k]) for k, x in kept.items()}
@@ -226,14 +227,14 @@ def stock_convolutions() -> Iterator[None]:
 def stock(sizes: Sizes) -> Programs:
     """The same network and step, stock convolutions, one jitted step per Python call."""
     task = make_task(sizes)
-    data, states, keys, orders, *_ = make_arguments(task, sizes)
-    state, key, order = jax.tree.map(lambda x: x[0], (states, keys, orders))
+    data, states, keys, *_ = make_arguments(task, sizes)
+    state, key = jax.tree.map(lambda x: x[0], (states, keys))
     optimizer, functions = transforms.masked(make_tx(sizes)), task.functions
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, data: Any, i: Any) -> Any:
         bound = functions._replace(data=data)
-        gradients, state, metrics = training.step_gradient(bound, state, key, order, i)
+        gradients, state, metrics = training.step_gradient(bound, state, key, i)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, mask=state.mask
         )
@@ -332,9 +333,9 @@ def compiling(sizes: Sizes) -> dict[str, Any]:
 def on_each_device(work: Callable[[Any], Any], units: int) -> Programs:
     """The same work on every device at once; it takes a key."""
     number = jax.device_count()
-    execution = _both.Execution(number, 1)
-    keys = _both.place(execution, jax.random.split(jax.random.key(0), number))
-    return as_program(_both.parallel(execution, work, (0,)), (keys,), number * units)
+    execution = Execution(number, 1)
+    keys = execution.place(jax.random.split(jax.random.key(0), number))
+    return as_program(execution.parallel(work, (0,)), (keys,), number * units)
 
 
 def _first(x: Any, number: Any) -> Any:
@@ -420,6 +421,10 @@ def peak(sizes: Sizes) -> Programs:
 # --- connectivity ---------------------------------------------------------------------
 
 
+def _on_test(alphas: int) -> connectivity.Measure:
+    return connectivity.Measure(alphas=alphas, splits=("test",))
+
+
 def _networks(task: Task, number: int) -> Network:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params, model_state, _ = draw(np.random.default_rng(3), number, shapes)
@@ -431,9 +436,10 @@ def paths(sizes: Sizes) -> Programs:
     task = make_task(sizes)
     networks = _networks(task, sizes.pairs + 1)
     pairs = [(i, i + 1) for i in range(sizes.pairs)]
+    measure, where = _on_test(sizes.alphas), Where(make_execution(sizes))
 
     def run() -> int:
-        _both.paths(task, networks, pairs, sizes.alphas, make_execution(sizes))
+        connectivity.paths(task, networks, pairs, measure, where=where)
         return sizes.pairs * sizes.alphas * sizes.test
 
     return {"run": run}
@@ -448,7 +454,7 @@ def paths_memory(sizes: Sizes) -> dict[str, Any]:
     a, b = (jax.tree.map(lambda x, i=i: x[i:][: sizes.pairs], networks) for i in (0, 1))
     temporary = {}
     for number in (sizes.alphas, 10 * sizes.alphas):
-        along = _both.error_along_path(task, number)
+        along = partial(connectivity.error_along_path, task, measure=_on_test(number))
         run = jax.jit(lambda a, b, f=along: lax.map(lambda ab: f(*ab), (a, b)))
         analysis = run.lower(a, b).compile().memory_analysis()
         temporary[str(number)] = analysis.temp_size_in_bytes
@@ -469,28 +475,43 @@ def branches(sizes: Sizes) -> Programs:
     keys = jax.random.split(jax.random.key(0), (2, 3))
     at = (0, sizes.steps // 10, sizes.steps // 3)
     trunk = branches_.train_trunk(task, tx, *keys, at, every=sizes.steps)
-    joins, branch = _both.branches_of(task, tx, trunk, keys[1], sizes.pairs, execution)
-    total = int((sizes.steps - joins).sum())
+    runs, where = branches_.of_trunk(trunk, keys[1], sizes.pairs), Where(execution)
+    total = int((sizes.steps - runs.joins).sum())
 
     def run() -> int:
-        branch(sizes.steps)
+        stop = sizes.steps
+        done = training.train(task, tx, runs, stop, every=stop, where=where)
+        jax.block_until_ready(done.state)
         return total
 
     return {"run": run}
+
+
+def permutation(sizes: Sizes) -> Programs:
+    """A whole permutation, by itself and by sorting, in places."""
+    number, key = sizes.examples, jax.random.key(0)
+    places = jnp.arange(number, dtype=jnp.int32)
+    keyed = jax.jit(lambda key: permutations.at(key, places, number))
+    by_sort = jax.jit(lambda key: jax.random.permutation(key, number))
+    return {
+        name: as_program(one, (key,), number)["run"]
+        for name, one in (("keyed", keyed), ("sorted", by_sort))
+    }
 
 
 # --- studies --------------------------------------------------------------------------
 
 
 def _plan(sizes: Sizes, **options: Any) -> Any:
-    return _both.plan(sizes.steps, sizes.fraction, sizes.every, **options)
+    chain = imp.Chain(densities=imp.Geometric(sizes.fraction))
+    return imp.Plan(sizes.steps, chains=(chain,), validate_every=sizes.every, **options)
 
 
 def _run(sizes: Sizes, task: Task, plan: Any, **where: Any) -> Any:
     """The study of the sizes."""
-    replicas, number = range(sizes.replicas), max(sizes.levels)
-    tx = make_tx(sizes)
-    return _both.run_study(task, tx, plan, levels=number, replicas=replicas, **where)
+    tx, number = make_tx(sizes), max(sizes.levels)
+    at, replicas = Where(**where), range(sizes.replicas)
+    return imp.run(task, tx, plan, levels=number, replicas=replicas, where=at)
 
 
 @facts
@@ -521,8 +542,9 @@ def levels(sizes: Sizes) -> dict[str, Any]:
     ends: dict[int, list[float]] = defaultdict(list)
     begin, number, plan = clock(), max(sizes.levels), _plan(sizes)
 
-    def watch(level: int) -> None:
-        ends[level].append(clock())
+    def watch(progress: Progress) -> None:
+        if progress.done > progress.start:
+            ends[progress.level].append(clock())
 
     with tempfile.TemporaryDirectory() as folder:
         _run(sizes, make_task(sizes), plan, folder=folder, watch=watch)
@@ -637,14 +659,14 @@ def compaction(sizes: Sizes) -> Programs:
         tickets = {level: lj.tickets.load(path) for level, path in files.items()}
     errors = found.records["test_error"][1][0, 0, 0]
     dense = jax.jit(lambda params, x: network.apply({"params": params}, x))
-    sparse = jax.jit(_both.sparse.apply_bcoo)
+    product = jax.jit(sparse.apply_bcoo)
     # Zeros cost what other numbers cost: one dense side stands for all levels.
     forms = {"dense": (dense, tickets[sizes.levels[0]].params)}
     rows = []
     for level, ticket in tickets.items():
         small = lj.compact.shrink(network, ticket)
         forms[f"compacted {level}"] = dense, small.params
-        forms[f"BCOO {level}"] = sparse, _both.sparse.to_bcoo(network, small)
+        forms[f"BCOO {level}"] = product, sparse.to_bcoo(network, small)
         size = lj.compact.sizes(network, ticket)
         removed = 100 * lj.compact.saving(ticket, small).share
         rows.append(

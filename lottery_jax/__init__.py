@@ -12,7 +12,6 @@ experiments, all replicas at once; `train` is the shortest way to five trained n
 """
 
 # Core: any pytree, any loop.
-# Core: any pytree, any loop.
 from lottery_jax import dynamic as dynamic
 from lottery_jax import masks as masks
 from lottery_jax import prune as prune
@@ -58,4 +57,4 @@ from lottery_jax.storage import tickets as tickets
 
 train = training.train_replicas
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

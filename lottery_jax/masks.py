@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors
-from lottery_jax.keys import settled
+from lottery_jax import errors, permutations
 from lottery_jax.trees import (
     Patterns,
     matching,
@@ -253,7 +252,6 @@ def overlap(a: Mask, b: Mask, prunable: PrunableLike = None) -> Overlap:
 # --- controls -------------------------------------------------------------------------
 
 
-@settled
 def shuffle(
     key: Key,
     mask: Mask,
@@ -280,9 +278,7 @@ def shuffle(
     leaves, structure = jax.tree.flatten(mask)
     if scope == "layerwise":
         leaves = [
-            jax.random.permutation(jax.random.fold_in(key, i), m.reshape(-1)).reshape(
-                m.shape
-            )
+            _permuted(jax.random.fold_in(key, i), m.reshape(-1)).reshape(m.shape)
             if take
             else m
             for i, (m, take) in enumerate(zip(leaves, flags))
@@ -291,13 +287,17 @@ def shuffle(
         flat = jnp.concatenate(
             [m.reshape(-1) for m, take in zip(leaves, flags) if take]
         )
-        leaves = scatter(leaves, flags, jax.random.permutation(key, flat))
+        leaves = scatter(leaves, flags, _permuted(key, flat))
     else:
         raise ValueError(f"scope={scope!r}; it must be 'layerwise' or 'global'")
     return jax.tree.unflatten(structure, leaves)
 
 
-@settled
+def _permuted(key: Key, flat: Array) -> Array:
+    places = jnp.arange(flat.size, dtype=jnp.int32)
+    return flat[permutations.at(key, places, flat.size)]
+
+
 def random(
     key: Key,
     params: Params,
@@ -335,10 +335,10 @@ def random(
     out = []
     for i, (p, take) in enumerate(zip(leaves, flags)):
         keep = next(kept) if take else math.prod(p.shape)
-        survivors = jnp.arange(math.prod(p.shape)) < keep
-        if take and keep < survivors.size:
-            survivors = jax.random.permutation(jax.random.fold_in(key, i), survivors)
-        out.append(survivors.reshape(p.shape))
+        places = jnp.arange(math.prod(p.shape), dtype=jnp.int32)
+        if take and keep < places.size:
+            places = permutations.at(jax.random.fold_in(key, i), places, places.size)
+        out.append((places < keep).reshape(p.shape))
     return jax.tree.unflatten(structure, out)
 
 

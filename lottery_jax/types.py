@@ -46,16 +46,17 @@ class Init(Protocol):
 
 
 class Order(Protocol):
-    """The data order of one epoch: indices, int32 `[steps_per_epoch, ...]`.
+    """The data order: the indices of one step's batch, an int32 array of any shape.
 
-    The key is that of the order (`keys.NoiseKeys`), the same for all epochs.
+    The key is that of the order (`keys.NoiseKeys`), the same for all steps; the step
+    counts on through the epochs. `data.shuffled` makes one.
     """
 
-    def __call__(self, key: Key, epoch: Array, /) -> Array: ...
+    def __call__(self, key: Key, step: Array, /) -> Array: ...
 
 
 class MakeBatch(Protocol):
-    """One step's batch: gather by `indices` (one row of `Order`) and augment.
+    """One step's batch: gather by `indices` (from `Order`) and augment.
 
     The key is that of batches (`keys.NoiseKeys`), the same for all steps.
     """
@@ -108,12 +109,12 @@ class Task(NamedTuple):
     Attributes:
       data: pytree of arrays, shared by all replicas.
       init: the law of the initialisation.
-      order: the data order of one epoch.
+      order: the data order: which examples make up which step's batch.
       batch: gathers and augments one step's batch. A last partial batch is padded and
         carries example weights.
       loss: mean loss of a batch; returns the new states and a dict of scalar metrics.
       evaluate: metrics on a named split.
-      steps_per_epoch: how many rows `order` returns.
+      steps_per_epoch: after how many steps every example was seen once.
       statistics: optional; `(params, model_state, batch) -> moments`, raw moments of one
         batch in training mode: what recomputing BatchNorm statistics averages.
       pool: optional; `averaged moments -> model_state`. Its variances include the

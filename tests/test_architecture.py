@@ -18,8 +18,9 @@ ARROWS = {
     "trees": ("types",),
     "keys": ("types", "errors"),
     # The core: any pytree, any loop.
-    "masks": ("trees", "keys"),
-    "scores": ("masks",),
+    "permutations": ("types",),
+    "masks": ("trees", "permutations"),
+    "scores": ("masks", "keys"),
     "prune": ("masks",),
     "schedules": ("masks",),
     "transforms": ("prune", "scores", "schedules"),
@@ -31,7 +32,7 @@ ARROWS = {
     # How many runs are carried through time.
     "training": ("keys", "dynamic", "execution", "storage"),
     # What is trained; independent of how, and of the methods.
-    "data": ("keys",),
+    "data": ("keys", "permutations"),
     "units": ("trees",),
     "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),

@@ -218,21 +218,18 @@ def reference():
     study = toys.many_chains()
 
     @jax.jit
-    def draw(init_key, noise_key):
+    def draw(init_key):
         params, model_state, _ = study.task.init(init_key)
-        epochs = training.epochs_of(study.task, 2 * STEPS)
-        order = training.orders(study.task, noise_key, epochs)
-        return Network(params, model_state), order
+        return Network(params, model_state)
 
     @jax.jit
-    def train(network, mask, key, order, a, b, offset):
+    def train(network, mask, key, a, b, offset):
         state = training.start(study.tx, network, (), mask, step=a + offset)
         state, _ = training.train_steps(
             study.task,
             study.tx,
             state,
             key,
-            order,
             a,
             b,
             capacity=STEPS,
@@ -241,10 +238,9 @@ def reference():
         return Network(state.params, state.model_state)
 
     def run(init, noise, mask, a, b, network=None, offset=0):
-        drawn, order = draw(init, noise)
-        network = drawn if network is None else network
+        network = draw(init) if network is None else network
         mask = jax.tree.map(jnp.asarray, mask)
-        return train(network, mask, noise, order, *map(np.int32, (a, b, offset)))
+        return train(network, mask, noise, *map(np.int32, (a, b, offset)))
 
     return draw, run
 
@@ -353,8 +349,8 @@ def test_reinit_is_a_fresh_draw_trained_to_the_rewind_step_under_its_own_noise(s
                 kept = trunk._replace(params=masked(began.mask, trunk.params))
                 toys.assert_equal(began.network, kept)
         ticket = study.start("imp", replica, "ticket", 1)
-        drawn = draw(keys.init, keys.noise)[0].params
-        fresh = draw(keys.fresh_init, keys.noise)[0].params
+        drawn = draw(keys.init).params
+        fresh = draw(keys.fresh_init).params
         for name in ("hidden", "head"):
             alive = began.mask[name]["kernel"] & ticket.mask[name]["kernel"]
             own, other = (x.params[name]["kernel"] for x in (began, ticket))
@@ -371,7 +367,7 @@ def test_reinit_is_a_fresh_draw_trained_to_the_rewind_step_under_its_own_noise(s
 def test_raw_reinits_are_untrained(study):
     for replica in study.ids:
         keys = replica_keys(study.plan.seed, replica)
-        drawn = _numpy(reference()[0](keys.fresh_init, keys.noise)[0])
+        drawn = _numpy(reference()[0](keys.fresh_init))
         for level in range(1, LEVELS + 1):
             began = study.start("imp", replica, "reinit_raw", level)
             kept = drawn._replace(params=masked(began.mask, drawn.params))
@@ -503,9 +499,8 @@ def test_kept_moments_are_those_of_the_rewind_step_masked_where_the_schedule_is(
         params, model_state, stream = study.task.init(init)
         network, full = Network(params, model_state), lj.masks.ones_like(params)
         state = training.start(study.tx, network, stream, full)
-        order = training.orders(study.task, noise, 1)
         state, _ = training.train_steps(
-            study.task, study.tx, state, noise, order, 0, 3, capacity=3
+            study.task, study.tx, state, noise, 0, 3, capacity=3
         )
         return state.opt_state
 

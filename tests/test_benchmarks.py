@@ -17,6 +17,7 @@ import lottery_jax as lj
 from benchmarks import profile, report, run, sides_jax
 from benchmarks.rows import ROWS, Number, Ratio, Row, Side, Sizes, Target
 from benchmarks.run import OTHER, Found, Spread, Worker
+from lottery_jax.execution import Progress
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -93,14 +94,14 @@ def test_rows_run(quick):
 
 
 def test_a_whole_study_is_accounted_for_by_its_segments(monkeypatch):
-    def run_study(*_, watch, **options):
+    def run_study(*_, where, **options):
         assert options["levels"] == 2
         for level in range(3):
-            for _ in range(4):
+            for done in range(1, 5):
                 time.sleep(0.002)
-                watch(level)
+                where.tell(Progress("level", 2 * done, 8, 3, 0, level=level))
 
-    monkeypatch.setattr(sides_jax._both, "run_study", run_study)
+    monkeypatch.setattr(sides_jax.imp, "run", run_study)
     sizes = TINY._replace(held_out=8, test=8, steps=8, every=2, levels=(2,))
     found = sides_jax.levels(sizes)["run"]()
     assert found["compilations in levels 0, 1, 2 ..."] == [0, 0, 0]
@@ -145,7 +146,8 @@ def test_compiling_counts_what_overlaps_once(monkeypatch):
 
 def test_another_checkout_takes_turns_with_this_one(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(run.ROOT / "lottery_jax", tmp_path / "lottery_jax", ignore=ignored)
+    for name in ("lottery_jax", "benchmarks"):
+        shutil.copytree(run.ROOT / name, tmp_path / name, ignore=ignored)
     marked = tmp_path / "lottery_jax" / "__init__.py"
     marked.write_text(
         marked.read_text() + "\nimport sys\nprint(__file__, file=sys.stderr)\n"
@@ -162,12 +164,9 @@ def test_another_checkout_takes_turns_with_this_one(tmp_path):
     assert comparison[:2] == ("train", OTHER) and comparison.value.median > 0
 
 
-def test_a_checkout_without_the_library_is_refused(tmp_path):
-    with (
-        Worker({"train": (TRAIN, TINY)}, tree=str(tmp_path)) as worker,
-        pytest.raises(run.WorkerError, match="lottery_jax is"),
-    ):
-        worker.wait_ready()
+def test_a_checkout_without_benchmarks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="tree=.*must be a checkout"):
+        Worker({"train": (TRAIN, TINY)}, tree=str(tmp_path))
 
 
 def test_a_side_that_fails_alone_says_so_and_the_others_run():

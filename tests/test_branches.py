@@ -87,9 +87,8 @@ def _plain_program():
 
     def train(data, state, noise, stop, active):
         bound = task._replace(data=data)
-        order = training.orders(bound, noise, training.epochs_of(bound, STOP))
         return training.train_steps(
-            bound, TX, state, noise, order, 0, stop, capacity=STOP, active=active
+            bound, TX, state, noise, 0, stop, capacity=STOP, active=active
         )[0]
 
     # `active` is traced as for branches: XLA fuses a loop outside of `cond` otherwise,
@@ -264,8 +263,12 @@ def test_noise_keys_are_all_different():
 def test_branches_see_other_batches_in_another_order():
     task, keys = setting()
     noise = keys_.branch_keys(keys.noise[0], 3)
-    draw = quick.jit(lambda key: training.orders(task, key, 3))
-    orders = [np.asarray(draw(key)) for key in noise]
+    orders = [
+        np.stack(
+            [toys.order_of(task, keys_.noise_keys(key).order, i) for i in range(3)]
+        )
+        for key in noise
+    ]
     whole = np.arange(EXAMPLES)
     for order in orders:
         for epoch in order:

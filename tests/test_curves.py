@@ -318,7 +318,7 @@ def test_the_gradient_of_a_bend_is_its_share_of_the_gradient_there(kind, bends):
     a, b = (end.params for end in ends())
     made, start = curve(kind, bends), tasks.between(*ends(), bends)
     middle, state = start
-    indices = task().order(jax.random.key(1), jnp.int32(0))[0]
+    indices = task().order(jax.random.key(1), jnp.int32(0))
     noise, key = jax.random.key(2), jax.random.key(3)
     batch = made.batch(made.data, indices, noise, jnp.int32(0))
     (value, (after, _, metrics)), found = quick.jit(

@@ -50,9 +50,8 @@ def trained_by(execution, task, first=0, number=NUMBER):
         params, model_state, stream = task.init(jax.random.fold_in(key, 0))
         mask = jax.tree.map(lambda p: jnp.abs(p) > 0.1, params)
         state = training.start(tx, Network(params, model_state), stream, mask)
-        order = training.orders(bound, key, training.epochs_of(bound, STEPS))
         return training.train_steps(
-            bound, tx, state, key, order, 0, STEPS, capacity=STEPS, active=active
+            bound, tx, state, key, 0, STEPS, capacity=STEPS, active=active
         )
 
     program = execution.parallel(one, (None, 0, 0))

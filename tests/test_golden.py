@@ -13,11 +13,12 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 
-from lottery_jax import keys, training
+from lottery_jax import keys
 
 # The studies of `toys` are shared by several files: all compile them alike.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -36,7 +37,8 @@ def numbers() -> dict:
 
     def first_order(study):
         own = keys.replica_keys(study.plan.seed, 0)
-        return np.asarray(training.orders(study.task, own.noise, 1))[0, 0]
+        order = keys.noise_keys(own.noise).order
+        return np.asarray(study.task.order(order, jnp.int32(0)))
 
     def corner(network):
         kernel = network.params["head"]["kernel"]

@@ -213,9 +213,8 @@ def test_training_curves_are_means_over_the_steps_a_row_trained():
         params, model_state, stream = task.init(init)
         full = lj.masks.ones_like(params)
         state = lj.training.start(study.tx, Network(params, model_state), stream, full)
-        order = lj.training.orders(task, noise, 3)
         return lj.training.train_steps(
-            task, study.tx, state, noise, order, 0, 12, capacity=12
+            task, study.tx, state, noise, 0, 12, capacity=12
         )[1]
 
     metrics = by_hand(own.init, own.noise)

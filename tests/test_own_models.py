@@ -185,7 +185,7 @@ def test_a_whole_study(name, tmp_path):
 def test_dropout_draws_from_the_key_of_training_alone(name):
     task = TASKS[name]()
     params, state, stream = jax.jit(task.init)(jax.random.key(0))
-    indices = task.order(jax.random.key(1), jnp.int32(0))[0]
+    indices = task.order(jax.random.key(1), jnp.int32(0))
     batch = task.batch(task.data, indices, jax.random.key(2), jnp.int32(0))
     loss = jax.jit(task.loss)
     one, same, other = (
@@ -207,7 +207,7 @@ def test_dropout_draws_from_the_key_of_training_alone(name):
 def test_padding_enters_no_statistics(name):
     task = TASKS[name]()
     params, state, stream = jax.jit(task.init)(jax.random.key(0))
-    indices = task.order(jax.random.key(3), jnp.int32(0))[-1]
+    indices = toys.order_of(task, jax.random.key(3))[-1]
     batch = task.batch(task.data, indices, jax.random.key(0), jnp.int32(4))
     real = int(batch["weight"].sum())
     assert 0 < real < toys.BATCH
@@ -297,7 +297,7 @@ def test_recomputed_statistics_are_the_moments_of_the_batches():
 def test_a_training_pass_moves_running_statistics_as_flax_does():
     task, (params, state), _, _ = two_norms()
     loss = jax.jit(task.loss)
-    order = task.order(jax.random.key(3), jnp.int32(0))
+    order = toys.order_of(task, jax.random.key(3))
     images = task.data["train"]["image"]
     for row in (order[0], order[-1]):
         batch = task.batch(task.data, row, jax.random.key(0), jnp.int32(0))
@@ -325,7 +325,7 @@ def test_recomputing_with_dropout_draws_for_each_batch():
     measure = jax.jit(with_dropout.statistics)
     batch, again = (
         with_dropout.batch(with_dropout.data, row, jax.random.key(0), jnp.int32(0))
-        for row in with_dropout.order(jax.random.key(0), jnp.int32(0))[:2]
+        for row in toys.order_of(with_dropout, jax.random.key(0))[:2]
     )
     mixed = again | {"image": batch["image"]}
     first, other = (measure(params, state, b)["batch_stats"] for b in (batch, mixed))
@@ -442,11 +442,11 @@ def test_without_padding_any_model_will_do(model):
 
 def test_an_epoch_without_its_last_batch():
     task = toys.classification(drop_last=True)
-    order = np.asarray(task.order(jax.random.key(0), jnp.int32(1)))
+    order = np.asarray(toys.order_of(task, jax.random.key(0), 1))
     assert order.shape == (toys.TRAIN // toys.BATCH, toys.BATCH)
     assert task.steps_per_epoch == len(order)
     assert len(np.unique(order)) == order.size and order.min() >= 0
-    whole = np.asarray(toys.classification().order(jax.random.key(0), jnp.int32(1)))
+    whole = toys.order_of(toys.classification(), jax.random.key(0), 1)
     np.testing.assert_array_equal(order, whole[:-1])
 
 

@@ -51,8 +51,7 @@ def some(index):
 
 
 def train(of, stop=STOP, **options):
-    """Under the same program for all: what they reach is the same."""
-    defaults = {"every": EVERY, "validate": True, "reach": 15}
+    defaults = {"every": EVERY, "validate": True}
     return training.train(task(), TX, of, stop, **defaults | options)
 
 

@@ -59,7 +59,7 @@ def test_evaluation_counts_every_example_once(mlp, split, evaluation_batch):
 
 def test_the_last_batch_is_the_mean_over_its_real_examples(mlp):
     task, params = mlp
-    indices = np.asarray(task.order(jax.random.key(3), jnp.int32(0)))[-1]
+    indices = np.asarray(toys.order_of(task, jax.random.key(3)))[-1]
     real = indices[indices >= 0]
     assert 0 < len(real) == toys.TRAIN % toys.BATCH < toys.BATCH
     batch = task.batch(task.data, jnp.asarray(indices), jax.random.key(0), jnp.int32(4))
@@ -75,7 +75,7 @@ def test_the_last_batch_is_the_mean_over_its_real_examples(mlp):
 def test_padding_does_not_touch_batch_statistics():
     task = toys.classification()
     params, state, stream = task.init(jax.random.key(0))
-    indices = task.order(jax.random.key(3), jnp.int32(0))[-1]
+    indices = toys.order_of(task, jax.random.key(3))[-1]
     batch = task.batch(task.data, indices, jax.random.key(0), jnp.int32(4))
     real = int(batch["weight"].sum())
     short = {name: x[:real] for name, x in batch.items()}

@@ -34,13 +34,8 @@ def half_of(params, prunable=None):
     )
 
 
-def draw_orders(task, key, epochs):
-    """`training.orders`, compiled as a whole."""
-    return jax.jit(lambda key: training.orders(task, key, epochs))(key)
-
-
 def setting(kind="classification", tx_name="sgd"):
-    """A task, its jitted `train_steps`, a state with a half-empty mask, key and data order."""
+    """A task, its jitted `train_steps`, a state with a half-empty mask, a key."""
     return _setting(kind, tx_name)
 
 
@@ -56,16 +51,14 @@ def _setting(kind, tx_name):
     params, model_state, stream = jax.jit(task.init)(jax.random.key(1))
     mask = half_of(params, task.prunable(params) if task.prunable else None)
     state = training.start(tx, Network(params, model_state), stream, mask)
-    order = draw_orders(task, key, training.epochs_of(task, STEPS))
 
     @jax.jit
-    def train(state, key, order, a, b, active=True, offset=0):
+    def train(state, key, a, b, active=True, offset=0):
         return training.train_steps(
             task,
             tx,
             state,
             key,
-            order,
             a,
             b,
             capacity=STEPS,
@@ -73,7 +66,7 @@ def _setting(kind, tx_name):
             offset=offset,
         )
 
-    return task, tx, train, state, key, order
+    return task, tx, train, state, key
 
 
 OPTIMIZERS = {
@@ -128,23 +121,16 @@ def test_parse_step_refuses_what_is_no_step(text):
         training.parse_step(text, steps_per_epoch=5)
 
 
-@pytest.mark.parametrize(("stop", "epochs"), [(0, 1), (1, 1), (5, 1), (6, 2), (20, 4)])
-def test_epochs_of(stop, epochs):
-    assert training.epochs_of(toys.classification(), stop) == epochs
-
-
 def test_orders_hold_every_example_once_per_epoch():
     task = toys.classification()
     key = jax.random.key(0)
-    order = np.asarray(draw_orders(task, key, 3))
+    order = np.stack([toys.order_of(task, key, epoch) for epoch in range(3)])
     assert order.shape == (3, task.steps_per_epoch, toys.BATCH)
     for epoch in order:
         real = np.sort(epoch[epoch >= 0])
         np.testing.assert_array_equal(real, np.arange(toys.TRAIN))
     assert (order[0] != order[1]).any() and (order[1] != order[2]).any()
-    # An epoch's order depends on how many are drawn no more than on anything else.
-    np.testing.assert_array_equal(order[:2], draw_orders(task, key, 2))
-    assert (order != np.asarray(draw_orders(task, jax.random.key(1), 3))).any()
+    assert (order[0] != toys.order_of(task, jax.random.key(1))).any()
 
 
 # --- resuming -------------------------------------------------------------------------
@@ -155,11 +141,11 @@ def test_orders_hold_every_example_once_per_epoch():
 )
 @pytest.mark.parametrize("cuts", [(19,), (7,), (1, 2, 6, 13), tuple(range(1, 20))])
 def test_any_split_gives_the_same_bits(kind, cuts):
-    _, _, train, state, key, order = setting(kind)
-    whole, metrics = train(state, key, order, 0, STEPS)
+    _, _, train, state, key = setting(kind)
+    whole, metrics = train(state, key, 0, STEPS)
     parts = []
     for a, b in zip((0, *cuts), (*cuts, STEPS)):
-        state, part = train(state, key, order, a, b)
+        state, part = train(state, key, a, b)
         parts.append({name: x[: b - a] for name, x in part.items()})
     toys.assert_equal(state, whole)
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -168,23 +154,23 @@ def test_any_split_gives_the_same_bits(kind, cuts):
 
 
 def test_one_compilation_serves_segments_and_masks():
-    task, tx, _, state, key, order = setting()
+    task, tx, _, state, key = setting()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def train(state, key, order, a, b):
-        return training.train_steps(task, tx, state, key, order, a, b, capacity=STEPS)
+    def train(state, key, a, b):
+        return training.train_steps(task, tx, state, key, a, b, capacity=STEPS)
 
     for a, b in ((0, 1), (1, 20), (3, 3)):
-        state, _ = train(state, key, order, a, b)
+        state, _ = train(state, key, a, b)
     full = jax.tree.map(jnp.ones_like, state.mask)
-    train(state._replace(mask=full), key, order, 0, 4)
+    train(state._replace(mask=full), key, 0, 4)
 
 
 def test_metrics_are_nan_beyond_the_segment():
-    _, _, train, state, key, order = setting()
-    _, whole = train(state, key, order, 0, STEPS)
-    _, metrics = train(state, key, order, 0, 6)
+    _, _, train, state, key = setting()
+    _, whole = train(state, key, 0, STEPS)
+    _, metrics = train(state, key, 0, 6)
     assert {"loss", "error"} <= metrics.keys()
     for name, values in metrics.items():
         assert values.shape == (STEPS,) and values.dtype == jnp.float32
@@ -193,7 +179,7 @@ def test_metrics_are_nan_beyond_the_segment():
 
 
 def test_the_loss_is_recorded_for_tasks_that_do_not_report_it():
-    task, tx, train, state, key, order = setting()
+    task, tx, train, state, key = setting()
 
     def silent(*args):
         value, (model_state, stream, _) = task.loss(*args)
@@ -201,43 +187,34 @@ def test_the_loss_is_recorded_for_tasks_that_do_not_report_it():
 
     quiet = task._replace(loss=silent)
     _, metrics = jax.jit(
-        lambda state: training.train_steps(
-            quiet, tx, state, key, order, 0, 3, capacity=3
-        )
+        lambda state: training.train_steps(quiet, tx, state, key, 0, 3, capacity=3)
     )(state)
-    expected = train(state, key, order, 0, 3)[1]["loss"][:3]
+    expected = train(state, key, 0, 3)[1]["loss"][:3]
     toys.assert_close(metrics, {"loss": expected})
 
 
 def test_segments_that_do_not_fit_are_refused():
-    task, tx, _, state, key, order = setting()
+    task, tx, _, state, key = setting()
     with pytest.raises(ValueError, match="capacity=4"):
-        training.train_steps(task, tx, state, key, order, 0, 5, capacity=4)
-    with pytest.raises(ValueError, match="order covers 20 steps"):
-        training.train_steps(task, tx, state, key, order, 18, 21, capacity=4)
-    with pytest.raises(ValueError, match="order covers 20 steps"):
-        training.train_steps(task, tx, state, key, order, 0, 4, capacity=4, offset=17)
+        training.train_steps(task, tx, state, key, 0, 5, capacity=4)
 
 
 # --- replicas that wait, and replicas that break --------------------------------------
 
 
 def test_an_inactive_replica_stays_as_it_is():
-    _, _, train, state, key, order = setting()
-    same, metrics = train(state, key, order, 0, 8, False)
+    _, _, train, state, key = setting()
+    same, metrics = train(state, key, 0, 8, False)
     toys.assert_equal(same, state)
     assert all(np.isnan(x).all() for x in metrics.values())
 
 
 def test_under_vmap_the_inactive_wait_and_nan_stays_where_it_is():
-    _, _, train, state, key, order = setting()
+    _, _, train, state, key = setting()
     keys = jnp.stack([key, jax.random.key(8), key])
     many = jax.tree.map(lambda x: jnp.stack([x] * 3), state)
-    orders = jnp.stack([order] * 3)
     vmapped = jax.jit(
-        jax.vmap(
-            lambda state, key, order, active: train(state, key, order, 0, 6, active)
-        )
+        jax.vmap(lambda state, key, active: train(state, key, 0, 6, active))
     )
 
     def broken(x):
@@ -245,8 +222,8 @@ def test_under_vmap_the_inactive_wait_and_nan_stays_where_it_is():
 
     sick = many._replace(params=jax.tree.map(broken, many.params))
     active = jnp.array([True, False, True])
-    healthy, metrics = vmapped(many, keys, orders, active)
-    other, nan_metrics = vmapped(sick, keys, orders, active)
+    healthy, metrics = vmapped(many, keys, active)
+    other, nan_metrics = vmapped(sick, keys, active)
 
     def at(tree, i):
         return jax.tree.map(lambda x: x[i], tree)
@@ -256,7 +233,7 @@ def test_under_vmap_the_inactive_wait_and_nan_stays_where_it_is():
     assert np.isnan(nan_metrics["loss"][0]).all()
     toys.assert_equal(at(other, 2), at(healthy, 2))
     toys.assert_equal(at(nan_metrics, 2), at(metrics, 2))
-    toys.assert_close(at(healthy, 2), train(state, key, order, 0, 6)[0])
+    toys.assert_close(at(healthy, 2), train(state, key, 0, 6)[0])
 
 
 # --- masks ----------------------------------------------------------------------------
@@ -264,11 +241,11 @@ def test_under_vmap_the_inactive_wait_and_nan_stays_where_it_is():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weights_and_moments_off_the_mask_are_exactly_zero(name):
-    _, tx, train, state, key, order = setting("language_model", name)
+    _, tx, train, state, key = setting("language_model", name)
     assert any((~np.asarray(m)).any() for m in jax.tree.leaves(state.mask))
     first = state
     for a, b in ((0, 1), (1, 2), (2, 20)):
-        state, _ = train(state, key, order, a, b)
+        state, _ = train(state, key, a, b)
         for m, p in zip(jax.tree.leaves(state.mask), jax.tree.leaves(state.params)):
             assert (np.asarray(p)[~np.asarray(m)] == 0).all()
             assert np.isfinite(p).all()
@@ -283,7 +260,7 @@ def test_weights_and_moments_off_the_mask_are_exactly_zero(name):
 
 
 def test_start_masks_and_refuses_masks_that_do_not_fit():
-    task, tx, _, state, _, _ = setting()
+    task, tx, _, state, _ = setting()
     params, model_state, stream = jax.jit(task.init)(jax.random.key(1))
     network = Network(params, model_state)
     for m, p, q in zip(*map(jax.tree.leaves, (state.mask, state.params, params))):
@@ -294,8 +271,8 @@ def test_start_masks_and_refuses_masks_that_do_not_fit():
 
 
 def test_update_mask_zeroes_what_it_removes():
-    task, tx, train, state, key, order = setting("language_model", "adamw")
-    state, _ = train(state, key, order, 0, 3)
+    task, tx, train, state, key = setting("language_model", "adamw")
+    state, _ = train(state, key, 0, 3)
     rule = lj.dynamic.gradual_magnitude(
         0.1,
         begin=0,
@@ -305,7 +282,7 @@ def test_update_mask_zeroes_what_it_removes():
         prunable=task.prunable,
     )
     after = jax.jit(
-        lambda state: training.update_mask(task, rule.update, state, key, order, 4)
+        lambda state: training.update_mask(task, rule.update, state, key, 4)
     )(state)
     assert bool(lj.masks.is_subset(after.mask, state.mask))
     total = 16 * 24 + 24 * toys.VOCABULARY
@@ -319,12 +296,12 @@ def test_update_mask_zeroes_what_it_removes():
 
 
 def test_a_level_starts_with_the_learning_rate_of_the_rewind_step():
-    task, tx, train, state, key, order = setting()
+    task, tx, train, state, key = setting()
     k, stop = 6, 9
     at_k = training.start(
         tx, Network(state.params, state.model_state), (), state.mask, k
     )
-    got, _ = train(at_k, key, order, k, stop)
+    got, _ = train(at_k, key, k, stop)
 
     gradient = jax.jit(functools.partial(training.step_gradient, task))
     params, running = state.params, state
@@ -332,21 +309,21 @@ def test_a_level_starts_with_the_learning_rate_of_the_rewind_step():
     for step in range(k, stop):
         rate = 0.1 * 0.5 ** (step / 10)
         running = running._replace(params=params)
-        gradients, running, _ = gradient(running, key, order, jnp.int32(step))
+        gradients, running, _ = gradient(running, key, jnp.int32(step))
         momentum = jax.tree.map(
             lambda v, g, m: 0.9 * v + np.where(m, g, 0), momentum, gradients, state.mask
         )
         params = jax.tree.map(lambda p, v, r=rate: p - r * v, params, momentum)
     toys.assert_close(got.params, params, atol=1e-6)
     # The check can fail: at the schedule of step 0 the weights would be elsewhere.
-    wrong, _ = train(state, key, order, k, stop)
+    wrong, _ = train(state, key, k, stop)
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), wrong.params, params)
     assert max(jax.tree.leaves(difference)) > 1e-3
 
 
 def test_a_level_of_adam_starts_with_the_schedule_but_without_moments():
     tx = optax.adam(toys.SCHEDULE)
-    task, _, _, state, _, _ = setting()
+    task, _, _, state, _ = setting()
     network = Network(state.params, state.model_state)
     started = training.start(tx, network, (), state.mask, 6)
     fresh = tx.init(state.params)
@@ -355,35 +332,42 @@ def test_a_level_of_adam_starts_with_the_schedule_but_without_moments():
 
 
 def test_noise_is_a_function_of_key_and_step():
-    task, _, train, state, key, order = setting("language_model")
+    task, tx, train, state, key = setting("language_model")
     other = jax.random.key(99)
-    other_order = draw_orders(task, other, order.shape[0])
-    one = train(state, key, order, 0, 5)
-    toys.assert_equal(one, train(state, key, order, 0, 5))
+    one = train(state, key, 0, 5)
+    toys.assert_equal(one, train(state, key, 0, 5))
     # Order alone, dropout alone: both are noise, and each makes a difference.
-    for noise, its_order in ((key, other_order), (other, order)):
-        params = train(state, noise, its_order, 0, 5)[0].params
-        changed = jax.tree.map(lambda a, b: (a != b).any(), params, one[0].params)
-        assert any(map(bool, jax.tree.leaves(changed)))
+    others = lj.keys.noise_keys(other)
+    for changed in (
+        task._replace(order=lambda _, step: task.order(others.order, step)),
+        task._replace(loss=lambda *args: task.loss(*args[:-1], others.loss)),
+    ):
+        found, _ = jax.jit(
+            lambda state, key, task=changed: training.train_steps(
+                task, tx, state, key, 0, 5, capacity=STEPS
+            )
+        )(state, key)
+        differ = jax.tree.map(lambda a, b: (a != b).any(), found.params, one[0].params)
+        assert any(map(bool, jax.tree.leaves(differ)))
     keys = lj.keys.noise_keys(key)
     data = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
     assert len(data) == len(keys) == 4
 
 
 def test_an_offset_moves_the_position_in_the_noise():
-    _, _, train, state, key, order = setting("language_model")
-    moved = train(state, key, order, 2, 6, True, 12)
-    toys.assert_equal(moved, train(state, key, order, 14, 18))
-    there = train(state, key, order, 2, 6)[0].params.layers["output"]
+    _, _, train, state, key = setting("language_model")
+    moved = train(state, key, 2, 6, True, 12)
+    toys.assert_equal(moved, train(state, key, 14, 18))
+    there = train(state, key, 2, 6)[0].params.layers["output"]
     assert (moved[0].params.layers["output"] != there).any()
 
 
 def test_environments_go_on_where_they_were():
-    task, _, train, state, key, order = setting("policy_gradient")
-    walked, _ = train(state, key, order, 0, 3)
+    task, _, train, state, key = setting("policy_gradient")
+    walked, _ = train(state, key, 0, 3)
     assert (walked.stream_state["cell"] != state.stream_state["cell"]).any()
     moved = state._replace(stream_state=walked.stream_state)
-    there = train(moved, key, order, 0, 3)[0]
+    there = train(moved, key, 0, 3)[0]
     assert any(
         (a != b).any()
         for a, b in zip(jax.tree.leaves(there.params), jax.tree.leaves(walked.params))
@@ -445,15 +429,15 @@ def test_training_equals_numpy(optimizer):
     key = jax.random.key(4)
     params, model_state, stream = jax.jit(task.init)(jax.random.key(5))
     mask = half_of(params)
-    order = draw_orders(task, key, 1)
+    order = np.asarray(toys.order_of(task, lj.keys.noise_keys(key).order))
     state = training.start(tx, Network(params, model_state), stream, mask)
     state, metrics = jax.jit(
         functools.partial(training.train_steps, task, tx, capacity=5, start=0, stop=5)
-    )(state, key, order)
+    )(state, key)
 
     images, labels = task.data["train"]["image"], task.data["train"]["label"]
     batches = []
-    for row in np.asarray(order[0]):  # the last one is partial
+    for row in order:  # the last one is partial
         real = row >= 0
         batches.append((images[row], labels[row], real.astype(np.float64)))
     assert not real.all()

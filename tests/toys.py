@@ -209,8 +209,8 @@ def language_model(batch_size: int = 20, dropout: float = 0.1) -> Task:
         metrics = {"loss": value, "error": wrong}
         return value, (model_state, stream_state, metrics)
 
-    def order(key, epoch):
-        return lj.data.permutation(key, epoch, windows, batch_size)
+    def order(key, step):
+        return lj.data.shuffled(key, step, windows, batch_size)
 
     def batch(data, indices, key, step):
         real = indices >= 0
@@ -296,7 +296,7 @@ def policy_gradient() -> Task:
     return Task(
         data=data,
         init=init,
-        order=lambda key, epoch: jnp.zeros((10, 1), jnp.int32),
+        order=lambda key, step: jnp.zeros((1,), jnp.int32),
         batch=lambda data, indices, key, step: data,
         loss=loss,
         evaluate=evaluate,
@@ -457,6 +457,19 @@ def only(found: Watched, *chains: str, **changes) -> imp.Plan:
 
 
 # --- comparing ------------------------------------------------------------------------
+
+
+def order_of(task, key, epoch=0):
+    """The data order of an epoch, `[steps_per_epoch, ...]`.
+
+    Args:
+      task: the task.
+      key: of the order.
+      epoch: which.
+    """
+    steps = jnp.arange(task.steps_per_epoch, dtype=jnp.int32)
+    first = epoch * task.steps_per_epoch
+    return jax.jit(jax.vmap(lambda step: task.order(key, step)))(steps + first)
 
 
 def assert_equal(a: Any, b: Any) -> None:

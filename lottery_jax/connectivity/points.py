@@ -118,8 +118,9 @@ def statistics_slice(task: Task, statistics_batches: int) -> Array:
             f"statistics_batches={statistics_batches}; it must be between 1 and {most}, all "
             "batches of an epoch but the last, which may be partial"
         )
-    order = task.order(noise_keys(of_seed(0)).order, jnp.int32(0))
-    return order[:statistics_batches]
+    key = noise_keys(of_seed(0)).order
+    steps = jnp.arange(statistics_batches, dtype=jnp.int32)
+    return jax.lax.map(lambda step: task.order(key, step), steps)
 
 
 def recompute(

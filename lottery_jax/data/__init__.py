@@ -1,6 +1,6 @@
 """What is trained on: arrays on the host, augmentation and data order on the device.
 
-`load` returns NumPy arrays; everything that draws (`permutation`, `flip`,
+`load` returns NumPy arrays; everything that draws (`shuffled`, `flip`,
 `shift_crop`) is a pure function of a key and runs inside a compiled program.
 `python -m lottery_jax.data.prepare NAME` downloads and prepares a data set once.
 """
@@ -10,8 +10,8 @@ from lottery_jax.data.augment import flip_and_crop as flip_and_crop
 from lottery_jax.data.augment import normalize as normalize
 from lottery_jax.data.augment import shift_crop as shift_crop
 from lottery_jax.data.order import gather as gather
-from lottery_jax.data.order import permutation as permutation
 from lottery_jax.data.order import sequential as sequential
+from lottery_jax.data.order import shuffled as shuffled
 from lottery_jax.data.order import steps_per_epoch as steps_per_epoch
 from lottery_jax.data.perturb import blur as blur
 from lottery_jax.data.perturb import randomize_labels as randomize_labels

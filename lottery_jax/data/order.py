@@ -1,15 +1,15 @@
-"""Which examples make up which batch, as a pure function of (noise key, epoch).
+"""Which examples make up which batch, as a pure function of (noise key, step).
 
-Indices are made once per epoch, outside the training loop: a permutation of 50,000
-costs more than a small network's step. The last partial batch is kept, as in open_lth
+Each step computes the indices of its own batch (`lottery_jax.permutations`): no order of
+an epoch is drawn beforehand or stored. The last partial batch is kept, as in open_lth
 (391 batches of 128 from 50,000), padded with index -1 and example weight 0.
 """
 
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
+from lottery_jax import permutations
 from lottery_jax.keys import epoch_key
 from lottery_jax.types import Array, Key
 
@@ -17,15 +17,18 @@ PADDING = -1
 """The index of an empty slot in a last partial batch."""
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+def steps_per_epoch(
+    num_examples: int, batch_size: int, *, drop_last: bool = False
+) -> int:
     """How many batches hold every example once: ceil(num_examples / batch_size).
 
     Args:
       num_examples: at least 1.
       batch_size: at least 1; may exceed `num_examples`.
+      drop_last: whether a last batch that is not full is left out.
 
     Returns:
-      The number of rows of `permutation` and `sequential`.
+      The number of batches.
 
     Raises:
       ValueError: either is below 1.
@@ -33,31 +36,50 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     for field, value in (("num_examples", num_examples), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{field}={value}; it must be 1 or more")
+    if drop_last:
+        return num_examples // batch_size
     return -(-num_examples // batch_size)
 
 
-def permutation(
-    key: Key, epoch: Array | int, num_examples: int, batch_size: int
+def shuffled(
+    key: Key,
+    step: Array | int,
+    num_examples: int,
+    batch_size: int,
+    *,
+    drop_last: bool = False,
 ) -> Array:
-    """The data order of one epoch: every example exactly once.
+    """The examples of one step's batch: in each epoch every example exactly once.
+
+    Epochs are permuted independently of each other.
 
     Args:
       key: of the data order, `[]`.
-      epoch: int scalar, at least 0, may be traced.
+      step: int `[]`, at least 0, counted from the first epoch on; may be traced.
       num_examples: examples in the training set, static.
       batch_size: examples in a batch, static.
+      drop_last: whether an epoch leaves out a last batch that is not full.
 
     Returns:
-      Indices, int32 `[steps_per_epoch, batch_size]`, in [0, num_examples); the last
-      slots of the last row are -1 where batch_size does not divide num_examples.
+      Indices, int32 `[batch_size]`, in [0, num_examples); the last slots of an epoch's
+      last batch are -1 where batch_size does not divide num_examples.
 
     Raises:
-      ValueError: `num_examples` or `batch_size` is below 1.
+      ValueError: `num_examples` or `batch_size` is below 1, or no batch is full and
+        such are left out.
     """
-    steps = steps_per_epoch(num_examples, batch_size)
-    numbers = jnp.arange(num_examples, dtype=jnp.int32)
-    indices = jax.random.permutation(epoch_key(key, epoch), numbers)
-    return _rows(indices, steps, batch_size)
+    steps = steps_per_epoch(num_examples, batch_size, drop_last=drop_last)
+    if not steps:
+        raise ValueError(
+            f"batch_size={batch_size}; it must be {num_examples} or less, the number of "
+            "examples, where batches that are not full are left out"
+        )
+    epoch, row = jnp.divmod(jnp.asarray(step, jnp.int32), steps)
+    places = row * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    found = permutations.at(epoch_key(key, epoch), places, num_examples)
+    if steps * batch_size <= num_examples:
+        return found
+    return jnp.where(places < num_examples, found, PADDING)
 
 
 def sequential(num_examples: int, batch_size: int) -> Array:
@@ -68,13 +90,16 @@ def sequential(num_examples: int, batch_size: int) -> Array:
       batch_size: examples in a batch.
 
     Returns:
-      Indices as `permutation` returns them, int32 `[ceil(N / B), B]`, padded with -1.
+      Indices, int32 `[ceil(N / B), B]`, padded with -1.
 
     Raises:
       ValueError: `num_examples` or `batch_size` is below 1.
     """
     steps = steps_per_epoch(num_examples, batch_size)
-    return _rows(jnp.arange(num_examples, dtype=jnp.int32), steps, batch_size)
+    empty = steps * batch_size - num_examples
+    numbers = jnp.arange(num_examples, dtype=jnp.int32)
+    padded = jnp.pad(numbers, (0, empty), constant_values=PADDING)
+    return padded.reshape(steps, batch_size)
 
 
 def gather(
@@ -88,7 +113,7 @@ def gather(
     Args:
       arrays: a split of a data set, `{"image": [N, ...], "label": [N]}`; every array
         is gathered along its first axis.
-      indices: int32 `[B]`, one row of `permutation` or `sequential`; the empty slots
+      indices: int32 `[B]`, from `shuffled`, or one row of `sequential`; the empty slots
         come last.
       full: promises that no slot is empty, which saves a small network's step a few
         percent; weights are then all 1.
@@ -118,9 +143,3 @@ def gather(
         for name, array in arrays.items()
     }
     return batch | {"weight": real.astype(jnp.float32)}
-
-
-def _rows(indices: Array, steps: int, batch_size: int) -> Array:
-    empty = steps * batch_size - len(indices)
-    padded = jnp.pad(indices, (0, empty), constant_values=PADDING)
-    return padded.reshape(steps, batch_size)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import masks
+from lottery_jax import masks, permutations
 from lottery_jax.execution import Execution
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.masks import Patterns, PrunableLike
@@ -285,9 +285,11 @@ def shuffle_surviving(
 
 
 def _shuffle_leaf(key: Key, p: Array, m: Array) -> Array:
-    """Survivors in random order are dealt to the surviving places in order."""
+    """The survivor of each rank goes to the place of another rank."""
     flat, alive = p.reshape(-1), m.reshape(-1)
-    draws = jax.random.uniform(key, flat.shape, jnp.float32)
-    dealt = jnp.argsort(jnp.where(alive, draws, jnp.inf))
     rank = jnp.cumsum(alive, dtype=jnp.int32) - 1
-    return jnp.where(alive, flat[dealt[rank]], flat).reshape(p.shape)
+    number = jnp.sum(alive, dtype=jnp.int32)
+    beyond = jnp.where(alive, rank, flat.size)
+    survivors = jnp.zeros_like(flat).at[beyond].set(flat, mode="drop")
+    dealt = survivors[permutations.at(key, rank, number)]
+    return jnp.where(alive, dealt, flat).reshape(p.shape)

@@ -501,11 +501,12 @@ _SCORE_BATCHES = 8
 def _score_batches(task: Task, noise: Key) -> PyTree:
     """The first batches of a row's data order, for scores that need gradients."""
     own = keys.noise_keys(noise)
-    order = task.order(own.order, jnp.int32(0))
     number = min(_SCORE_BATCHES, task.steps_per_epoch)
-    return jax.lax.map(
-        lambda i: task.batch(task.data, order[i], own.batch, i), jnp.arange(number)
-    )
+
+    def one(step: Array) -> PyTree:
+        return task.batch(task.data, task.order(own.order, step), own.batch, step)
+
+    return jax.lax.map(one, jnp.arange(number, dtype=jnp.int32))
 
 
 # --- the end of a level ---------------------------------------------------------------

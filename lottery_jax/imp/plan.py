@@ -163,12 +163,6 @@ class Plan:
             for chain in self.chains
         )
 
-    @property
-    def reach(self) -> int:
-        """The last position in the noise that a run of any level reaches."""
-        finetunes = any(chain.retrain == "finetune" for chain in self.chains)
-        return self.steps + (self.steps - min(self.rewind_steps)) * finetunes
-
     def as_json(self, ids: tuple[int, ...]) -> dict[str, Any]:
         """What a run in a folder must have in common with the one that began there."""
         chains = [

@@ -71,7 +71,6 @@ def retrain(
         plan.steps,
         every=plan.validate_every,
         validate=task.validates,
-        reach=plan.reach,
         where=where.renamed(level=level),
     )
     kept, measured = levels.end(bench, kept, done, max(level, 1), where)
@@ -132,7 +131,6 @@ def _trunks_of_fresh_draws(bench: Bench, kept: Kept, where: Where) -> Kept:
         int(steps[at].max()),
         every=bench.plan.validate_every,
         keep=steps[at][:, None],
-        reach=bench.plan.reach,
         where=where.below("fresh").renamed(stage="fresh draws"),
     )
     assert done.kept is not None

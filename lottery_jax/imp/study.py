@@ -127,7 +127,6 @@ def run(
             marks=plan.rewind_steps,
             keep=keep_steps(bench) if level == 0 else None,
             validate=task.validates,
-            reach=plan.reach,
             where=_within(at, level, resumed),
             # A checkpoint within a level needs the moment that the level began with.
             part_of=partial(store_moment, before),

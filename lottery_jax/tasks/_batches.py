@@ -38,18 +38,19 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """How many batches an epoch has."""
-        if self.drop_last:
-            return self.num_train // self.batch_size
-        return datasets.steps_per_epoch(self.num_train, self.batch_size)
+        return datasets.steps_per_epoch(
+            self.num_train, self.batch_size, drop_last=self.drop_last
+        )
 
     @property
     def padded(self) -> bool:
         """Whether the last batch of an epoch is padded."""
         return self.num_train % self.batch_size > 0 and not self.drop_last
 
-    def order(self, noise_key: Key, epoch: Array) -> Array:
-        order = datasets.permutation(noise_key, epoch, self.num_train, self.batch_size)
-        return order[: self.steps_per_epoch]
+    def order(self, noise_key: Key, step: Array) -> Array:
+        return datasets.shuffled(
+            noise_key, step, self.num_train, self.batch_size, drop_last=self.drop_last
+        )
 
     def batch(self, data: PyTree, indices: Array, noise_key: Key, step: Array) -> Batch:
         batch = datasets.gather(data["train"], indices, full=not self.padded)

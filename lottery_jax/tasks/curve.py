@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import masks, trees
 from lottery_jax.errors import at_least, one_of
+from lottery_jax.keys import settled
 from lottery_jax.types import (
     Array,
     Batch,
@@ -120,6 +121,7 @@ class _Curve:
     kind: Kind
     bends: int
 
+    @settled
     def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
         """A straight line between two draws of the inner initialisation."""
         (a, state, stream), (b, _, _) = (
@@ -132,6 +134,7 @@ class _Curve:
         at = coefficients(self.kind, t, self.bends)
         return trees.combine([ends.a, *params, ends.b], at)
 
+    @settled
     def loss(
         self,
         params: Params,

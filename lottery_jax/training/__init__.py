@@ -15,8 +15,6 @@ from lottery_jax.training import passes as passes
 from lottery_jax.training import programs as programs
 from lottery_jax.training import rows as rows
 from lottery_jax.training import runs as runs
-from lottery_jax.training.loop import epochs_of as epochs_of
-from lottery_jax.training.loop import orders as orders
 from lottery_jax.training.loop import parse_step as parse_step
 from lottery_jax.training.loop import segments as segments
 from lottery_jax.training.loop import start as start

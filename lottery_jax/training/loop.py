@@ -4,10 +4,9 @@
 every length, levels and arms with their own masks, and branches that start late. What is
 not training (evaluation, snapshots, checkpoints, new masks) happens between segments:
 
-    order = lj.training.orders(task, key, epochs)
     state = lj.training.start(tx, network, stream_state, mask)
     for a, b in lj.training.segments(0, 3000, every=100):
-        state, metrics = train_steps(task, tx, state, key, order, a, b, capacity=100)
+        state, metrics = train_steps(task, tx, state, key, a, b, capacity=100)
 
 All randomness of a step is a function of the noise key and the step: any split into
 segments gives the same bits. To carry many runs through time, see `training.runs`.
@@ -37,26 +36,6 @@ from lottery_jax.types import (
 )
 
 
-def orders(task: Task, key: Key, epochs: int) -> Array:
-    """The data order of a whole run, drawn once: a permutation costs more than a step.
-
-    Args:
-      task: the task.
-      key: the replica's noise key.
-      epochs: how many epochs the run may reach into.
-
-    Returns:
-      Indices, int32 `[epochs, steps_per_epoch, ...]`.
-    """
-    keys = noise_keys(key)
-    return jax.lax.map(lambda epoch: task.order(keys.order, epoch), jnp.arange(epochs))
-
-
-def epochs_of(task: Task, stop: int) -> int:
-    """How many epochs the steps [0, stop) touch."""
-    return max(1, -(-stop // task.steps_per_epoch))
-
-
 def start(
     tx: optax.GradientTransformation,
     network: Network,
@@ -82,7 +61,7 @@ def start(
 
 
 def step_gradient(
-    task: Task, state: TrainState, key: Key, order: Array, step: Array
+    task: Task, state: TrainState, key: Key, step: Array
 ) -> tuple[Params, TrainState, Metrics]:
     """The dense gradient at one step's batch, the state after its forward pass, metrics.
 
@@ -90,13 +69,10 @@ def step_gradient(
       task: the task.
       state: the network in training.
       key: the replica's noise key.
-      order: its data order, from `orders`.
       step: int32 `[]`.
     """
     keys = noise_keys(key)
-    epoch, row = jnp.divmod(step, task.steps_per_epoch)
-    indices = jax.lax.dynamic_index_in_dim(order, epoch, keepdims=False)
-    indices = jax.lax.dynamic_index_in_dim(indices, row, keepdims=False)
+    indices = task.order(keys.order, step)
     batch = _divided(task.batch(task.data, indices, keys.batch, step), indices.shape[0])
     loss_key = jax.random.fold_in(keys.loss, step)
     (loss, (model_state, stream_state, metrics)), gradients = jax.value_and_grad(
@@ -137,7 +113,6 @@ def train_steps(
     tx: optax.GradientTransformation,
     state: TrainState,
     key: Key,
-    order: Array,
     start: Array | int,
     stop: Array | int,
     *,
@@ -152,7 +127,6 @@ def train_steps(
       tx: the optimizer, unwrapped: masking is done here.
       state: the network in training; its mask stays as it is.
       key: the replica's noise key.
-      order: its data order, from `orders`; must cover the last step.
       start: first step, int32 `[]`, may be traced.
       stop: end, exclusive; may be traced. Shared by all replicas under `vmap`.
       capacity: static length of the metric buffers, at least `stop - start`.
@@ -166,16 +140,20 @@ def train_steps(
 
     Raises:
       ValueError: outside `jit`, where the bounds are known: a segment longer than
-        capacity, or one that order does not cover.
+        capacity.
     """
-    _check_segment(task, order, start, stop, capacity, offset)
+    if isinstance(start, int) and isinstance(stop, int) and stop - start > capacity:
+        raise ValueError(
+            f"capacity={capacity} is too small for the {stop - start} steps of "
+            f"[{start}, {stop})"
+        )
     optimizer = transforms.masked(tx)
 
     def one_step(
         i: Array, carry: tuple[TrainState, Metrics]
     ) -> tuple[TrainState, Metrics]:
         state, buffers = carry
-        gradients, state, metrics = step_gradient(task, state, key, order, i + offset)
+        gradients, state, metrics = step_gradient(task, state, key, i + offset)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, mask=state.mask
         )
@@ -188,7 +166,7 @@ def train_steps(
 
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     _, _, shapes = jax.eval_shape(
-        lambda *args: step_gradient(task, *args), state, key, order, start
+        lambda *args: step_gradient(task, *args), state, key, start
     )
     buffers = {
         name: jnp.full((capacity,), jnp.nan, jnp.float32)
@@ -206,35 +184,11 @@ def train_steps(
     return jax.lax.cond(active, run, lambda carry: carry, (state, buffers))
 
 
-def _check_segment(
-    task: Task,
-    order: Array,
-    start: Array | int,
-    stop: Array | int,
-    capacity: int,
-    offset: Array | int,
-) -> None:
-    if not (isinstance(start, int) and isinstance(stop, int)):
-        return
-    if stop - start > capacity:
-        raise ValueError(
-            f"capacity={capacity} is too small for the {stop - start} steps of "
-            f"[{start}, {stop})"
-        )
-    covered = order.shape[0] * task.steps_per_epoch
-    if isinstance(offset, int) and stop > start and stop + offset > covered:
-        raise ValueError(
-            f"order covers {covered} steps, {order.shape[0]} epochs; stop={stop} with "
-            f"offset={offset} lies beyond"
-        )
-
-
 def update_mask(
     task: Task,
     rule: UpdateMask,
     state: TrainState,
     key: Key,
-    order: Array,
     step: Array | int,
     offset: Array | int = 0,
 ) -> TrainState:
@@ -247,12 +201,11 @@ def update_mask(
       rule: changes the mask.
       state: the network in training.
       key: the replica's noise key.
-      order: its data order, from `orders`.
       step: int32 `[]`; the rule's own schedule stands there.
       offset: added to the step's position in the noise.
     """
     step = jnp.asarray(step, jnp.int32)
-    gradients, _, _ = step_gradient(task, state, key, order, step + offset)
+    gradients, _, _ = step_gradient(task, state, key, step + offset)
     rule_key = jax.random.fold_in(noise_keys(key).rule, step + offset)
     mask, opt_state = rule(
         rule_key, step, state.params, gradients, state.mask, state.opt_state

@@ -23,8 +23,8 @@ def loss_metrics(task: Task) -> list[str]:
 def _loss_metrics(task: Task, data: PyTree) -> list[str]:
     def one(key: Key, data: PyTree) -> Metrics:
         params, model_state, stream = task.init(key)
-        order = task.order(key, jnp.int32(0))
-        batch = task.batch(data, order[0], key, jnp.int32(0))
+        indices = task.order(key, jnp.int32(0))
+        batch = task.batch(data, indices, key, jnp.int32(0))
         value, (_, _, found) = task.loss(params, model_state, stream, batch, key)
         return {"loss": value} | found
 

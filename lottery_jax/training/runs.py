@@ -87,7 +87,6 @@ def train(
     keep: np.ndarray | Sequence[int] | None = None,
     validate: bool = False,
     rule: MaskUpdate | None = None,
-    reach: int | None = None,
     stage: str = "training",
     where: Where | None = None,
     part_of: Callable[[], None] | None = None,
@@ -106,8 +105,6 @@ def train(
       validate: evaluate the split "validation" at each recorded step, and keep the best.
       rule: changes masks at its steps, before the step is trained; the density is
         recorded.
-      reach: the last step (offset included) that these runs or others of their study
-        reach, so that all of them share one program; None for that of these runs.
       stage: what this is called for the watcher.
       where: devices, folder, who watches. A folder with a checkpoint is continued from.
       part_of: stores what these runs are a part of, and what they start from; called
@@ -133,15 +130,13 @@ def train(
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
     if rule is not None:
         cuts |= set(_acting(rule, stop))
-    furthest = stop + int(runs.offset.max(initial=0))
-    epochs = loop.epochs_of(task, max(reach or 0, furthest))
     own = _identity(runs, stop, every, kept_at, validate, rule, where.store)
     found = _found(where.store, own)
 
     first = first_moment(task, runs, columns, kept_at, validate, rule)
     if found is not None:
         first = _restored(where, first, found)
-    work = Work(task, tx, runs, epochs, min(every, stop), validate, rule, kept_at)
+    work = Work(task, tx, runs, min(every, stop), validate, rule, kept_at)
     execution = _settled(where, found, number, work, first)
     work.place(execution, where)
     moment = work.laid_out(first)

@@ -196,14 +196,13 @@ class Work:
         task: Task,
         tx: optax.GradientTransformation,
         runs: Runs,
-        epochs: int,
         capacity: int,
         validate: bool,
         rule: MaskUpdate | None,
         kept_at: np.ndarray,
     ) -> None:
         self.task, self.tx, self.runs = task, tx, runs
-        self.epochs, self.capacity = epochs, capacity
+        self.capacity = capacity
         self.validates, self.rule, self.kept_at = validate, rule, kept_at
 
     def place(self, execution: Execution, where: Where) -> None:
@@ -217,11 +216,6 @@ class Work:
         self.data = shared_data(self.task, execution, where)
         self.noise = execution.place(self.runs.noise[self.at.deal])
         self.offset = execution.place(self.at.offset)
-        drawn = np.asarray(jax.random.key_data(self.noise)).tobytes()
-        orders = program(_orders, functions, execution.placement, self.epochs)
-        self.order = where.held.get(
-            ("order", orders, drawn), lambda: orders(self.noise)
-        )
 
     def laid_out(self, first: Moment) -> Moment:
         """A moment in the order of the runs, as rows on the devices."""
@@ -240,7 +234,7 @@ class Work:
     def _ahead(self, moment: Moment) -> None:
         """Compiles what is compiled at the first call, side by side."""
         step = jax.ShapeDtypeStruct((), np.int32)
-        specs = specs_of((self.data, moment.rows, self.noise, self.order))
+        specs = specs_of((self.data, moment.rows, self.noise))
         active = jax.ShapeDtypeStruct(
             self.at.joins.shape, np.bool_, sharding=self.execution.sharded
         )
@@ -255,7 +249,7 @@ class Work:
             np.isin(np.arange(len(self.at.deal)), self.at.places)
         )
         bounds = np.int32(0), np.int32(1)
-        args = self.data, moment.rows, self.noise, self.order
+        args = self.data, moment.rows, self.noise
         return self._train, (*args, *bounds, self.offset, active)
 
     def in_order(self, tree: PyTree) -> PyTree:
@@ -279,11 +273,11 @@ class Work:
                 _update_mask, self.task.functions, self.execution, self.rule.update
             )
             rows = update(
-                *(self.data, rows, self.noise, self.order),
+                *(self.data, rows, self.noise),
                 *(np.int32(a), self.offset, active),
             )
         rows, found = self._train(
-            *(self.data, rows, self.noise, self.order),
+            *(self.data, rows, self.noise),
             *(np.int32(a), np.int32(b), self.offset, active),
         )
         seen = {name: np.asarray(x)[:, : b - a] for name, x in found.items()}
@@ -349,10 +343,6 @@ def _mean_since(since: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray
     return np.where(steps.any(axis=1), total / np.maximum(steps.sum(axis=1), 1), np.nan)
 
 
-def _orders(functions: Task, execution: Execution, epochs: int) -> Callable[..., Any]:
-    return execution.parallel(lambda key: loop.orders(functions, key, epochs), (0,))
-
-
 def _train(
     functions: Task,
     execution: Execution,
@@ -363,7 +353,6 @@ def _train(
         data: PyTree,
         state: TrainState,
         noise: Key,
-        order: Array,
         a: Array,
         b: Array,
         offset: Array,
@@ -374,10 +363,10 @@ def _train(
             dict(offset=offset, active=active),
         )
         return loop.train_steps(
-            task, tx, state, noise, order, a, b, capacity=capacity, **options
+            task, tx, state, noise, a, b, capacity=capacity, **options
         )
 
-    return execution.parallel(train, (None, 0, 0, 0, None, None, 0, 0))
+    return execution.parallel(train, (None, 0, 0, None, None, 0, 0))
 
 
 def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
@@ -400,16 +389,15 @@ def _update_mask(
         data: PyTree,
         state: TrainState,
         noise: Key,
-        order: Array,
         step: Array,
         offset: Array,
         active: Array,
     ) -> TrainState:
         task = functions._replace(data=data)
-        new = loop.update_mask(task, rule, state, noise, order, step, offset)
+        new = loop.update_mask(task, rule, state, noise, step, offset)
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
-    return execution.parallel(update, (None, 0, 0, 0, None, 0, 0))
+    return execution.parallel(update, (None, 0, 0, None, 0, 0))
 
 
 def _density(functions: Task, execution: Execution) -> Callable[..., Any]:
