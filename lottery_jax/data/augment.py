@@ -65,7 +65,7 @@ def shift_crop(key: Key, images: Array, padding: int = 4) -> Array:
     # selecting among all shifts 6.3.
     return jax.vmap(
         lambda image, corner: jax.lax.dynamic_slice(
-            image, (corner[0], corner[1], 0), size
+            image, (corner[0], corner[1], jnp.int32(0)), size
         )
     )(padded, corners)
 

@@ -157,8 +157,7 @@ def pool(moments: PyTree) -> ModelState:
 
 
 def _moments(before: PyTree, norm: PyTree) -> PyTree:
-    running = before["mean"]
-    around = jnp.where(jnp.isfinite(running), running, jnp.zeros_like(running))
+    around = before["mean"]
     square = norm["var"] + jnp.square(norm["mean"] - around)
     return {"mean": norm["mean"], "square": square, "around": around}
 
