@@ -32,7 +32,8 @@ It is part of what a folder must have in common with what continues there.
 IMPL = "threefry2x32"
 """The implementation of every key of this library."""
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Far from the roles of a noise key, which count from 0.
 _BRANCHES = 0x0B4A
@@ -90,6 +91,7 @@ def of_seed(seed: int | np.integer | Array) -> Key:
       ValueError: no such number.
     """
     # Not `jax.random.key`: it has a default implementation and an offset of its own.
+    words: Any
     if isinstance(seed, jax.core.Tracer):
         words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
     else:

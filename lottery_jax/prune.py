@@ -349,7 +349,7 @@ def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
     return alive & ~below & ~first
 
 
-def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> Array:
+def _share_of(fraction: Any, alive: Array, how: Literal["round", "ceil"]) -> Array:
     """The number of weights that a fraction is, int32 `[]`.
 
     "round" is `fraction * alive` for the ratio that was meant, half to even. "ceil" is
