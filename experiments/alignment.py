@@ -28,6 +28,7 @@ from experiments.recipes import PathRecipe, Setup, make_model, parse_step, set_u
 from lottery_jax import models, plots, trees, verdicts
 from lottery_jax.connectivity import alignment, linear
 from lottery_jax.execution import Where
+from lottery_jax.keys import of_seed
 from lottery_jax.types import Network
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def ends(cfg: Config, networks: list[Network], i: int) -> Iterator[Network]:
     network, model = networks[i], make_model(cfg)
     axes = models.units(model, network.params)
     state_axes = models.state_units(model, network.params, network.model_state)
-    order = alignment.random(axes, network.params, jax.random.key(cfg.seed + 1 + i))
+    order = alignment.random(axes, network.params, of_seed(cfg.seed + 1 + i))
     copy = Network(
         alignment.permute(axes, network.params, order),
         alignment.permute(state_axes, network.model_state, order),

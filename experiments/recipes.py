@@ -16,6 +16,7 @@ from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Precision
+from lottery_jax.keys import of_seed
 from lottery_jax.types import Array, Task
 from lottery_jax.verdicts import ERROR, Metric
 
@@ -189,7 +190,7 @@ def make_classification(recipe: Recipe) -> Task:
     dataset = load_data(recipe)
     model = make_model(recipe)
     try:
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.shape)))
+        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "

@@ -4,17 +4,23 @@
     a noise key       ->  NoiseKeys     order, batch, loss, rule; and those of branches
 
 All are derived by `fold_in`, so a replica's numbers depend on its own id alone, and each
-key has one use. Whoever needs a further role appends it to the tuple that it belongs to:
-the numbers that are there never change their meaning.
+key has one use. All are keys of threefry, whatever JAX's default is: draws of others (rbg)
+depend on what is vmapped beside them, and on the platform. Draws are the same bits under
+every setting of JAX: dtypes are named, and bits are made in one way (`settled`).
+
+Whoever needs a further role appends it to the tuple that it belongs to: the numbers that
+are there never change their meaning.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import errors
 from lottery_jax.types import Array, Key
 
 DRAWS = 2
@@ -22,6 +28,12 @@ DRAWS = 2
 
 It is part of what a folder must have in common with what continues there.
 """
+
+IMPL = "threefry2x32"
+"""The implementation of every key of this library."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Far from the roles of a noise key, which count from 0.
 _BRANCHES = 0x0B4A
@@ -69,17 +81,103 @@ class NoiseKeys(NamedTuple):
     rule: Key
 
 
+def of_seed(seed: int | np.integer | Array) -> Key:
+    """The key of a seed, `[]`: that of `jax.random.key(seed)` under JAX's defaults.
+
+    Args:
+      seed: in [0, 2**32), see `check_seed`; a traced one is uint32.
+
+    Raises:
+      ValueError: no such number.
+    """
+    # Not `jax.random.key`: it has a default implementation and an offset of its own.
+    words: Any
+    if isinstance(seed, jax.core.Tracer):
+        words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
+    else:
+        words = np.array([0, check_seed(seed)], np.uint32)
+    return jax.random.wrap_key_data(words, impl=IMPL)
+
+
+def check_seed(seed: Any, field: str = "seed") -> int:
+    """A seed as an integer.
+
+    Args:
+      seed: Python's or NumPy's integer, or an array of one.
+      field: what the caller calls it.
+
+    Raises:
+      ValueError: no integer (a bool is none), or one outside [0, 2**32): longer ones would
+        be cut short, and two studies be one.
+    """
+    if getattr(seed, "shape", None) == ():
+        seed = seed.item()
+    return errors.whole(field, seed, 0, 2**32 - 1)
+
+
+def check(field: str, keys: Any) -> Key:
+    """Keys that replicas may be given, as they are.
+
+    Args:
+      field: what the caller calls them.
+      keys: an array of keys.
+
+    Raises:
+      ValueError: no typed keys, or those of another implementation, whose draws depend on
+        what is vmapped beside them.
+    """
+    typed = isinstance(keys, jax.Array) and jnp.issubdtype(
+        keys.dtype, jax.dtypes.prng_key
+    )
+    if typed and str(jax.random.key_impl(keys)) == IMPL:
+        return keys
+    found = keys.dtype if hasattr(keys, "dtype") else type(keys).__name__
+    must = f"keys of {IMPL}: jax.random.key(seed, impl={IMPL!r})"
+    raise errors.wrong(field, found, must)
+
+
+def settled(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that draws: the same bits whatever `jax_threefry_partitionable` is.
+
+    Args:
+      function: draws from keys; may be traced.
+    """
+
+    @functools.wraps(function)
+    def draws(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.threefry_partitionable(True):
+            return function(*args, **kwargs)
+
+    return draws
+
+
 def replica_keys(seed: int, replica: int | Array) -> ReplicaKeys:
-    """The keys of one replica: init and noise apart, so that each can be varied alone."""
-    root = jax.random.fold_in(jax.random.key(seed), replica)
+    """The keys of one replica: init and noise apart, so that each can be varied alone.
+
+    Args:
+      seed: see `of_seed`.
+      replica: its id, 0 or more.
+
+    Raises:
+      ValueError: no such seed.
+    """
+    root = jax.random.fold_in(of_seed(seed), replica)
     roles = range(len(ReplicaKeys._fields))
     return ReplicaKeys(*(jax.random.fold_in(root, role) for role in roles))
 
 
 def of_replicas(seed: int, ids: Sequence[int] | np.ndarray) -> ReplicaKeys:
-    """The keys of several replicas, `[R]` each."""
+    """The keys of several replicas, `[R]` each.
+
+    Args:
+      seed: see `of_seed`.
+      ids: of the replicas, 0 or more.
+
+    Raises:
+      ValueError: no such seed.
+    """
     # One small program: made one by one, the keys took seconds of a run's start.
-    return _of_replicas(seed, jnp.asarray(ids, jnp.int32))
+    return _of_replicas(np.uint32(check_seed(seed)), jnp.asarray(ids, jnp.int32))
 
 
 @jax.jit
@@ -101,7 +199,9 @@ def branch_keys(noise: Key, number: int) -> Key:
       number: of branches.
     """
     root = jax.random.fold_in(noise, _BRANCHES)
-    return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(number))
+    return jax.vmap(lambda i: jax.random.fold_in(root, i))(
+        jnp.arange(number, dtype=jnp.int32)
+    )
 
 
 def epoch_key(key: Key, epoch: Array | int) -> Key:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import naming, permutations, trees
+from lottery_jax import errors, naming, permutations, trees
 from lottery_jax.trees import (
     Patterns,
     by_path,
@@ -369,16 +369,23 @@ def exact_round(value: Fraction) -> int:
     return round(value)
 
 
-def exact(number: float) -> Fraction:
+def exact(number: float | Fraction) -> Fraction:
     """The rational that a person meant by a float: 0.2 is 1/5, not 0.2000000000000000111.
 
     Args:
-      number: any finite float. A ratio of small integers within its rounding error is
-        taken (1/3, or 3/10 for 1 - 0.7), else its shortest decimal form.
+      number: a rational, or any finite float of Python's, NumPy's or JAX's, of any precision. A ratio of
+        small integers within its rounding error is taken (1/3, or 3/10 for 1 - 0.7), else
+        its shortest decimal form.
     """
-    decimal = Fraction(repr(float(number)))
+    if isinstance(number, Fraction):
+        return number
+    value = np.asarray(number)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return Fraction(int(value))
+    decimal = Fraction(str(value[()]))
     ratio = decimal.limit_denominator(LARGEST_DENOMINATOR)
-    return ratio if abs(ratio - decimal) <= abs(decimal) / 10**15 else decimal
+    rounding = 4.5 * float(jnp.finfo(value.dtype).eps)
+    return ratio if abs(ratio - decimal) <= abs(decimal) * rounding else decimal
 
 
 def layer_counts(
@@ -402,8 +409,9 @@ def layer_counts(
       ValueError: unknown distribution, density outside (0, 1], or a density that the
         dense layers alone exceed.
     """
+    errors.at_least("density", density, 0)
     if not 0 < density <= 1:
-        raise ValueError(f"density={density}; it must be in (0, 1]")
+        raise errors.wrong("density", density, "in (0, 1]")
     if distribution not in ("uniform", "erk"):
         raise ValueError(
             f"distribution={distribution!r}; it must be 'uniform' or 'erk'"

@@ -17,12 +17,14 @@ a study does (`imp.run`), and `masks.layer_densities` tells.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lottery_jax import masks, naming, trees
+from lottery_jax import errors, masks, naming, trees
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Mask, Scores
 
@@ -50,11 +52,13 @@ def global_topk(
       mask: the current mask.
       fraction: share of the surviving prunable weights to remove, in (0, 1). The number
         is exact for any count up to 2^31, traced or not.
-      keep: instead of `fraction`, how many prunable weights shall survive, int32 `[]`;
-        may be traced. No effect where no more than that are alive.
+      keep: instead of `fraction`, how many prunable weights shall survive, an integer
+        `[]`, at least as many as live in excluded leaves. No effect where no more than
+        that are alive. It may be traced, and is not checked then: below 0 it is 0.
       rule: "exact" removes `round(fraction * alive)`, half to even. "open_lth" removes
         what open_lth does: all scores up to and including the one of rank
-        `ceil(fraction * alive)` (from 0), so one more, and ties together.
+        `ceil(fraction * alive)` (from 0, in float64 arithmetic), so one more, and ties
+        together.
       prunable: which leaves count.
       exclude: patterns of leaves that count and are never cut.
 
@@ -62,8 +66,9 @@ def global_topk(
       A subset of `mask`.
 
     Raises:
-      ValueError: fraction outside (0, 1); both or neither of fraction and keep; an
-        unknown rule; scores that do not fit the mask.
+      ValueError: fraction no number in (0, 1), or with too many digits to be counted in
+        `jit`; keep no number of weights; both or neither of the two; an unknown rule;
+        scores that do not fit the mask.
 
     Example:
       >>> scores = {"kernel": jnp.array([[0.1, 0.9], [0.2, 0.5]])}
@@ -85,13 +90,15 @@ def global_topk(
         if fraction is None:
             raise ValueError("rule='open_lth' needs fraction=, not keep=")
         number = _share_of(fraction, counted, "ceil")
-        ranked = jnp.sort(jnp.where(alive, flat_scores, jnp.inf))
+        flat_scores, ranked = _ranked(flat_scores, alive)
         survivors = alive & (flat_scores > ranked[jnp.minimum(number, ranked.size - 1)])
     elif rule == "exact":
         if fraction is not None:
             number = _share_of(fraction, counted, "round")
         else:
-            number = jnp.maximum(counted - jnp.asarray(keep), 0)
+            keep = _number("keep", keep, masks.total(mask, prunable))
+            _check_excluded(keep, mask, prunable, flags)
+            number = jnp.maximum(counted - keep, 0)
         survivors = _drop_lowest(flat_scores, alive, number)
     else:
         raise ValueError(f"rule={rule!r}; it must be 'exact' or 'open_lth'")
@@ -117,7 +124,8 @@ def layerwise_topk(
       fraction: share of each layer's surviving weights to remove, in (0, 1): one for all
         layers, or one per pattern of the key path, of which the first that is found
         counts. `{"head": 0.1, "dense": 0.2}` are the rates of LeNet in the paper.
-      keep: instead, how many weights each prunable leaf keeps, in tree order.
+      keep: instead, how many weights each prunable leaf keeps, in tree order; integers,
+        each may be traced. Those of excluded leaves are not looked at.
       prunable: which leaves count.
       exclude: patterns of leaves that are never cut.
 
@@ -125,8 +133,9 @@ def layerwise_topk(
       A subset of `mask`, with `round(fraction * alive)` weights removed from each layer.
 
     Raises:
-      ValueError: fraction outside (0, 1), a layer without a pattern, a pattern that
-        matches nothing, `keep` of another length, scores that do not fit the mask.
+      ValueError: fraction no number in (0, 1), a layer without a pattern, a pattern that
+        matches nothing, `keep` of another length or no numbers of weights (names the
+        position), scores that do not fit the mask.
 
     References:
       Frankle and Carbin 2019, figure 2 (rates per layer).
@@ -150,7 +159,8 @@ def layerwise_topk(
         if cut:
             alive = jnp.sum(m, dtype=jnp.int32)
             if keep is not None:
-                number = jnp.maximum(alive - keep[position], 0)
+                own = _number(f"keep[{position}]", keep[position], m.size)
+                number = jnp.maximum(alive - own, 0)
             else:
                 number = _share_of(rates[name], alive, "round")
             m = _drop_lowest(s.reshape(-1), m.reshape(-1), number).reshape(m.shape)
@@ -184,8 +194,7 @@ def to_density(
       ValueError: density outside (0, 1) or too small for the excluded leaves, unknown
         scope, scores that do not fit.
     """
-    if not 0 < density < 1:
-        raise ValueError(f"density={density}; it must be in (0, 1)")
+    errors.share("density", density)
     if scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
     _check(scores, mask)
@@ -233,6 +242,7 @@ def n_of_m(
     References:
       Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, section 3.
     """
+    n, m = errors.whole("n", n, 1), errors.whole("m", m, 2)
     if not 0 < n < m:
         raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
     _check(scores, mask)
@@ -304,6 +314,36 @@ def _check_amount(**amounts: object) -> None:
         raise ValueError(f"give exactly one of {sorted(amounts)}; got {given}")
 
 
+def _number(field: str, keep: Any, total: int) -> Array:
+    """How many weights shall survive, int32 `[]`; checked where it is known."""
+    if isinstance(keep, jax.core.Tracer):
+        if keep.shape or not jnp.issubdtype(keep.dtype, jnp.integer):
+            must = "an integer [] where it is traced"
+            raise errors.wrong(field, f"{keep.dtype}{list(keep.shape)}", must)
+        return jnp.clip(keep, 0, total).astype(jnp.int32)
+    if getattr(keep, "shape", None) == ():
+        keep = keep.item()
+    return jnp.int32(min(errors.whole(field, keep, 0), total))
+
+
+def _check_excluded(
+    keep: Array, mask: Mask, prunable: PrunableLike, flags: list[bool]
+) -> None:
+    """Refuses to keep fewer weights than live in leaves that are never cut."""
+    spared = [
+        jnp.sum(m, dtype=jnp.int32)
+        for m, counted, cut in zip(
+            jax.tree.leaves(mask), masks.resolve(mask, prunable), flags
+        )
+        if counted and not cut
+    ]
+    if any(isinstance(x, jax.core.Tracer) for x in (keep, *spared)):
+        return
+    if int(keep) < (alive := sum(map(int, spared))):
+        must = f"{alive} or more: so many live in leaves that are excluded from the cut"
+        raise errors.wrong("keep", int(keep), must)
+
+
 def _rates(
     mask: Mask, fraction: float | Mapping[str, float] | None, names: list[str]
 ) -> dict[str, float]:
@@ -341,7 +381,20 @@ def _flatten(scores: Scores, mask: Mask, flags: list[bool]) -> tuple[Array, Arra
         if take
     ]
     flat, alive = (jnp.concatenate(parts) for parts in zip(*pick))
-    return jnp.where(jnp.isnan(flat), -jnp.inf, flat), alive
+    return flat, alive
+
+
+def _ranked(scores: Array, alive: Array) -> tuple[Array, Array]:
+    """Scores without nan, and the sorted ones of the alive, then the largest there is.
+
+    Integers are compared as they are: as float32 they would be rounded from 2^24 on.
+    """
+    if jnp.issubdtype(scores.dtype, jnp.floating):
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        return scores, jnp.sort(jnp.where(alive, scores, jnp.inf))
+    if scores.dtype == jnp.bool_:
+        scores = scores.astype(jnp.uint8)
+    return scores, jnp.sort(jnp.where(alive, scores, jnp.iinfo(scores.dtype).max))
 
 
 def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
@@ -349,8 +402,7 @@ def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
 
     Everything below the score of that rank goes, and of the ties with it the first ones.
     """
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    ranked = jnp.sort(jnp.where(alive, scores, jnp.inf))
+    scores, ranked = _ranked(scores, alive)
     threshold = ranked[jnp.clip(number - 1, 0, ranked.size - 1)]
     below = alive & (scores < threshold)
     ties = alive & (scores == threshold)
@@ -359,20 +411,25 @@ def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
     return alive & ~below & ~first
 
 
-def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> Array:
-    """`fraction * alive`, rounded exactly, int32 `[]`.
+def _share_of(fraction: Any, alive: Array, how: Literal["round", "ceil"]) -> Array:
+    """The number of weights that a fraction is, int32 `[]`.
+
+    "round" is `fraction * alive` for the ratio that was meant, half to even. "ceil" is
+    what float64 makes of it, as in open_lth: 0.55 of 100 is 56, because 0.55 * 100 is
+    55.00000000000001 there.
 
     float32 is off from about 10^7 weights on. With fraction = p / q and
     alive = q * a + b the product is p * a + p * b / q, all in small integers.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction}; it must be in (0, 1)")
+    if isinstance(fraction, jax.core.Tracer):
+        must = "known when the function is traced; pass keep= instead"
+        raise errors.wrong("fraction", "traced", must)
+    errors.share("fraction", fraction)
     share = masks.exact(fraction)
     if not isinstance(alive, jax.core.Tracer):
-        exact = share * int(alive)
-        return jnp.int32(
-            masks.exact_round(exact) if how == "round" else math.ceil(exact)
-        )
+        if how == "ceil":
+            return jnp.int32(math.ceil(_double(fraction) * int(alive)))
+        return jnp.int32(masks.exact_round(share * int(alive)))
     if share.denominator > masks.LARGEST_DENOMINATOR:
         raise ValueError(
             f"fraction={fraction} has too many digits to be counted exactly inside "
@@ -381,8 +438,30 @@ def _share_of(fraction: float, alive: Array, how: Literal["round", "ceil"]) -> A
     p, q = share.numerator, share.denominator
     whole, rest = p * (alive // q), p * (alive % q)
     below, over = rest // q, rest % q
-    if how == "ceil":
-        return whole + below + (over > 0)
     value = whole + below
+    if how == "ceil":
+        return value + ((over > 0) | _rounds_up(fraction, share, value))
     up = (2 * over > q) | ((2 * over == q) & (value % 2 == 1))
     return value + up
+
+
+def _double(fraction: Any) -> float:
+    """A fraction as float64: the decimal that narrower floats stand for."""
+    return float(str(np.asarray(fraction)[()]))
+
+
+def _rounds_up(fraction: Any, share: Fraction, value: Array) -> Array:
+    """Whether float64 makes more of `fraction * alive` than `value`, its exact product.
+
+    The float64 of p / q is (p / q) (1 + e) for some tiny e, so the product is
+    value * (1 + e) before it is rounded. For e > 0 it stays above `value` if
+    value * e exceeds half the distance to the next float64, 2^(floor(log2 value) - 53):
+    for each power of two that is a bound on `value`, computed here on the host.
+    """
+    error = Fraction(_double(fraction)) / share - 1
+    if error <= 0:
+        return jnp.zeros(jnp.shape(value), jnp.bool_)
+    powers = [Fraction(2) ** (power - 53) / error for power in range(31)]
+    bounds = np.array([min(math.floor(x), 2**31 - 1) for x in powers], np.int32)
+    power = 31 - jax.lax.clz(jnp.maximum(value, 1))
+    return (value > 0) & (value > jnp.asarray(bounds)[power])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from lottery_jax import masks
+from lottery_jax import errors, masks
 from lottery_jax.types import Array
 
 
@@ -75,9 +75,8 @@ def one_shot(total: int, densities: Sequence[float]) -> list[int]:
       [1000, 500, 100]
     """
     _check_total(total)
-    for density in densities:
-        if not 0 < density < 1:
-            raise ValueError(f"density={density}; it must be in (0, 1)")
+    for density in errors.several("densities", densities, "shares in (0, 1)"):
+        errors.share("density", density)
     return [total] + [masks.exact_round(masks.exact(d) * total) for d in densities]
 
 
@@ -90,8 +89,9 @@ def levels_to(density: float, fraction: float = 0.2) -> int:
       >>> levels_to(0.01)
       21
     """
+    errors.at_least("density", density, 0)
     if not 0 < density <= 1:
-        raise ValueError(f"density={density}; it must be in (0, 1]")
+        raise errors.wrong("density", density, "in (0, 1]")
     _check(1, 0, fraction=fraction)
     left, levels = masks.exact(1.0), 0
     while left > masks.exact(density):
@@ -120,6 +120,13 @@ def cubic(
     References:
       Zhu and Gupta, To prune, or not to prune, 2017, equation 1.
     """
+    for field, given in (("begin", begin), ("end", end)):
+        errors.whole(field, given, 0)
+    for field, share in (
+        ("final_density", final_density),
+        ("initial_density", initial_density),
+    ):
+        errors.within(field, share, 0, 1)
     if not begin < end:
         raise ValueError(f"begin={begin}, end={end}; begin < end must hold")
     if not 0 < final_density < initial_density <= 1:
@@ -127,19 +134,17 @@ def cubic(
             f"final_density={final_density}, initial_density={initial_density}; "
             "0 < final < initial <= 1 must hold"
         )
-    t = jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
+    passed = (jnp.asarray(step) - begin).astype(jnp.float32)
+    t = jnp.clip(passed / (end - begin), 0.0, 1.0)
     return final_density + (initial_density - final_density) * (1.0 - t) ** 3
 
 
 def _check(total: int, levels: int, **share: float) -> None:
     for field, value in share.items():
-        if not 0 < value < 1:
-            raise ValueError(f"{field}={value}; it must be in (0, 1)")
-    if levels < 0:
-        raise ValueError(f"levels={levels}; it must be 0 or more")
+        errors.share(field, value)
+    errors.whole("levels", levels, 0)
     _check_total(total)
 
 
 def _check_total(total: int) -> None:
-    if total < 1:
-        raise ValueError(f"total={total}; there must be at least one prunable weight")
+    errors.whole("total", total, 1, of="the prunable weights")

@@ -5,9 +5,13 @@ gradients)`. A `Score` is what a pruning loop calls: `score(key, inputs)`, where
 holds everything that a criterion may ask for. `SCORES` lists the scores by name; a new one
 is one function and one entry, and inherits the tests.
 
-Scores are ranked, never compared in size, and never normalised by layer. Gradients are
-means over the batches given; the loss decides the mode of BatchNorm, and the losses of
-this library use batch statistics (training mode).
+Scores are ranked, never compared in size, and never normalised by layer. They are float32
+at least, whatever the weights are: products of half-precision numbers underflow there, and
+weights of equal score are cut by position. Integers are no weights, nor are complex numbers
+and bools: refused by name.
+
+Gradients are means over the batches given; the loss decides the mode of BatchNorm, and the
+losses of this library use batch statistics (training mode).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +20,8 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from lottery_jax import masks
+from lottery_jax import masks, trees
+from lottery_jax.keys import settled
 from lottery_jax.types import Array, Batch, Key, Mask, ModelState, Params, Scores
 
 # --- functions of arrays --------------------------------------------------------------
@@ -24,22 +29,24 @@ from lottery_jax.types import Array, Batch, Key, Mask, ModelState, Params, Score
 
 def magnitude(trained: Params) -> Scores:
     """|w|: large weights survive (Han et al. 2015; Frankle and Carbin 2019)."""
-    return jax.tree.map(jnp.abs, trained)
+    return jax.tree.map(jnp.abs, _wide(trained, "trained"))
 
 
 def movement(trained: Params, initial: Params) -> Scores:
     """|w_final - w_init|: weights that moved far survive (Zhou et al. 2019, figure 2)."""
-    return jax.tree.map(lambda f, i: jnp.abs(f - i), trained, initial)
+    pair = _wide(trained, "trained"), _wide(initial, "initial")
+    return jax.tree.map(lambda f, i: jnp.abs(f - i), *pair)
 
 
 def magnitude_increase(trained: Params, initial: Params) -> Scores:
     """|w_final| - |w_init|: weights that grew survive (Zhou et al. 2019, figure 2)."""
-    return jax.tree.map(lambda f, i: jnp.abs(f) - jnp.abs(i), trained, initial)
+    pair = _wide(trained, "trained"), _wide(initial, "initial")
+    return jax.tree.map(lambda f, i: jnp.abs(f) - jnp.abs(i), *pair)
 
 
 def gradient(gradients: Params) -> Scores:
     """|g|: weights on which the loss depends most steeply survive."""
-    return jax.tree.map(jnp.abs, gradients)
+    return jax.tree.map(jnp.abs, _wide(gradients, "gradients"))
 
 
 def taylor(params: Params, gradients: Params) -> Scores:
@@ -48,15 +55,31 @@ def taylor(params: Params, gradients: Params) -> Scores:
     At initialisation this is the score of SNIP, up to its normalisation (Lee et al. 2019,
     equation 4), which does not change the ranking.
     """
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradients)
+    pair = _wide(params, "params"), _wide(gradients, "gradients")
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), *pair)
 
 
+@settled
 def random(key: Key, params: Params) -> Scores:
-    """Uniform in [0, 1): a control, one draw per leaf and key."""
+    """Uniform in [0, 1), float32: a control, one draw per leaf and key."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.uniform(k, x.shape) for k, x in zip(keys, leaves)]
+    draws = [jax.random.uniform(k, x.shape, jnp.float32) for k, x in zip(keys, leaves)]
     return jax.tree.unflatten(structure, draws)
+
+
+def _wide(tree: Params, name: str) -> Params:
+    """Weights or gradients in float32 at least; integers and the like are refused."""
+    for path, leaf in trees.by_path(tree).items():
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: leaf {path!r} has dtype {dtype}; it must be floating-point, as "
+                "weights are"
+            )
+    return jax.tree.map(
+        lambda x: jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
 
 
 # --- the protocol ---------------------------------------------------------------------
@@ -95,22 +118,26 @@ class Score(Protocol):
 def mean_gradient(key: Key, inputs: Inputs, params: Params) -> Params:
     """The gradient of the loss at the masked `params`, a mean over `inputs.batches`.
 
+    Each gradient has the precision of the weights; they are added up in float32 at least,
+    in which the mean is returned.
+
     Raises:
-      ValueError: no loss or no batches among the inputs.
+      ValueError: no loss or no batches among the inputs, weights that are none.
     """
     loss = inputs.loss
     if loss is None or inputs.batches is None:
         raise ValueError("this score needs inputs.loss and inputs.batches")
+    zeros = jax.tree.map(jnp.zeros_like, _wide(params, "params"))
     params = masks.apply(inputs.mask, params)
     number = jax.tree.leaves(inputs.batches)[0].shape[0]
 
     def one(total: Params, item: tuple[Key, Batch]) -> tuple[Params, None]:
         batch_key, batch = item
         gradients = jax.grad(loss)(params, inputs.model_state, batch, batch_key)
-        return jax.tree.map(lambda t, g: t + g / number, total, gradients), None
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(one, zeros, (jax.random.split(key, number), inputs.batches))[0]
+    each = settled(jax.random.split)(key, number), inputs.batches
+    return jax.tree.map(lambda t: t / number, jax.lax.scan(one, zeros, each)[0])
 
 
 def _magnitude(key: Key, inputs: Inputs) -> Scores:

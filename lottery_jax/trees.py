@@ -427,8 +427,9 @@ def count(tree: PyTree) -> int:
 def combine(trees: Sequence[PyTree], weights: Array) -> PyTree:
     """The weighted sum of trees, leaf by leaf.
 
-    Where a weight is exactly 1 and the others 0 the result equals that tree. Leaves that
-    are not floating-point (counters) are those of the first tree.
+    Summed in float32 at least and rounded once, to the dtype of the leaf. Where a weight
+    is exactly 1 and the others 0 the result equals that tree. Leaves that are not
+    floating-point (counters) are those of the first tree.
 
     Args:
       trees: m of them, with equal structures and shapes.
@@ -436,10 +437,15 @@ def combine(trees: Sequence[PyTree], weights: Array) -> PyTree:
     """
 
     def leaf(*leaves: Array) -> Array:
-        if not jnp.issubdtype(jnp.asarray(leaves[0]).dtype, jnp.inexact):
+        dtype = jnp.asarray(leaves[0]).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
             return leaves[0]
-        parts = [weights[i].astype(x.dtype) * x for i, x in enumerate(leaves)]
-        return functools.reduce(jnp.add, parts)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        parts = [
+            weights[i].astype(wide) * jnp.asarray(x).astype(wide)
+            for i, x in enumerate(leaves)
+        ]
+        return functools.reduce(jnp.add, parts).astype(dtype)
 
     return jax.tree.map(leaf, *trees)
 

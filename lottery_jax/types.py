@@ -15,7 +15,7 @@ Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 
 Key: TypeAlias = jax.Array
-"""A typed PRNG key, shape `[]` (`jax.random.key`)."""
+"""A typed PRNG key, shape `[]`: `jax.random.key`, of the implementation threefry2x32."""
 
 Params: TypeAlias = PyTree
 """Trainable arrays: any pytree (Linen, NNX state, Equinox, Haiku, dicts)."""
@@ -160,7 +160,7 @@ class Task(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _shapes(init: Init) -> tuple[Params, ModelState, StreamState]:
     # Many ask, and tracing a deep network takes time.
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(init, jax.random.key(0, impl="threefry2x32"))
 
 
 class TrainState(NamedTuple):

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from lottery_jax import errors, masks, trees, units
+from lottery_jax.keys import check_seed, settled
 from lottery_jax.types import Key, Mask, Network, Params, PyTree
 from lottery_jax.units import Axes
 
@@ -71,6 +72,7 @@ def identity(axes: Axes, tree: PyTree) -> Permutation:
     return {group: np.arange(n) for group, n in units.sizes(axes, tree).items()}
 
 
+@settled
 def random(axes: Axes, tree: PyTree, key: Key) -> Permutation:
     """A uniformly random permutation of the units of every group.
 
@@ -124,7 +126,7 @@ def match(
       axes: of every leaf.
       a: weights of the network to resemble; arrays, not traced.
       b: weights of the network to renumber, of the same structure and shapes.
-      seed: of the order of the groups, at least 0.
+      seed: of the order of the groups, in [0, 2**32).
       max_sweeps: of each descent, at least 1; the permutation at that point is returned
         as it is.
 
@@ -133,7 +135,7 @@ def match(
 
     Raises:
       ValueError: trees that do not match or weights that are not finite (says at which
-        leaf), axes that do not fit, max_sweeps < 1.
+        leaf), axes that do not fit, max_sweeps < 1, no such seed.
 
     References:
       Ainsworth et al. 2023, section 3.2, algorithm 1. The linearised step is that of FAQ
@@ -143,7 +145,7 @@ def match(
     trees.same(a, b)
     start = identity(axes, b)
     pair = _pair(axes, _weights(a, "a"), _weights(b, "b"))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     ends = [
         _descend(pair, begin, rng, max_sweeps)
         for begin in (start, _match_in_turn(pair, start))

@@ -51,7 +51,7 @@ class Plan:
       schedules: "continued" branches train from k to T with the trunk's optimizer state;
         "restarted" ones train T further steps from the start of the schedule with a fresh
         optimizer, the paper's control for the number of steps that are left.
-      seed: all keys follow from it and the replica's id.
+      seed: all keys follow from it and the replica's id; an integer in [0, 2**32).
       every: length of the longest segment.
     """
 
@@ -93,6 +93,7 @@ def check(plan: Plan) -> Plan:
         whole("rewind_steps", k)
         for k in errors.several("rewind_steps", plan.rewind_steps, "a tuple of steps")
     )
+    made["seed"] = keys_.check_seed(plan.seed)
     if not steps or not all(0 <= k < plan.steps for k in steps):
         raise ValueError(
             f"rewind_steps={steps}; there must be some, each in [0, {plan.steps}), the "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax import masks, trees
+from lottery_jax import keys, masks, trees
 from lottery_jax.connectivity import points
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import checked, measured
@@ -35,7 +35,7 @@ def l2(a: Params, b: Params, mask: Mask | None = None) -> Array:
       ValueError: trees that do not match; says at which leaf.
     """
     trees.same(a, b)
-    difference = jax.tree.map(jnp.subtract, a, b)
+    difference = jax.tree.map(jnp.subtract, _wide(a), _wide(b))
     return jnp.sqrt(_inner(difference, difference, mask))
 
 
@@ -63,9 +63,20 @@ def angle(a: Params, b: Params, mask: Mask | None = None) -> Array:
 def _inner(a: Params, b: Params, mask: Mask | None) -> Array:
     if mask is not None:
         a, b = masks.apply(mask, a), masks.apply(mask, b)
+    a, b = _wide(a), _wide(b)
     # Products, not `vdot`: on an accelerator its default rounds the operands.
     parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return functools.reduce(jnp.add, jax.tree.leaves(parts))
+
+
+def _wide(tree: Params) -> Params:
+    """Half precision as float32: sums over a million weights are no sums there."""
+
+    def leaf(x: Array) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(leaf, tree)
 
 
 def disagreement(a: ArrayLike, b: ArrayLike) -> Any:
@@ -177,7 +188,7 @@ def _predict(functions: Task, execution: Execution, split: str) -> Callable[...,
 
     def one(data: PyTree, network: Network) -> Array:
         return predict(
-            network.params, network.model_state, data, jax.random.key(0), split
+            network.params, network.model_state, data, keys.of_seed(0), split
         )
 
     return execution.parallel(one, (None, 0))

@@ -27,7 +27,7 @@ from lottery_jax.connectivity.measure import BatchNorm, Measure
 from lottery_jax.connectivity.measure import check as check_measure
 from lottery_jax.errors import one_of, whole, wrong
 from lottery_jax.execution import Execution, Where, default_execution
-from lottery_jax.keys import noise_keys
+from lottery_jax.keys import noise_keys, of_seed
 from lottery_jax.training import checked
 from lottery_jax.training.measured import check, evaluated
 from lottery_jax.training.passes import in_groups
@@ -63,7 +63,7 @@ def interpolate(
     """
     trees.same(a, b)
     check_alphas(alpha, extrapolate)
-    alpha = jnp.asarray(alpha, jnp.float32)
+    alpha = jnp.asarray(alpha, jnp.result_type(float))
     return combine([a, b], jnp.stack([1 - alpha, alpha]))
 
 
@@ -147,7 +147,7 @@ def statistics_slice(task: Task, statistics_batches: int) -> Array:
             f"statistics_batches={statistics_batches}; it must be between 1 and {most}, all "
             "batches of an epoch but the last, which may be partial"
         )
-    key = noise_keys(jax.random.key(0)).order
+    key = noise_keys(of_seed(0)).order
     steps = jnp.arange(statistics_batches, dtype=jnp.int32)
     return jax.lax.map(lambda step: task.order(key, step), steps)
 
@@ -164,14 +164,18 @@ def recompute(
       rows: from `statistics_slice`.
     """
     assert task.statistics is not None and task.pool is not None
-    measure, key = task.statistics, noise_keys(jax.random.key(0)).batch
+    measure, key = task.statistics, noise_keys(of_seed(0)).batch
 
     def one(step: Array) -> PyTree:
         batch = task.batch(task.data, rows[step], key, step)
         return measure(params, model_state, batch)
 
+    def mean(x: Array) -> Array:
+        return jnp.mean(x, axis=0, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
     moments = jax.lax.map(one, jnp.arange(rows.shape[0], dtype=jnp.int32))
-    return task.pool(jax.tree.map(lambda x: jnp.mean(x, axis=0), moments))
+    pooled = task.pool(jax.tree.map(mean, moments))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), pooled, model_state)
 
 
 # --- evaluation -----------------------------------------------------------------------

@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+from lottery_jax.keys import check_seed
+
 
 def random_state(seed: int, purpose: str) -> np.random.RandomState:
     """An own stream for each (seed, purpose).
@@ -19,8 +21,6 @@ def random_state(seed: int, purpose: str) -> np.random.RandomState:
       A generator of its own; the global one is left alone.
 
     Raises:
-      ValueError: `seed` is out of range.
+      ValueError: `seed` is no integer, or out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}; it must lie in [0, 2**32)")
-    return np.random.RandomState([seed, zlib.crc32(purpose.encode())])
+    return np.random.RandomState([check_seed(seed), zlib.crc32(purpose.encode())])

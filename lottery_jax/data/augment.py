@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax.keys import settled
 from lottery_jax.types import Array, Key
 
 
+@settled
 def flip(key: Key, images: Array) -> Array:
     """Mirrors each image left to right with probability 1/2, independently.
 
@@ -27,10 +29,11 @@ def flip(key: Key, images: Array) -> Array:
       ValueError: `images` has not four axes.
     """
     _check_images(images)
-    mirrored = jax.random.bernoulli(key, shape=images.shape[:1])
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5), images.shape[:1])
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1, :], images)
 
 
+@settled
 def shift_crop(key: Key, images: Array, padding: int = 4) -> Array:
     """Pads each image with zeros and cuts a window of the old size out of it.
 
@@ -53,7 +56,7 @@ def shift_crop(key: Key, images: Array, padding: int = 4) -> Array:
     if padding < 0:
         raise ValueError(f"padding={padding}; it must be 0 or more")
     size = images.shape[1:]
-    corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1, jnp.int32)
     width = (padding, padding)
     padded = jnp.pad(images, ((0, 0), width, width, (0, 0)))
     # Measured on 2 CPU cores inside `lax.scan`, 128 uint8 images of 32x32x3, with the
@@ -62,11 +65,12 @@ def shift_crop(key: Key, images: Array, padding: int = 4) -> Array:
     # selecting among all shifts 6.3.
     return jax.vmap(
         lambda image, corner: jax.lax.dynamic_slice(
-            image, (corner[0], corner[1], 0), size
+            image, (corner[0], corner[1], jnp.int32(0)), size
         )
     )(padded, corners)
 
 
+@settled
 def flip_and_crop(key: Key, images: Array, padding: int = 4) -> Array:
     """`flip`, then `shift_crop`, under two keys: CIFAR's standard augmentation.
 

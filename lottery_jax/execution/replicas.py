@@ -183,9 +183,15 @@ class Execution(NamedTuple):
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """Traces what is within at this precision and this way to convolve."""
+        """Traces what is within at this precision and this way to convolve.
+
+        Whatever JAX's own settings are, draws are the same bits and dtypes are promoted as
+        by default: with "strict" promotion no optimizer of optax runs.
+        """
         with contextlib.ExitStack() as stack:
             stack.enter_context(convolution.batched_by(self.convolution))
+            stack.enter_context(jax.threefry_partitionable(True))
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
             if self.precision is not None:
                 stack.enter_context(jax.default_matmul_precision(self.precision))
             yield

@@ -14,6 +14,7 @@ import numpy as np
 from lottery_jax import errors, masks, prune, schedules, scores, trees
 from lottery_jax.errors import one_of, some_different, whole
 from lottery_jax.imp.arms import ARMS
+from lottery_jax.keys import check_seed
 from lottery_jax.types import Params, PyTree
 
 ByLayer: TypeAlias = tuple[tuple[str, float], ...]
@@ -143,7 +144,7 @@ class Plan:
       level_optimizer: "reset" starts each level with fresh moments, "rewind" with those of
         the rewind step, masked.
       random_scope: how the random mask is permuted.
-      seed: all keys follow from it and the replica's id.
+      seed: all keys follow from it and the replica's id; an integer in [0, 2**32).
     """
 
     steps: int
@@ -205,6 +206,7 @@ def check(plan: Plan) -> Plan:
         chains=chains,
         arms=arms,
         validate_every=validate_every,
+        seed=check_seed(plan.seed),
     )
 
 

@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from lottery_jax import errors
+from lottery_jax.keys import settled
 from lottery_jax.types import Array
 
 Initializer = Callable[..., Array]
 """`(key, shape, dtype) -> array`; kernels are `[..., fan in, fan out]`."""
 
-kaiming_normal: Initializer = jax.nn.initializers.variance_scaling(
-    2.0, "fan_in", "normal"
+kaiming_normal: Initializer = settled(
+    jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 )
 """N(0, 2 / fan_in). He et al. 2015, section 2.2; open_lth's `kaiming_normal`."""
 
-glorot_normal: Initializer = jax.nn.initializers.variance_scaling(
-    1.0, "fan_avg", "normal"
+glorot_normal: Initializer = settled(
+    jax.nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 )
 """N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010; Frankle & Carbin 2019."""
 
@@ -51,6 +52,7 @@ def torch_bias(fan_in: int) -> Initializer:
     """
     bound = 1 / math.sqrt(fan_in)
 
+    @settled
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -72,7 +74,7 @@ def bias(name: str, fan_in: int) -> Initializer:
 def scale(name: str) -> Initializer:
     """The law of a norm's scale: "ones" or "uniform", U(0, 1); ValueError else."""
     if _known("norm_scale", name, SCALES) == "uniform":
-        return jax.nn.initializers.uniform(1.0)
+        return settled(jax.nn.initializers.uniform(1.0))
     return jax.nn.initializers.ones
 
 

@@ -27,6 +27,7 @@ from flax import errors as flax_errors
 from flax import linen as nn
 
 from lottery_jax import errors, models, trees
+from lottery_jax.keys import of_seed
 from lottery_jax.types import Array, Key, ModelState, Params, PyTree
 
 
@@ -106,7 +107,7 @@ class Linen:
 
     def variables(self, key: Key, examples: int = 1) -> dict[str, PyTree]:
         """Everything that the module makes of some examples."""
-        images = jnp.zeros((examples, *self.shape))
+        images = jnp.zeros((examples, *self.shape), jnp.float32)
         return dict(self.module.init(key, images, **self._given(False, None)))
 
     def apply(
@@ -143,7 +144,7 @@ class Linen:
         """
         label = batch["label"].astype(jnp.uint32)
         key = jax.random.fold_in(
-            jax.random.key(0),
+            of_seed(0),
             jnp.sum(label * jnp.arange(1, len(label) + 1, dtype=jnp.uint32)),
         )
         with nn.intercept_methods(_of_this_batch):
@@ -155,13 +156,7 @@ class Linen:
                 key=key,
                 weights=batch["weight"],
             )
-        return _each_norm(
-            state,
-            lambda norm: {
-                "mean": norm["mean"],
-                "square": norm["var"] + jnp.square(norm["mean"]),
-            },
-        )
+        return _each_norm(_moments, model_state, state)
 
     def _given(self, train: bool, weights: Array | None) -> dict[str, Any]:
         values: dict[str, Any] = {"weights": weights}
@@ -171,13 +166,22 @@ class Linen:
 
 def pool(moments: PyTree) -> ModelState:
     """The running statistics that averaged moments make."""
-    return _each_norm(
-        moments,
-        lambda norm: {
-            "mean": norm["mean"],
-            "var": jnp.maximum(norm["square"] - jnp.square(norm["mean"]), 0),
-        },
-    )
+    return _each_norm(_pooled, moments)
+
+
+# Squares are taken around a constant that all batches share: around 0 the variance of
+# channels whose mean is large would be the small difference of two large numbers.
+
+
+def _moments(before: PyTree, norm: PyTree) -> PyTree:
+    around = before["mean"]
+    square = norm["var"] + jnp.square(norm["mean"] - around)
+    return {"mean": norm["mean"], "square": square, "around": around}
+
+
+def _pooled(norm: PyTree) -> PyTree:
+    of_means = jnp.square(norm["mean"] - norm["around"])
+    return {"mean": norm["mean"], "var": jnp.maximum(norm["square"] - of_means, 0)}
 
 
 def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
@@ -204,7 +208,7 @@ def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        made = jax.eval_shape(model.variables, jax.eval_shape(jax.random.key, 0))
+        made = jax.eval_shape(model.variables, jax.eval_shape(of_seed, 0))
     if not jax.tree.leaves(made.get("params")):
         raise ValueError(f"{model.name}: it has no params; there must be some to train")
     found = {name: tree for name, tree in made.items() if name != "params"}
@@ -232,14 +236,14 @@ def _passing(model: Linen, names: tuple[str, ...]) -> tuple[str, ...]:
     def shapes(examples: int) -> tuple[PyTree, PyTree]:
         def once(key: Key) -> tuple[PyTree, PyTree]:
             before = model.variables(key, examples)
-            images = jnp.zeros((examples, *model.shape))
-            given = model._given(True, jnp.ones(examples))
+            images = jnp.zeros((examples, *model.shape), jnp.float32)
+            given = model._given(True, jnp.ones(examples, jnp.float32))
             _, after = model.module.apply(
                 before, images, **given, mutable=list(names), rngs=_rngs(key)
             )
             return before, after
 
-        return jax.eval_shape(once, jax.eval_shape(jax.random.key, 0))
+        return jax.eval_shape(once, jax.eval_shape(of_seed, 0))
 
     def by_variable(tree: PyTree) -> dict[str, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(
@@ -341,11 +345,11 @@ def _of_this_batch(call: Callable, args: tuple, kwargs: dict, context: Any) -> A
     return y
 
 
-def _each_norm(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
-    """Changes every BatchNorm's dict of moments in a nested dict."""
-    if "mean" in tree:
-        return change(tree)
-    return {name: _each_norm(inner, change) for name, inner in tree.items()}
+def _each_norm(change: Callable[..., PyTree], *of: PyTree) -> PyTree:
+    """Makes a nested dict from the dicts of every BatchNorm in some of them."""
+    if "mean" in of[0]:
+        return change(*of)
+    return {name: _each_norm(change, *(x[name] for x in of)) for name in of[0]}
 
 
 # --- functions ------------------------------------------------------------------------
@@ -493,7 +497,7 @@ def check(
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(f"{what} have dtype {logits.dtype}; it must be real")
 
-    key = jax.eval_shape(jax.random.key, 0)
+    key = jax.eval_shape(of_seed, 0)
     try:
         params, state, after = jax.eval_shape(in_training, key, images, weights)
         _check_kept(model.name, state, after)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from lottery_jax import data as datasets
 from lottery_jax import errors, models, trees
+from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
 from lottery_jax.types import (
     Array,
@@ -35,10 +36,12 @@ class _Classification:
     model: _models.Model
     batches: _batches.Batches
 
+    @settled
     def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
         params, model_state = self.model.init(key)
         return params, model_state, ()
 
+    @settled
     def narrow(self, key: Key, count: int) -> tuple[Network, Mask]:
         assert isinstance(self.model, _models.Linen)
         params, model_state = self.model.init(key)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import masks, trees
 from lottery_jax.errors import is_a, one_of, whole, within
+from lottery_jax.keys import settled
 from lottery_jax.types import (
     Array,
     Batch,
@@ -123,6 +124,7 @@ class _Curve:
     kind: Kind
     bends: int
 
+    @settled
     def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
         """A straight line between two draws of the inner initialisation."""
         (a, state, stream), (b, _, _) = (
@@ -135,6 +137,7 @@ class _Curve:
         at = coefficients(self.kind, t, self.bends)
         return trees.combine([ends.a, *params, ends.b], at)
 
+    @settled
     def loss(
         self,
         params: Params,
@@ -144,7 +147,9 @@ class _Curve:
         key: Key,
     ) -> tuple[Array, tuple[ModelState, StreamState, Metrics]]:
         draw, inner_key = jax.random.split(key)
-        point = self._point(params, model_state, jax.random.uniform(draw))
+        point = self._point(
+            params, model_state, jax.random.uniform(draw, (), jnp.float32)
+        )
         value, (inner, stream_state, metrics) = self.inner.loss(
             point, model_state.inner, stream_state, batch, inner_key
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from lottery_jax import errors, trees
 from lottery_jax.execution import Execution, Where, default_execution
+from lottery_jax.keys import of_seed
 from lottery_jax.training import checked
 from lottery_jax.training.programs import program, remembered
 from lottery_jax.training.rows import shared_data
@@ -64,7 +65,7 @@ def _loss_metrics(task: Task, data: PyTree) -> list[str]:
                 raise errors.wrong(field, errors.shown(x), "an array")
         return {"loss": value} | found, {"loss": value}, before[1:], tuple(after)
 
-    found, value, before, after = jax.eval_shape(one, jax.random.key(0), data)
+    found, value, before, after = jax.eval_shape(one, of_seed(0), data)
     _scalars("task.loss: ", value)
     for name, x, y in zip(_STATES, before, after):
         _kept(name, x, y)
@@ -103,7 +104,7 @@ def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
         )
         return found
 
-    found = jax.eval_shape(one, jax.random.key(0), data)
+    found = jax.eval_shape(one, of_seed(0), data)
     if "loss" not in found:
         must = "a dict with a scalar `loss`"
         raise errors.wrong("task.evaluate: it returns", list(found), must)
@@ -234,5 +235,5 @@ def evaluated(functions: Task, network: Network, data: PyTree, split: str) -> Me
     """The scalars of one network on a split: pure."""
     # Evaluation has one key: it draws nothing that may differ between steps or runs.
     params, model_state = network
-    found = functions.evaluate(params, model_state, data, jax.random.key(0), split)
+    found = functions.evaluate(params, model_state, data, of_seed(0), split)
     return {name: x for name, x in found.items() if jnp.shape(x) == ()}

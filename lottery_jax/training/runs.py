@@ -254,7 +254,7 @@ def _keys(field: str, keys: Any) -> int:
     if not trees.is_key(keys) or keys.ndim != 1:
         must = "typed keys [R], as keys.of_replicas(seed, ids) makes"
         raise errors.wrong(field, errors.shown(keys), must)
-    return int(keys.shape[0])
+    return int(keys_.check(field, keys).shape[0])
 
 
 def _steps(field: str, values: Any) -> np.ndarray:
@@ -504,7 +504,7 @@ def train_replicas(
       tx: the optimizer, with its schedule.
       steps: how many, from step 0.
       replicas: how many, or their ids; a replica's numbers depend on its id alone.
-      seed: all keys follow from it and the id.
+      seed: all keys follow from it and the id; an integer in [0, 2**32).
       validate_every: steps between validations; None for a tenth of the steps.
       keep: steps whose states are kept.
       rule: prunes, or changes the mask otherwise, while they train.
