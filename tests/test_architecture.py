@@ -22,7 +22,8 @@ ARROWS = {
     "scores": ("masks",),
     "prune": ("masks",),
     "schedules": ("masks",),
-    "transforms": ("prune", "scores", "schedules"),
+    "optimizers": ("trees",),
+    "transforms": ("prune", "scores", "schedules", "optimizers"),
     "dynamic": ("transforms",),
     # Where things run, and what lies in files.
     "convolution": ("types",),

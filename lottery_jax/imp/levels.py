@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import keys, masks, prune, scores, training, trees
+from lottery_jax import keys, masks, prune, scores, training, transforms, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
@@ -157,10 +157,15 @@ def set_up(
       start: weights to start from; see `study.run`.
 
     Raises:
-      ValueError: a start that does not fit the task, an arm that it cannot make.
+      ValueError: a start that does not fit the task, an arm that it cannot make, an
+        optimizer that does not see the subnetwork alone or cannot begin at the rewind step.
     """
     if "small_dense" in plan.arms:
         arms.check_narrows(task)
+    transforms.check(tx, task.shapes[0])
+    later = any(plan.rewind_steps) or any(c.retrain == "finetune" for c in plan.chains)
+    if plan.level_optimizer == "reset" and later:
+        transforms.check_reset(tx, task.shapes[0])
     rows = lay_out(plan, len(ids), execution)
     own = keys.of_replicas(plan.seed, np.array(ids, np.int32)[rows.replica])
     fresh = rows.having("fresh")
@@ -325,6 +330,7 @@ def starts(
             arms.Given(bench.keys, mask, networks, kept.trunk),
             kept.stream,
             kept.optimizer,
+            offset,
         ),
         execution,
         bench.plan.random_scope,
