@@ -70,7 +70,9 @@ def _clocks(tx: Any, structure: Any, leaves: tuple[Any, ...]) -> Clocks:
 
         extra = loss_arguments(loss, value, gradients)
         whole = jax.tree.unflatten(state_structure, state)
-        return jax.tree.leaves(update_with(tx, gradients, whole, params, extra)[1])
+        new = update_with(tx, gradients, whole, params, extra)[1]
+        trees.same(new, whole, ("the state after an update", "the one before"))
+        return jax.tree.leaves(new)
 
     given = (small, small, jax.ShapeDtypeStruct((), jnp.float32))
     closed = jax.make_jaxpr(update)(like, given)

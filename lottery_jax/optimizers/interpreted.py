@@ -28,13 +28,19 @@ def interpreted(function: Callable[..., Any], *like: PyTree) -> Callable[..., An
 
     Returns:
       The function, from and to trees of NumPy arrays.
+
+    Raises:
+      ValueError: in the function: arguments of another structure.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*like)
-    structure = jax.tree.structure(shape)
+    given, structure = jax.tree.structure(like), jax.tree.structure(shape)
 
     def run(*args: PyTree) -> PyTree:
+        leaves, found = jax.tree.flatten(args)
+        if found != given:
+            raise ValueError(f"arguments of structure {found}, not {given}")
         with np.errstate(all="ignore"):
-            outs = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+            outs = _run(closed.jaxpr, closed.consts, leaves)
         return jax.tree.unflatten(structure, outs)
 
     return run

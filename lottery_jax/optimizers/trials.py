@@ -71,9 +71,14 @@ def _elsewhere(run: Callable[[], Any]) -> Any:
         return pool.submit(run).result()
 
 
-def _any_update(tx: optax.GradientTransformation, params: Params, state: PyTree) -> Any:
+def _any_update(
+    tx: optax.GradientTransformation, params: Params, state: PyTree
+) -> None:
     extra = loss_arguments(_bowl(params), jnp.float32(1.0), params)
-    return update_with(tx, params, state, params, extra)
+    updates, new = update_with(tx, params, state, params, extra)
+    trees.same(updates, params, ("updates", "weights"))
+    if not trees.same_structure(new, state):
+        raise ValueError("its state changes its structure in an update")
 
 
 def _bowl(slope: Params) -> Callable[[Params], Array]:
@@ -133,6 +138,7 @@ def _trial(tx: Any, structure: Any, ranks: tuple[tuple[int, Any], ...]) -> int |
             gradients = jax.tree.map(lambda s, p: s + 0.03 * p, slope, params)
             extra = loss_arguments(loss, loss(params), gradients)
             updates, state = update_with(own, gradients, state, params, extra)
+            trees.same(updates, params, ("updates", "weights"))
             return optax.apply_updates(params, updates), state
 
         state = interpreted(tx.init, params)(params)

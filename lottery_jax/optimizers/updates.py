@@ -69,7 +69,17 @@ def masked_update(
     params: Params,
     extra: Mapping[str, Any],
 ) -> tuple[PyTree, PyTree]:
-    """An update that sees the subnetwork alone; what it says off the mask is open."""
+    """An update that sees the subnetwork alone; what it says off the mask is open.
+
+    Args:
+      inner: the optimizer.
+      mask: fits the gradients and the weights.
+      updates: gradients.
+      state: of the optimizer.
+      params: weights.
+      extra: further arguments by name; trees like params, and functions of weights, are
+        masked as well.
+    """
     # Decay and trust ratios read the weights: what is frozen off the mask is no part of
     # the subnetwork.
     seen, kept = kept_part(mask, params), kept_part(mask, updates)
