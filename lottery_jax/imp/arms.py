@@ -169,7 +169,8 @@ class Rows(NamedTuple):
       given: what each may start from, unmasked.
       stream: stream states.
       optimizer: states that were kept at the rewind step, or () for fresh ones.
-      offset: for these, how far beyond the rewind step each stands, int32.
+      kept: whether this is so for each, bool; the others begin with a fresh one.
+      offset: how far beyond the rewind step each stands, int32; with `optimizer` only.
     """
 
     arm: Array | np.ndarray
@@ -177,6 +178,7 @@ class Rows(NamedTuple):
     given: Given
     stream: StreamState
     optimizer: PyTree = ()
+    kept: Array | np.ndarray | tuple[()] = ()
     offset: Array | np.ndarray | tuple[()] = ()
 
 
@@ -231,9 +233,8 @@ def _start(
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
         moved = at_schedule_step(tx, kept, state.params, step, kept=True)
         beyond = jnp.asarray(rows.offset) > 0
-        # At step 0 there is nothing to keep yet.
         chosen = jax.tree.map(
-            lambda k, m, n: jnp.where(step > 0, jnp.where(beyond, m, k), n),
+            lambda k, m, n: jnp.where(rows.kept, jnp.where(beyond, m, k), n),
             *(kept, moved, state.opt_state),
         )
         return state._replace(opt_state=chosen)

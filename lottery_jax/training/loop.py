@@ -271,6 +271,7 @@ def update_mask(
 
     Args:
       task: the task.
+      tx: the optimizer, unwrapped.
       rule: changes the mask.
       state: the network in training.
       key: the replica's noise key.
