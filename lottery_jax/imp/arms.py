@@ -232,9 +232,9 @@ def _start(
         kept = mask_state(tx, rows.optimizer, mask)
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
         moved = at_schedule_step(tx, kept, state.params, step, kept=True)
-        beyond = jnp.asarray(rows.offset) > 0
+        stays, beyond = jnp.asarray(rows.kept), jnp.asarray(rows.offset) > 0
         chosen = jax.tree.map(
-            lambda k, m, n: jnp.where(rows.kept, jnp.where(beyond, m, k), n),
+            lambda k, m, n: jnp.where(stays, jnp.where(beyond, m, k), n),
             *(kept, moved, state.opt_state),
         )
         return state._replace(opt_state=chosen)

@@ -33,7 +33,8 @@ def interpreted(function: Callable[..., Any], *like: PyTree) -> Callable[..., An
       ValueError: in the function: arguments of another structure.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*like)
-    given, structure = jax.tree.structure(like), jax.tree.structure(shape)
+    given: Any = jax.tree.structure(like)
+    structure = jax.tree.structure(shape)
 
     def run(*args: PyTree) -> PyTree:
         leaves, found = jax.tree.flatten(args)

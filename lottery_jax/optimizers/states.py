@@ -60,13 +60,63 @@ def owned(init: Any, structure: Any, leaves: tuple[Any, ...]) -> tuple[Place, ..
     """`places` by the function that makes the state, and the leaves of the shapes."""
     number = len(leaves)
 
-    def state(grown: Sequence[bool]) -> list[Any]:
-        params = [_grown(x) if grow else x for x, grow in zip(leaves, grown)]
+    def state(by: Sequence[int]) -> list[Any]:
+        params = [_grown(x, more) if more else x for x, more in zip(leaves, by)]
         made = jax.eval_shape(init, jax.tree.unflatten(structure, params))
         return jax.tree_util.tree_flatten_with_path(made)[0]
 
-    def grows(grown: Sequence[bool]) -> np.ndarray:
-        now = state(grown)
+    paths = [
+        path
+        for path, _ in jax.tree_util.tree_flatten_with_path(
+            jax.tree.unflatten(structure, list(leaves))
+        )[0]
+    ]
+    at = {path: i for i, path in enumerate(paths)}
+    lengths = {len(path) for path in paths}
+    base = state([0] * number)
+
+    def plainly() -> list[tuple[int, ...]] | None:
+        """By growing each leaf by another amount; None where that is not clear."""
+        now = state(range(1, number + 1))
+        found: list[tuple[int, ...]] = []
+        if len(now) != len(base):
+            return None
+        for (path, x), (_, y) in zip(base, now):
+            if x.shape == y.shape:
+                found.append(())
+                continue
+            ends = [path[len(path) - n :] for n in lengths if n <= len(path)]
+            own = [at[end] for end in ends if end in at]
+            own = [i for i in own if _follows(x, y, leaves[i], i + 1)]
+            if len(own) != 1:
+                return None
+            found.append((own[0],))
+        return found
+
+    def bit_by_bit() -> list[tuple[int, ...]]:
+        """By growing many leaves at once: few initialisations, however many there are."""
+        bits = max(1, (number - 1).bit_length())
+        asked = [
+            [grows([int((i >> b & 1) == one) for i in range(number)]) for one in (0, 1)]
+            for b in range(bits)
+        ]
+        whole = grows([1] * number)
+        alone: dict[int, np.ndarray] = {}
+        found: list[tuple[int, ...]] = []
+        for j in range(len(base)):
+            if not whole[j]:
+                found.append(())
+            elif all(pair[0][j] != pair[1][j] for pair in asked):
+                found.append((sum(int(p[1][j]) << b for b, p in enumerate(asked)),))
+            else:
+                for i in range(number):
+                    if i not in alone:
+                        alone[i] = grows([int(i == k) for k in range(number)])
+                found.append(tuple(i for i in range(number) if alone[i][j]))
+        return found
+
+    def grows(by: Sequence[int]) -> np.ndarray:
+        now = state(by)
         if len(now) != len(base):
             raise ValueError(
                 "tx: the structure of its state depends on the sizes of weights; what "
@@ -74,36 +124,13 @@ def owned(init: Any, structure: Any, leaves: tuple[Any, ...]) -> tuple[Place, ..
             )
         return np.array([x.shape != y.shape for (_, x), (_, y) in zip(now, base)], bool)
 
-    base = state([False] * number)
-    # Bit by bit of the positions: few initialisations, however many leaves there are.
-    bits = max(1, (number - 1).bit_length())
-    asked = [
-        [grows([(i >> b & 1) == one for i in range(number)]) for one in (0, 1)]
-        for b in range(bits)
-    ]
-    whole = grows([True] * number)
-    alone: dict[int, np.ndarray] = {}
-    of: list[tuple[int, ...]] = []
-    for j in range(len(base)):
-        if not whole[j]:
-            of.append(())
-        elif all(pair[0][j] != pair[1][j] for pair in asked):
-            of.append((sum(int(pair[1][j]) << b for b, pair in enumerate(asked)),))
-        else:
-            for i in range(number):
-                if i not in alone:
-                    alone[i] = grows([i == k for k in range(number)])
-            of.append(tuple(i for i in range(number) if alone[i][j]))
-    paths = jax.tree_util.tree_flatten_with_path(
-        jax.tree.unflatten(structure, list(leaves))
-    )[0]
+    of = plainly()
+    if of is None:
+        of = bit_by_bit()
     owners = set()
     for (path, _), own in zip(base, of):
-        if (
-            len(own) == 1
-            and path[len(path) - len(paths[own[0]][0]) :] == paths[own[0]][0]
-        ):
-            path = path[: len(path) - len(paths[own[0]][0])]
+        if len(own) == 1 and path[len(path) - len(paths[own[0]]) :] == paths[own[0]]:
+            path = path[: len(path) - len(paths[own[0]])]
         if own:
             owners.add(path[:-1])
     found = []
@@ -114,8 +141,19 @@ def owned(init: Any, structure: Any, leaves: tuple[Any, ...]) -> tuple[Place, ..
     return tuple(found)
 
 
-def _grown(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(tuple(n + 1 for n in x.shape) or (2,), x.dtype)
+def _grown(x: Any, by: int) -> Any:
+    return jax.ShapeDtypeStruct(tuple(n + by for n in x.shape) or (1 + by,), x.dtype)
+
+
+def _follows(x: Any, y: Any, leaf: Any, by: int) -> bool:
+    """Whether a part of the state, before and after, grew as a leaf of params did."""
+    rank = len(leaf.shape)
+    before, grown = len(x.shape) - rank, _grown(leaf, by).shape
+    return (
+        before >= 0
+        and x.shape[before:] == leaf.shape
+        and y.shape == (*x.shape[:before], *grown)
+    )
 
 
 def _kind(shape: tuple[int, ...], of: list[tuple[int, ...]]) -> str:

@@ -133,18 +133,25 @@ def _trial(tx: Any, structure: Any, ranks: tuple[tuple[int, Any], ...]) -> int |
     def trial(update: Callable[..., Any], params: Params, noise: list[Any]) -> Any:
         own = optax.GradientTransformationExtraArgs(tx.init, update)
 
-        def step(params: Params, state: PyTree, slope: Params) -> Any:
-            loss = _bowl(slope)
-            gradients = jax.tree.map(lambda s, p: s + 0.03 * p, slope, params)
-            extra = loss_arguments(loss, loss(params), gradients)
+        def step(
+            params: Params, state: PyTree, slope: Params, gradients: Params, value: Any
+        ) -> Any:
+            extra = loss_arguments(_bowl(slope), value, gradients)
             updates, state = update_with(own, gradients, state, params, extra)
             trees.same(updates, params, ("updates", "weights"))
             return optax.apply_updates(params, updates), state
 
+        def told(i: int, params: Params) -> tuple[Params, Params, Any]:
+            slope = [x[i] for x in noise]
+            terms = list(zip(slope, jax.tree.leaves(params)))
+            value = 1 + sum((s * p + 0.015 * p * p).real.sum() for s, p in terms)
+            gradients = tree(np.asarray(s + 0.03 * p, s.dtype) for s, p in terms)
+            return tree(slope), gradients, np.float32(value)
+
         state = interpreted(tx.init, params)(params)
-        one = interpreted(step, params, state, tree(x[0] for x in noise))
+        one = interpreted(step, params, state, *told(0, params))
         for i in range(_STEPS):
-            params, state = one(params, state, tree(x[i] for x in noise))
+            params, state = one(params, state, *told(i, params))
             yield jax.tree.leaves(params)
 
     def flat(leaves: list[Any]) -> np.ndarray:
