@@ -214,6 +214,34 @@ def test_messages_call_gradients_gradients():
         tx.update(wrong, tx.init(PARAMS), PARAMS, mask=MASK)
 
 
+# --- states that keep weights, and steps that differ by row ---------------------------
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_first_step_from_dense_weights_is_that_from_masked_ones(dense):
+    """DoG's first step goes by the norm of the weights: of those that are there."""
+    params = {"kernel": jnp.where(MASK["kernel"], PARAMS["kernel"], 1e6 * dense)}
+    tx = transforms.masked(optax.contrib.dog())
+    state = transforms.at_schedule_step(tx, tx.init(params), params, 3)
+    updates, state = tx.update(PARAMS, state, params, mask=MASK)
+    survivors = np.asarray(PARAMS["kernel"])[np.asarray(MASK["kernel"])]
+    # r = 1e-6 (1 + |w|), and the step r g / |g| where g = w.
+    step = (
+        1e-6 * (1 + np.linalg.norm(survivors)) * survivors / np.linalg.norm(survivors)
+    )
+    found = np.asarray(updates["kernel"])[np.asarray(MASK["kernel"])]
+    np.testing.assert_allclose(found, -step, rtol=1e-5)
+    assert state.begun and not optax.apply_updates(params, updates)["kernel"][0, 1]
+
+
+def test_rows_may_stand_at_different_steps():
+    at = lambda step: transforms.at_schedule_step(FOUR, FOUR.init(PARAMS), PARAMS, step)  # noqa: E731
+    state = jax.jit(jax.vmap(at))(jnp.array([0, 40, 42]))
+    assert state.gradient_step.tolist() == [0, 10, 10]
+    assert state.mini_step.tolist() == [0, 0, 2]
+    assert state.inner_opt_state[1].count.tolist() == [0, 10, 10]
+
+
 # --- programs that NumPy runs ---------------------------------------------------------
 
 
