@@ -2,7 +2,9 @@
 
 `training.train(..., rule=gradual_magnitude(...))` trains, prunes, goes on and resumes over
 all replicas. A rule sees weights, the dense gradient of the step that comes next, the mask
-and the optimizer's state, and returns a new mask and a state that fits it.
+and the optimizer's state, and returns a new mask and a state. The runner then clears what
+the state holds of weights off the new mask; in a loop of one's own `transforms.mask_state`
+does.
 """
 
 from typing import NamedTuple, Protocol
@@ -11,7 +13,6 @@ import jax.numpy as jnp
 
 from lottery_jax import masks, prune, schedules, scores
 from lottery_jax.masks import Patterns, PrunableLike
-from lottery_jax.transforms import mask_state
 from lottery_jax.types import Array, Key, Mask, Params, PyTree
 
 
@@ -97,6 +98,6 @@ def gradual_magnitude(
             prunable=prunable,
             exclude=exclude,
         )
-        return mask, mask_state(opt_state, mask)
+        return mask, opt_state
 
     return MaskUpdate(update, every, begin, end)

@@ -373,9 +373,9 @@ def exact(number: float | Fraction) -> Fraction:
     """The rational that a person meant by a float: 0.2 is 1/5, not 0.2000000000000000111.
 
     Args:
-      number: a rational, or any finite float of Python's, NumPy's or JAX's, of any precision. A ratio of
-        small integers within its rounding error is taken (1/3, or 3/10 for 1 - 0.7), else
-        its shortest decimal form.
+      number: a rational, or any finite float of Python's, NumPy's or JAX's, of any
+        precision. A ratio of small integers within its rounding error is taken (1/3, or
+        3/10 for 1 - 0.7), else its shortest decimal form.
     """
     if isinstance(number, Fraction):
         return number

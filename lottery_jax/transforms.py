@@ -14,14 +14,20 @@ The mask is an argument of `update`, so that a compiled step serves all masks:
 or bound once, for loops that cannot pass it: `masked(tx, mask)`.
 """
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lottery_jax import masks, trees
-from lottery_jax.types import Array, Mask, PyTree
+from lottery_jax.optimizers.clocks import clocks
+from lottery_jax.optimizers.names import name_of
+from lottery_jax.optimizers.states import holds_weights, places, shapes_of
+from lottery_jax.optimizers.trials import mixes, verdict
+from lottery_jax.optimizers.updates import kept_part, masked_update
+from lottery_jax.types import Array, Mask, Params, PyTree
 
 Anchor = Literal["zero", "frozen"]
 
@@ -82,7 +88,18 @@ def masked(
       anchor: see `keep_masked`.
 
     Returns:
-      A transformation with the state of `inner`.
+      A transformation with the state of `inner`. Where `init` keeps values of weights (as
+      `optax.contrib.dog` does) and does not know the mask, the state also says whether
+      the first update has come, which then begins from masked weights.
+
+      What goes to `update` by name is masked as gradients and weights are: trees like
+      params, and functions of weights (`value_fn`, `grad_fn`, ...).
+
+    Raises:
+      ValueError: unknown anchor; in `init` and `update`: an optimizer that does not move
+        the surviving weights as if there were no others, see `check`; in `update`: no
+        mask, no params, a mask that does not fit, params that are no tree like the
+        gradients.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
@@ -97,17 +114,69 @@ def masked(
     last = keep_masked(anchor=anchor)
     bound = mask
 
+    def init(params):
+        check(inner, params)
+        if bound is not None:
+            return inner.init(masks.apply(bound, params))
+        state = inner.init(params)
+        if any(holds_weights(inner, shapes_of(params))):
+            return FromDense(state, jnp.asarray(False))
+        return state
+
     def update(updates, state, params=None, *, mask=None, **extra):
         mask = _one_mask(bound, mask)
         if params is None:
             raise ValueError("masked: pass params to update")
-        # Decay and trust ratios read the weights: what is frozen off the mask is no
-        # part of the subnetwork.
-        seen = masks.apply(mask, params)
-        updates, state = inner.update(masks.apply(mask, updates), state, seen, **extra)
-        return last.update(updates, optax.EmptyState(), params, mask=mask)[0], state
+        if not trees.same_structure(updates, params):
+            raise ValueError(
+                "masked: gradients and params differ in structure, as they do in "
+                "optax.lookahead, whose params are two networks. Mask the optimizer "
+                "inside, and start from masked weights: optax.lookahead(masked(optimizer, "
+                "mask), sync_period, slow_step_size)"
+            )
+        check(inner, params)
+        masks.check(mask, updates, "gradients")
+        masks.check(mask, params)
+        begun = _begun(inner, state, params, mask)
+        updates, new = masked_update(inner, mask, updates, begun, params, extra)
+        if isinstance(state, FromDense):
+            new = FromDense(new, jnp.ones_like(state.begun))
+        return last.update(updates, optax.EmptyState(), params, mask=mask)[0], new
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    init.inner = inner  # type: ignore[attr-defined]
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class FromDense(NamedTuple):
+    """State of `masked` where `init` kept weights and did not know the mask.
+
+    Attributes:
+      inner: state of the optimizer.
+      begun: whether the first update has come, bool `[]`.
+    """
+
+    inner: PyTree
+    begun: Array
+
+
+def _begun(
+    inner: optax.GradientTransformation, state: PyTree, params: Params, mask: Mask
+) -> PyTree:
+    """The state of the optimizer; before the first update, as from masked weights."""
+    if not isinstance(state, FromDense):
+        return state
+    held = holds_weights(inner, shapes_of(params))
+    old, structure = jax.tree.flatten(state.inner)
+
+    def begin() -> list[Array]:
+        new = jax.tree.leaves(inner.init(kept_part(mask, params)))
+        return [x for x, own in zip(new, held) if own]
+
+    stay = [x for x, own in zip(old, held) if own]
+    chosen = iter(jax.lax.cond(state.begun, lambda: stay, begin))
+    return jax.tree.unflatten(
+        structure, [next(chosen) if own else x for x, own in zip(old, held)]
+    )
 
 
 def _one_mask(bound: Mask | None, passed: Mask | None) -> Mask:
@@ -121,57 +190,154 @@ def _one_mask(bound: Mask | None, passed: Mask | None) -> Mask:
 # --- the state of an optimizer --------------------------------------------------------
 
 
-def mask_state(opt_state: PyTree, mask: Mask) -> PyTree:
-    """Sets moments off the mask to 0, in every part of the state shaped like params."""
-
-    def like_params(node: PyTree) -> bool:
-        return trees.same_structure(node, mask)
-
-    def zero(node: PyTree) -> PyTree:
-        if not like_params(node):
-            return node
-        # Factored moments have params' structure and other shapes: left alone.
-        return jax.tree.map(
-            lambda m, x: (
-                jnp.where(m, x, jnp.zeros_like(x)) if m.shape == x.shape else x
-            ),
-            mask,
-            node,
-        )
-
-    if trees.same_structure(mask, 0):  # params are one array: match by shape
-        return jax.tree.map(zero, opt_state)
-    return jax.tree.map(zero, opt_state, is_leaf=like_params)
-
-
-def at_schedule_step(opt_state: PyTree, step: Array | int) -> PyTree:
-    """Moves every learning-rate schedule of a state to `step`.
-
-    A level starts with fresh moments and with the schedule where it was at the rewind
-    step; in optax both are state, so the counters of the schedules are set and those of
-    the moments (Adam's bias correction) are not.
+def mask_state(
+    tx: optax.GradientTransformation, opt_state: PyTree, mask: Mask
+) -> PyTree:
+    """Sets what a state holds of weights off the mask to 0: moments, memories, weights.
 
     Args:
-      opt_state: state of any optax chain.
-      step: int, may be traced.
-    """
+      tx: the transformation that the state is of; whatever it is made of.
+      opt_state: its state.
+      mask: a new mask.
 
-    def is_schedule(node: PyTree) -> bool:
-        return isinstance(
-            node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState
+    Raises:
+      ValueError: a part of the state mixes weights, such as factored moments; a state of
+        another transformation or of other weights.
+    """
+    tx = _plain(tx)
+    if isinstance(opt_state, FromDense):
+        return opt_state._replace(inner=mask_state(tx, opt_state.inner, mask))
+    found = _placed(tx, opt_state, shapes_of(mask, jnp.float32))
+    alive, leaves = jax.tree.leaves(mask), []
+    for place, x in zip(found, jax.tree.leaves(opt_state)):
+        if place.kind == "mixed":
+            raise ValueError(f"mask_state: {mixes(tx, place, trees.paths(mask))}")
+        if place.kind == "weights":
+            x = jnp.where(alive[place.of[0]], x, jnp.zeros_like(x))
+        elif place.kind == "flat":
+            flat = jnp.concatenate([alive[i].reshape(-1) for i in place.of])
+            x = jnp.where(flat, x, jnp.zeros_like(x))
+        leaves.append(x)
+    return jax.tree.unflatten(jax.tree.structure(opt_state), leaves)
+
+
+def at_schedule_step(
+    tx: optax.GradientTransformation,
+    opt_state: PyTree,
+    params: Params,
+    step: Array | int,
+    *,
+    kept: bool = False,
+) -> PyTree:
+    """Moves all that counts steps in a state to where it stands after `step` updates.
+
+    A level starts with fresh moments, and with its schedules where they were at the rewind
+    step. The counters of `tx` itself are taken through `step` updates, in the units of
+    whatever wraps it: after 42 updates `optax.MultiSteps` by 4 stands at update 10, in
+    phase 2. Not moved is what belongs to moments: they themselves (the accumulator of
+    MultiSteps begins empty), sums beside them, and counters that only say how old they
+    are, as in Adam's bias correction.
+
+    Args:
+      tx: the transformation that the state is of.
+      opt_state: its state, of one network.
+      params: the weights, or their shapes.
+      step: number of updates, int32 `[]`, may be traced.
+      kept: the state is one that a run has left, not a new one: what follows from losses
+        is in it.
+
+    Raises:
+      ValueError: for a new state, where step is known and not 0: counters that depend on
+        losses, or may be an age or a position; see `check_reset`.
+    """
+    known = not isinstance(step, jax.core.Tracer) and np.ndim(step) == 0
+    if known and int(step) == 0:
+        return opt_state
+    tx, shapes = _plain(tx), shapes_of(params)
+    if isinstance(opt_state, FromDense):
+        inner = at_schedule_step(tx, opt_state.inner, params, step, kept=kept)
+        return opt_state._replace(inner=inner)
+    if known and not kept:
+        check_reset(tx, params)
+    _placed(tx, opt_state, shapes)
+    leaves, structure = jax.tree.flatten(opt_state)
+    found = clocks(tx, shapes)
+    if found.moved:
+        there = found.after(step)
+        for i in found.moved:
+            leaves[i] = there[i]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def check_reset(tx: optax.GradientTransformation, params: Params) -> None:
+    """Raises a ValueError if a new state of an optimizer cannot stand at a later step.
+
+    Args:
+      tx: the transformation.
+      params: the weights, or their shapes.
+
+    Raises:
+      ValueError: names what of the state cannot be known without the steps before.
+    """
+    tx = _plain(tx)
+    if unknown := clocks(tx, shapes_of(params)).unknown:
+        raise ValueError(
+            f"tx={name_of(tx)}; it must be one whose position follows from the step, for a "
+            f"level or branch that starts with a new optimizer at a later step than 0: "
+            f"{', '.join(unknown)} of its state "
+            f"{'follows' if len(unknown) == 1 else 'follow'} from the losses before, or "
+            "may be an age as well as a position. Keep the optimizer of the rewind step: "
+            "level_optimizer='rewind'"
         )
 
-    def move(node: PyTree) -> PyTree:
-        if not is_schedule(node):
-            return node
-        count = jnp.asarray(step, node.count.dtype)
-        node = node._replace(count=jnp.broadcast_to(count, node.count.shape))
-        if isinstance(node, optax.InjectStatefulHyperparamsState):
-            states = jax.tree.map(
-                lambda c: jnp.broadcast_to(count, c.shape), node.hyperparams_states
-            )
-            inner = at_schedule_step(node.inner_state, step)
-            node = node._replace(hyperparams_states=states, inner_state=inner)
-        return node
 
-    return jax.tree.map(move, opt_state, is_leaf=is_schedule)
+def _plain(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """What `masked` wraps."""
+    return getattr(tx.init, "inner", tx)
+
+
+def _placed(
+    tx: optax.GradientTransformation, opt_state: PyTree, shapes: PyTree
+) -> tuple[Any, ...]:
+    """What each leaf of a state belongs to."""
+    found = places(tx, shapes)
+    mine, leaves = [place.shape for place in found], jax.tree.leaves(opt_state)
+    if mine != [jnp.shape(x) for x in leaves]:
+        wrong = next(
+            (
+                f"{place.name} has shape {jnp.shape(x)}, not {place.shape}"
+                for place, x in zip(found, leaves)
+                if place.shape != jnp.shape(x)
+            ),
+            f"it has {len(leaves)} leaves, not {len(mine)}",
+        )
+        raise ValueError(
+            f"opt_state: it must be a state of tx={name_of(tx)} for these weights, without "
+            f"further axes; {wrong}"
+        )
+    return found
+
+
+# --- what is right under a mask -------------------------------------------------------
+
+
+def check(tx: optax.GradientTransformation, params: Params) -> None:
+    """Raises a ValueError if an optimizer does not see the subnetwork alone.
+
+    Found by trying, once for each optimizer: some steps on a tree like params, small and
+    masked, against the same steps on the surviving weights alone, as vectors. Draws are
+    taken to be the same for all weights. What takes means over whole leaves, or treats
+    them as matrices, moves survivors otherwise than if there were no others.
+
+    Args:
+      tx: the optimizer, not wrapped by `masked`.
+      params: the weights, or their shapes.
+
+    Raises:
+      ValueError: names the optimizer, and what would be right if that is known.
+    """
+    leaves, structure = jax.tree.flatten(shapes_of(params))
+    if not leaves:
+        return
+    if (wrong := verdict(_plain(tx), structure, tuple(leaves))) is not None:
+        raise ValueError(wrong)

@@ -24,7 +24,8 @@ ARROWS = {
     "scores": ("masks", "keys"),
     "prune": ("masks",),
     "schedules": ("masks",),
-    "transforms": ("prune", "scores", "schedules"),
+    "optimizers": ("trees",),
+    "transforms": ("prune", "scores", "schedules", "optimizers"),
     "dynamic": ("transforms",),
     # Where things run, and what lies in files.
     "convolution": ("types",),

@@ -1,5 +1,7 @@
 """`transforms`: no optimizer moves a weight off the mask, or lets it matter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,12 @@ OPTIMIZERS = {
     "lamb": optax.lamb(0.01, weight_decay=0.1),
     "lars": optax.lars(0.1, weight_decay=0.1),
     "adafactor": optax.adafactor(
-        0.1, min_dim_size_to_factor=2, weight_decay_rate=0.01, momentum=0.9
+        0.1,
+        factored=False,
+        multiply_by_parameter_scale=False,
+        clipping_threshold=None,
+        weight_decay_rate=0.01,
+        momentum=0.9,
     ),
     "fromage": optax.fromage(0.01),
     "noisy": optax.noisy_sgd(0.1, key=0),
@@ -300,8 +307,8 @@ def test_mask_state_sets_moments_to_zero_and_nothing_else():
     tx = optax.inject_hyperparams(
         lambda lr: optax.chain(optax.clip(1.0), optax.adam(lr))
     )
-    state = warm_state(tx(SCHEDULE))
-    after = transforms.mask_state(state, MASK)
+    state = warm_state(tx := tx(SCHEDULE))
+    after = transforms.mask_state(tx, state, MASK)
     adam, before = after.inner_state[1][0], state.inner_state[1][0]
     for found, old in ((adam.mu, before.mu), (adam.nu, before.nu)):
         assert_same(found, masks.apply(MASK, old))
@@ -318,7 +325,8 @@ def test_mask_state_sets_moments_to_zero_and_nothing_else():
 def test_mask_state_finds_every_moment():
     for name in ("rmsprop", "lamb", "multi_steps"):
         state = warm_state(OPTIMIZERS[name])
-        after = jax.jit(transforms.mask_state)(state, MASK)
+        mask_state = partial(transforms.mask_state, OPTIMIZERS[name])
+        after = jax.jit(mask_state)(state, MASK)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         kernels = [
             (x, MASK[layer]["kernel"])
@@ -332,18 +340,20 @@ def test_mask_state_finds_every_moment():
             assert (np.asarray(x)[np.asarray(mask)] != 0).any()
 
 
-def test_mask_state_leaves_factored_moments_alone():
+def test_mask_state_refuses_factored_moments():
+    """Means of rows and columns belong to all weights."""
     tx = optax.adafactor(0.1, min_dim_size_to_factor=2)
-    state = warm_state(tx)
-    after = transforms.mask_state(state, MASK)
-    assert_same(after[0], state[0])  # row and column means belong to all weights
+    with pytest.raises(
+        ValueError, match=r"v_row\['dense'\]\['kernel'\].*factored=False"
+    ):
+        transforms.mask_state(tx, tx.init(START), MASK)
 
 
 def test_mask_state_where_params_are_one_array():
     tx = optax.adam(0.1)
     mask, params = np.array([[True, False, True]]), jnp.ones((1, 3))
     step = jax.jit(lambda p: tx.update(2 * p, tx.init(p), p)[1])
-    after = jax.jit(transforms.mask_state)(step(params), mask)
+    after = jax.jit(partial(transforms.mask_state, tx))(step(params), mask)
     moments = np.asarray(after[0].mu)
     assert (moments[~mask] == 0).all() and (moments[mask] != 0).all()
     assert after[0].count == 1
@@ -355,7 +365,8 @@ def learning_rates(tx, step, number=2):
 
     @jax.jit
     def run(step):
-        state, rates = transforms.at_schedule_step(tx.init(zeros), step), []
+        state = transforms.at_schedule_step(tx, tx.init(zeros), zeros, step)
+        rates = []
         for _ in range(number):
             updates, state = tx.update(ones, state, zeros)
             rates.append(-updates["kernel"][0, 0])
@@ -405,13 +416,13 @@ def test_schedules_move_to_the_step(tx):
 )
 def test_the_bias_correction_does_not_move(tx):
     """A fresh Adam at schedule step 17 takes a first step of the rate at 17."""
-    at = jax.jit(transforms.at_schedule_step)
-    state = at(tx.init(START), 17)
+    at = jax.jit(partial(transforms.at_schedule_step, tx, params=START))
+    state = at(tx.init(START), step=17)
     adam = [n for n in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(n)]
     assert [int(node.count) for node in adam] == [0]
     # mu and nu are corrected to 1 each; a moved count would answer 3.2 times as much.
     np.testing.assert_allclose(learning_rates(tx, 17, 1), [SCHEDULE(17)], rtol=1e-5)
-    warm = at(warm_state(tx), 5)
+    warm = at(warm_state(tx), step=5)
     adam = [n for n in jax.tree.leaves(warm, is_leaf=is_adam) if is_adam(n)]
     assert [int(node.count) for node in adam] == [4]
 
@@ -421,17 +432,21 @@ def is_adam(node):
 
 
 def test_schedules_move_by_replica():
-    """Counts with a leading axis, and one step for each under vmap."""
+    """One step for each under vmap."""
     tx = optax.sgd(SCHEDULE)
     several = jax.tree.map(lambda x: jnp.stack([x, x]), tx.init(START))
-    assert transforms.at_schedule_step(several, 4)[1].count.tolist() == [4, 4]
-    moved = jax.vmap(transforms.at_schedule_step)(several, jnp.array([3, 8]))
+    at = lambda state, step: transforms.at_schedule_step(tx, state, START, step)  # noqa: E731
+    moved = jax.vmap(at)(several, jnp.array([3, 8]))
     assert moved[1].count.tolist() == [3, 8]
+    with pytest.raises(
+        ValueError, match=r"opt_state.*count has shape \(2,\), not \(\)"
+    ):
+        at(several, 4)
 
 
 def test_a_state_without_schedules_stays():
-    state = warm_state(optax.adam(0.1))
-    assert_same(transforms.at_schedule_step(state, 9), state)
+    state = warm_state(tx := optax.adam(0.1))
+    assert_same(transforms.at_schedule_step(tx, state, START, 9), state)
 
 
 # --- errors ---------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_pruning_takes_the_kernels_and_a_masked_step_keeps_them(make):
             updates, state = tx.update(gradients, state, params, mask=mask)
             params = optax.apply_updates(params, updates)
             losses.append(value)
-        return mask, params, transforms.mask_state(state, mask), losses
+        return mask, params, transforms.mask_state(tx, state, mask), losses
 
     mask, after, state, losses = prune_and_step(params)
     masks.check(mask, params)

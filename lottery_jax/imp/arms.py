@@ -169,6 +169,8 @@ class Rows(NamedTuple):
       given: what each may start from, unmasked.
       stream: stream states.
       optimizer: states that were kept at the rewind step, or () for fresh ones.
+      kept: whether this is so for each, bool; the others begin with a fresh one.
+      offset: how far beyond the rewind step each stands, int32; with `optimizer` only.
     """
 
     arm: Array | np.ndarray
@@ -176,6 +178,8 @@ class Rows(NamedTuple):
     given: Given
     stream: StreamState
     optimizer: PyTree = ()
+    kept: Array | np.ndarray | tuple[()] = ()
+    offset: Array | np.ndarray | tuple[()] = ()
 
 
 def starts(
@@ -237,12 +241,13 @@ def _start(
         state = loop.start(tx, network, rows.stream, mask, step)
         if rows.optimizer == ():
             return state
-        kept = mask_state(rows.optimizer, mask)
+        kept = mask_state(tx, rows.optimizer, mask)
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
-        kept = at_schedule_step(kept, step)
-        # At step 0 there is nothing to keep yet.
+        moved = at_schedule_step(tx, kept, state.params, step, kept=True)
+        stays, beyond = jnp.asarray(rows.kept), jnp.asarray(rows.offset) > 0
         chosen = jax.tree.map(
-            lambda k, n: jnp.where(step > 0, k, n), kept, state.opt_state
+            lambda k, m, n: jnp.where(stays, jnp.where(beyond, m, k), n),
+            *(kept, moved, state.opt_state),
         )
         return state._replace(opt_state=chosen)
 

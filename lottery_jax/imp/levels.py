@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import errors, keys, masks, prune, scores, training, trees
+from lottery_jax import errors, keys, masks, prune, scores, training, transforms, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
@@ -159,12 +159,15 @@ def set_up(
       where: the study runs, which says how many rows at once fit.
 
     Raises:
-      ValueError: a start that does not fit the task, an arm that it cannot make.
+      ValueError: a start that does not fit the task, an arm that it cannot make, an
+        optimizer that does not see the subnetwork alone or cannot begin at the rewind step.
     """
     if "small_dense" in plan.arms:
         arms.check_narrows(task)
     if start is not None:
         check_start(start, task, len(ids))
+    transforms.check(tx, task.shapes[0])
+    _check_positions(tx, plan, task)
     rows = lay_out(plan, len(ids), execution)
     own = keys.of_replicas(plan.seed, np.array(ids, np.int32)[rows.replica])
     fresh = rows.having("fresh")
@@ -186,6 +189,16 @@ def set_up(
     return Bench(
         task, tx, plan, ids, rows, own, noise, first, stream, prunable, execution
     )
+
+
+def _check_positions(tx: optax.GradientTransformation, plan: Plan, task: Task) -> None:
+    """Raises a ValueError if fresh optimizers cannot stand where levels begin."""
+    named = [arm for arm in arms.ARMS if arm.name in plan.arms]
+    fresh = plan.level_optimizer == "reset" or any(arm.untrained for arm in named)
+    for chain, k in zip(plan.chains, plan.rewind_steps):
+        tuned = chain.retrain == "finetune"
+        if (fresh and (k > 0 or tuned)) or (tuned and k == 0):
+            transforms.check_reset(tx, task.shapes[0])
 
 
 def _init(functions: Task, execution: Execution) -> Callable[..., Any]:
@@ -370,6 +383,8 @@ def starts(
             arms.Given(bench.keys, mask, networks, kept.trunk),
             kept.stream,
             kept.optimizer,
+            kept_optimizers(bench, level),
+            offset,
         ),
         execution,
         bench.plan.random_scope,
@@ -378,6 +393,13 @@ def starts(
     )
     noise = bench.noise[: rows.number]
     return runs.Runs(state, noise, joins[: rows.number], offset[: rows.number])
+
+
+def kept_optimizers(bench: Bench, level: int) -> np.ndarray:
+    """Which rows go on with the optimizer of the rewind step, bool `[P]`."""
+    fresh = bench.rows.having("untrained") | bench.rows.having("from_step_0")
+    kept = bench.plan.level_optimizer == "rewind" and level > 0
+    return kept & ~fresh & (bench.rewind_steps > 0)
 
 
 def timeline(bench: Bench, level: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ All randomness of a step is a function of the noise key and the step: any split 
 segments gives the same bits. To carry many runs through time, see `training.runs`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ from lottery_jax import masks, transforms
 from lottery_jax.dynamic import UpdateMask
 from lottery_jax.execution import DATA_AXIS
 from lottery_jax.keys import noise_keys
+from lottery_jax.optimizers.updates import loss_arguments, update_with
 from lottery_jax.types import (
     Array,
     Key,
     Mask,
     Metrics,
+    ModelState,
     Network,
     Params,
     PyTree,
@@ -50,13 +52,16 @@ def start(
       network: weights and model state.
       stream_state: of the noise.
       mask: which weights are trained; the others are set to 0.
-      step: where the learning-rate schedules of `tx` stand.
+      step: after how many updates the schedules and counters of `tx` stand.
 
     Raises:
-      ValueError: the mask does not fit the weights; names the leaf.
+      ValueError: the mask does not fit the weights, names the leaf; an optimizer that
+        does not see the subnetwork alone (`transforms.check`), or, where step is known,
+        that cannot begin at it (`transforms.check_reset`).
     """
     params = masks.apply(mask, network.params)
-    opt_state = transforms.at_schedule_step(tx.init(params), step)
+    transforms.check(tx, params)
+    opt_state = transforms.at_schedule_step(tx, tx.init(params), params, step)
     return TrainState(params, network.model_state, stream_state, opt_state, mask)
 
 
@@ -71,17 +76,27 @@ def step_gradient(
       key: the replica's noise key.
       step: int32 `[]`.
     """
+    loss = _loss_at(task, state, key, step)
+    (value, (model_state, stream_state, metrics)), gradients = jax.value_and_grad(
+        loss, has_aux=True
+    )(state.params)
+    return (
+        gradients,
+        state._replace(model_state=model_state, stream_state=stream_state),
+        {"loss": value} | metrics,
+    )
+
+
+def _loss_at(
+    task: Task, state: TrainState, key: Key, step: Array
+) -> Callable[[Params], tuple[Array, tuple[ModelState, StreamState, Metrics]]]:
+    """The loss of one step's batch as a function of the weights alone."""
     keys = noise_keys(key)
     indices = task.order(keys.order, step)
     batch = _divided(task.batch(task.data, indices, keys.batch, step), indices.shape[0])
     loss_key = jax.random.fold_in(keys.loss, step)
-    (loss, (model_state, stream_state, metrics)), gradients = jax.value_and_grad(
-        task.loss, has_aux=True
-    )(state.params, state.model_state, state.stream_state, batch, loss_key)
-    return (
-        gradients,
-        state._replace(model_state=model_state, stream_state=stream_state),
-        {"loss": loss} | metrics,
+    return lambda params: task.loss(
+        params, state.model_state, state.stream_state, batch, loss_key
     )
 
 
@@ -153,9 +168,20 @@ def train_steps(
         i: Array, carry: tuple[TrainState, Metrics]
     ) -> tuple[TrainState, Metrics]:
         state, buffers = carry
-        gradients, state, metrics = step_gradient(task, state, key, i + offset)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, mask=state.mask
+        # Traced only where an optimizer asks for the loss again.
+        before, step = state, i + offset
+        gradients, state, metrics = step_gradient(task, before, key, step)
+        extra = loss_arguments(
+            lambda params: _loss_at(task, before, key, step)(params)[0],
+            metrics["loss"],
+            gradients,
+        )
+        updates, opt_state = update_with(
+            optimizer,
+            gradients,
+            state.opt_state,
+            state.params,
+            extra | {"mask": state.mask},
         )
         params = optax.apply_updates(state.params, updates)
         buffers = {
@@ -186,6 +212,7 @@ def train_steps(
 
 def update_mask(
     task: Task,
+    tx: optax.GradientTransformation,
     rule: UpdateMask,
     state: TrainState,
     key: Key,
@@ -198,6 +225,7 @@ def update_mask(
 
     Args:
       task: the task.
+      tx: the optimizer, unwrapped.
       rule: changes the mask.
       state: the network in training.
       key: the replica's noise key.
@@ -212,7 +240,7 @@ def update_mask(
     )
     return state._replace(
         params=masks.apply(mask, state.params),
-        opt_state=transforms.mask_state(opt_state, mask),
+        opt_state=transforms.mask_state(tx, opt_state, mask),
         mask=mask,
     )
 

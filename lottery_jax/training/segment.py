@@ -270,7 +270,8 @@ class Work:
         rows = moment.rows
         if self.rule is not None and a in self.rule.steps():
             update = program(
-                _update_mask, self.task.functions, self.execution, self.rule.update
+                *(_update_mask, self.task.functions, self.execution),
+                *(self.tx, self.rule.update),
             )
             rows = update(
                 *(self.data, rows, self.noise),
@@ -383,7 +384,10 @@ def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
 
 
 def _update_mask(
-    functions: Task, execution: Execution, rule: UpdateMask
+    functions: Task,
+    execution: Execution,
+    tx: optax.GradientTransformation,
+    rule: UpdateMask,
 ) -> Callable[..., Any]:
     def update(
         data: PyTree,
@@ -394,7 +398,7 @@ def _update_mask(
         active: Array,
     ) -> TrainState:
         task = functions._replace(data=data)
-        new = loop.update_mask(task, rule, state, noise, step, offset)
+        new = loop.update_mask(task, tx, rule, state, noise, step, offset)
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
     return execution.parallel(update, (None, 0, 0, None, 0, 0))
