@@ -27,6 +27,7 @@ from lottery_jax.connectivity.measure import BatchNorm, Measure
 from lottery_jax.errors import one_of
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import noise_keys
+from lottery_jax.training import identity
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
@@ -257,16 +258,27 @@ def evaluate_many(
         )
         return lambda items: one(data, *placed, *items)
 
-    identity = ""
+    own: identity.Fields = {}
     if where.store is not None:
-        text = (*measure.splits, policy or "none", slice_)
-        identity = trees.fingerprint(networks, which, weights, text, task.data)
+        functions = ("order", "batch", "statistics", "pool") if slice_ else ()
+        own = (
+            {
+                "kind": "points",
+                "splits": list(measure.splits),
+                "batch_norm": policy,
+                "statistics_batches": slice_,
+            }
+            | identity.of_draws()
+            | identity.of_task(task, functions, measure.splits)
+            | identity.of_data(task, where)
+            | identity.of_arrays(networks=networks, which=which, weights=weights)
+        )
     return in_groups(
         measured,
         (which, weights),
         group=group,
         execution=execution,
-        identity=identity,
+        own=own,
         stage="paths",
         rows=number if rows is None else rows,
         where=where,

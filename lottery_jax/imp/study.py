@@ -89,8 +89,9 @@ def run(
     at_least("levels", levels, 0)
     some_different("replicas", ids := tuple(replicas))
     _check_weights(weights, plan, start, task)
-    own = store.identity(plan, ids, start)
-    at, settings_changed = store.check_same(where or Where(), own)
+    where = where or Where()
+    own = store.fields(task, tx, plan, ids, start, where)
+    at, settings_changed = store.check_same(where, own)
     folder = at.store
     execution = (at.execution or default_execution()).check()
     bench = set_up(task, tx, plan, ids, execution, start)

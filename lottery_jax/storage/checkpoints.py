@@ -30,7 +30,7 @@ from lottery_jax import errors
 from lottery_jax.storage import _files, _leaves
 from lottery_jax.types import PyTree
 
-FORMAT = 3
+FORMAT = 4
 KEEP = 2
 """Complete checkpoints that are kept: the newest and one to fall back on."""
 

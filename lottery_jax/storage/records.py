@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lottery_jax.storage import _files
+from lottery_jax.storage._files import versions as versions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -163,7 +164,7 @@ def environment() -> dict[str, Any]:
 
     device, processes = jax.local_devices()[0], jax.process_count()
     return {
-        "versions": _files.versions(),
+        "versions": versions(),
         "git_commit": _git_commit(),
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"
         + (f" in each of {processes} processes" if processes > 1 else ""),
