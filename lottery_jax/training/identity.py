@@ -282,21 +282,26 @@ def check(
     """
     there: Any = found.get(_KEY, {"fields": {}, "versions": {}})
     theirs, ours = there["fields"], json.loads(json.dumps(own))
-    differ = {
-        name: (theirs.get(name, "missing"), ours.get(name, "missing"))
+    differ = [
+        (name, theirs.get(name, _MISSING), ours.get(name, _MISSING))
         for name in dict.fromkeys((*ours, *theirs))
-    }
-    differ = {name: pair for name, pair in differ.items() if pair[0] != pair[1]}
+    ]
+    differ = [(name, old, new) for name, old, new in differ if old != new]
     if not differ:
         return
-    texts = [_text(name, *pair) for name, pair in differ.items()]
+    # What only one of them has follows from what differs in both.
+    both = [one for one in differ if _MISSING not in one] or differ[:1]
+    texts = [_text(*one) for one in both]
     doubt = ""
-    if any(str(x).startswith(TRACED) for pair in differ.values() for x in pair):
+    if any(str(x).startswith(TRACED) for one in both for x in one):
         doubt = _doubt(there["versions"])
     raise ValueError(
         f"{folder} holds {holds}: {'; '.join(texts)}{doubt}; continue it with what it "
         "began with, or choose another folder"
     )
+
+
+_MISSING = "missing"
 
 
 def _text(name: str, there: Any, now: Any) -> str:

@@ -297,11 +297,11 @@ def _identity(
             "keep": kept_at.tolist(),
             "validate": validate,
         }
+        | identity.of_rule(task, tx, rule)
         | identity.of_draws()
         | identity.of_task(task, names, ("validation",) if validate else ())
         | identity.of_data(task, where)
         | identity.of_optimizer(task, tx)
-        | identity.of_rule(task, tx, rule)
         | identity.of_arrays(noise=runs.noise)
         | identity.of_arrays(
             **{f"start.{name}": part for name, part in start._asdict().items()}
