@@ -229,12 +229,12 @@ class Experiment(Generic[C]):
             if processes.count() > 1:
                 raise ValueError("--from: a level is trained again by one process")
             usual = source / "retrained" / f"level{level:02d}-{digits}"
-            folder = pathlib.Path(cfg.out or usual)
+            folder = errors.on_disk("out", cfg.out or usual)
             self.check(cfg)
             results: xr.Dataset | None = self.again(cfg, source, level, folder)
         else:
             usual = pathlib.Path("results", self.name, f"{command.preset}-{digits}")
-            folder = pathlib.Path(cfg.out or usual)
+            folder = errors.on_disk("out", cfg.out or usual)
             results = self.run(cfg, folder)
         if results is not None and processes.index() == 0:
             self.report(results, cfg, command.preset, folder)

@@ -1,7 +1,13 @@
 """How bad input is refused: `field=value; it must be ...`, before any work is lost."""
 
+import os
+import pathlib
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
+
+# `pathlib` makes one slash of two. A scheme of one letter would be a drive.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def wrong(field: str, value: Any, must: str) -> ValueError:
@@ -38,3 +44,16 @@ def some_different(field: str, values: Collection[Any]) -> None:
     """Raises a ValueError if there is no value, or one twice."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{field}={tuple(values)}; there must be some, all different")
+
+
+def on_disk(field: str, path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that files can be read from and written to.
+
+    Raises:
+      ValueError: it is an address (`gs://bucket/run`), which would be taken for a folder
+        of that name below the current one.
+    """
+    if _ADDRESS.match(os.fspath(path)):
+        must = "a path on a mounted file system; mount what is there, or copy it"
+        raise wrong(field, repr(os.fspath(path)), must)
+    return pathlib.Path(path)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lottery_jax.errors import at_least
+from lottery_jax.errors import at_least, on_disk
 from lottery_jax.execution.processes import Meeting
 from lottery_jax.execution.replicas import Execution
 from lottery_jax.types import Curves, TrainState
@@ -84,8 +84,9 @@ class Where:
     Attributes:
       execution: devices and how many replicas at once; None for the stored settings of
         the folder, or for the platform's with as many at once as fit its memory.
-      folder: where checkpoints and what is stored go; None keeps everything in memory. A
-        folder with a checkpoint is continued from there.
+      folder: where checkpoints and what is stored go, on a mounted file system; None
+        keeps everything in memory. A folder with a checkpoint is continued from there,
+        and one whose numbers follow from anything else is refused.
       checkpoint_seconds: write a checkpoint when so many seconds have passed since the
         last one; a kill loses no more than that. Checkpoints take at most 5% of the time.
       watch: called with a `Progress` at the start, and after every segment.
@@ -105,6 +106,8 @@ class Where:
 
     def __post_init__(self) -> None:
         at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+        if self.folder is not None:
+            on_disk("folder", self.folder)
         if self.execution is not None:
             self.execution.check()
 

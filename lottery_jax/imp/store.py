@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from lottery_jax import keys, trees
+from lottery_jax.errors import on_disk
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import levels, results
 from lottery_jax.imp.levels import PER_ROW, Bench, Kept
@@ -152,18 +153,29 @@ def fields(
     if "small_dense" in plan.arms:
         names.append("narrow")
     splits = ("validation", "test") if task.validates else ("test",)
-    found: identity.Fields = {"kind": "study"}
-    found |= {f"plan.{name}": x for name, x in plan.as_json(ids).items()}
-    # A class of one's own may count otherwise.
-    found["plan.densities"] = [repr(chain.densities) for chain in plan.chains]
-    found |= identity.of_draws()
-    found |= identity.of_task(task, names, splits)
-    found |= identity.of_data(task, where) | identity.of_optimizer(task, tx)
-    found |= {"start": None} if start is None else identity.of_arrays(start=start)
-    for chain in plan.chains:
+    return (
+        {"kind": "study"}
+        | _of_plan(task, plan, ids)
+        | identity.of_draws()
+        | identity.of_task(task, names, splits)
+        | identity.of_data(task, where)
+        | identity.of_optimizer(task, tx)
+        | ({"start": None} if start is None else identity.of_arrays(start=start))
+    )
+
+
+def _of_plan(task: Task, plan: Plan, ids: tuple[int, ...]) -> identity.Fields:
+    """The fields of a plan, and those of each of its chains."""
+    found = {f"plan.{name}": value for name, value in plan.as_json(ids).items()}
+    chains = found.pop("plan.chains")
+    found["plan.chains"] = [chain.name for chain in plan.chains]
+    for chain, own in zip(plan.chains, chains):
+        # A law of one's own may have further fields.
+        own |= {"densities": repr(chain.densities)}
+        found |= {f"plan.{chain.name}.{name}": value for name, value in own.items()}
         if not isinstance(chain.score, str):
             parts = task.functions, identity.shapes_of(task.data), chain.score
-            found |= identity.of_function(f"score of {chain.name!r}", _score, *parts)
+            found |= identity.of_function(f"plan.{chain.name}.score", _score, *parts)
     return found
 
 
@@ -198,7 +210,7 @@ def ticket_path(
 ) -> pathlib.Path:
     """Where `run` stores a ticket below its folder."""
     name = f"level{level:02d}-replica{replica:02d}.safetensors"
-    return pathlib.Path(folder) / "tickets" / chain / name
+    return on_disk("folder", folder) / "tickets" / chain / name
 
 
 def store_tickets(

@@ -1,4 +1,4 @@
-"""What functions compute and arrays hold, as digests that mean the same in any process.
+"""What functions compute, as digests that mean the same in any process.
 
 A function is traced on shapes, and what is digested is its jaxpr: each equation, with what
 it closes over by value. So two functions have one digest where they compute the same,
@@ -49,27 +49,6 @@ def of_function(function: Callable[..., PyTree], *args: PyTree) -> str:
         jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*args)
     text = _Text().closed(jaxpr)
     return hashlib.sha256(f"{trees.paths(out)} {text}".encode()).hexdigest()
-
-
-def of_arrays(tree: PyTree) -> str:
-    """A digest of every bit of a tree of arrays, typed keys, numbers and text."""
-    total = hashlib.sha256()
-    for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree)):
-        array = _host(leaf)
-        total.update(f"{path} {array.dtype} {array.shape} ".encode())
-        total.update(_bytes(array))
-    return total.hexdigest()
-
-
-def _host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if trees.is_key(leaf) else leaf)
-
-
-def _bytes(array: np.ndarray) -> Any:
-    if array.dtype.hasobject:
-        raise OpaqueError(f"an array of dtype {array.dtype}")
-    # A view: copying a data set takes longer than hashing it.
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 # --- jaxprs as text -------------------------------------------------------------------
@@ -176,9 +155,7 @@ class _Text:
         if isinstance(x, _PLACES):
             return ""
         if isinstance(x, np.ndarray | np.generic | jax.Array):
-            array = _host(x)
-            digest = hashlib.sha256(_bytes(array)).hexdigest()
-            return f"{array.dtype}{list(array.shape)}{digest}"
+            return self._array(x)
         if isinstance(x, np.dtype | enum.Enum):
             return str(x)
         if isinstance(x, type):
@@ -198,6 +175,13 @@ class _Text:
             own = {name: getattr(x, name) for name in names}
             return f"{type(x).__qualname__}{self.value(own)}"
         return self._plain(x)
+
+    def _array(self, x: Any) -> str:
+        array = np.asarray(jax.random.key_data(x) if trees.is_key(x) else x)
+        if array.dtype.hasobject:
+            raise OpaqueError("an array of Python objects")
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        return f"{array.dtype}{list(array.shape)}{digest}"
 
     def _callable(self, x: Any) -> str:
         """What runs on the host: by its code, and what that reads."""

@@ -179,7 +179,7 @@ def of_data(task: Task, where: Where) -> Fields:
     known = _of_data.setdefault(where.held, {})
     at = (*map(id, leaves), structure)
     if at not in known:
-        known[at] = BITS + digests.of_arrays(task.data), leaves
+        known[at] = BITS + trees.fingerprint(task.data), leaves
     return {"data": known[at][0]}
 
 
@@ -188,9 +188,9 @@ _of_data: weakref.WeakKeyDictionary[Any, dict[Any, tuple[str, list[Any]]]] = (
 )
 
 
-def of_arrays(**trees: PyTree) -> Fields:
-    """Digests of all that some trees of arrays hold, by their names."""
-    return {name: BITS + digests.of_arrays(tree) for name, tree in trees.items()}
+def of_arrays(**named: PyTree) -> Fields:
+    """Digests of all that some trees of arrays hold, under the names given."""
+    return {name: BITS + trees.fingerprint(tree) for name, tree in named.items()}
 
 
 def of_optimizer(task: Task, tx: optax.GradientTransformation) -> Fields:
