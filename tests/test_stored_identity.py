@@ -291,34 +291,6 @@ def test_the_same_parts_made_anew_are_what_was_there(finished, door):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("door", "change"),
-    [
-        (d, c)
-        for d, (_, changes) in DOORS.items()
-        for c in changes
-        if (d, c) not in WITHOUT
-    ],
-)
-def test_what_determines_numbers_is_refused_by_name(finished, door, change):
-    folder, _ = finished(door)
-    before, (field, changed) = files(folder), CHANGES[change]
-    with pytest.raises(
-        ValueError, match=f"holds .*: .*({field}).*; continue"
-    ) as caught:
-        DOORS[door][0](changed(), lj.Where(ONE, folder, 0))
-    assert "or choose another folder" in str(caught.value)
-    assert files(folder) == before
-
-
-@pytest.mark.parametrize("door", ["imp.run", "training.train", "evaluate_many"])
-def test_other_draws_are_refused(finished, door, monkeypatch):
-    folder, _ = finished(door)
-    monkeypatch.setattr(keys, "DRAWS", keys.DRAWS + 1)
-    with pytest.raises(ValueError, match=r"keys.DRAWS=\d, not \d;"):
-        DOORS[door][0](parts(), lj.Where(ONE, folder, 0))
-
-
 class Killed(Exception):
     pass
 
@@ -358,22 +330,48 @@ def test_an_interrupted_study_goes_on_with_the_same_parts_made_anew(
     jax.tree.map(np.testing.assert_array_equal, finished("imp.run")[1], found)
 
 
-def test_a_study_with_narrow_networks_knows_their_law(tmp_path):
+@pytest.mark.parametrize(
+    ("door", "change"),
+    [
+        (d, c)
+        for d, (_, changes) in DOORS.items()
+        for c in changes
+        if (d, c) not in WITHOUT
+    ],
+)
+def test_what_determines_numbers_is_refused_by_name(finished, door, change):
+    folder, _ = finished(door)
+    before, (field, changed) = files(folder), CHANGES[change]
+    with pytest.raises(
+        ValueError, match=f"holds .*: .*({field}).*; continue"
+    ) as caught:
+        DOORS[door][0](changed(), lj.Where(ONE, folder, 0))
+    assert "or choose another folder" in str(caught.value)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("door", ["imp.run", "training.train", "evaluate_many"])
+def test_other_draws_are_refused(finished, door, monkeypatch):
+    folder, _ = finished(door)
+    monkeypatch.setattr(keys, "DRAWS", keys.DRAWS + 1)
+    with pytest.raises(ValueError, match=r"keys.DRAWS=\d, not \d;"):
+        DOORS[door][0](parts(), lj.Where(ONE, folder, 0))
+
+
+def test_a_study_with_narrow_networks_knows_their_law():
     plan = imp.Plan(2, arms=("ticket", "small_dense"), validate_every=2)
-    run = functools.partial(imp.run, plan=plan, levels=0, replicas=(0,))
-    where, own = (
-        lj.Where(ONE, tmp_path),
-        toys.classification(lj.models.make("mlp-5", 4)),
-    )
-    run(
-        own._replace(narrow=lambda key, count: own.narrow(key, count)),
-        sgd(),
-        where=where,
-    )
-    run(own, sgd(), where=where)  # the same law, made otherwise
-    other = own._replace(narrow=lambda key, count: own.narrow(key, count // 2))
-    with pytest.raises(ValueError, match="another study: another task.narrow;"):
-        run(other, sgd(), where=where)
+    own = toys.classification(lj.models.make("mlp-5", 4))
+
+    def fields(narrow):
+        where = lj.Where(ONE, "somewhere")
+        mine = own._replace(narrow=narrow)
+        return imp.store.fields(mine, sgd(), plan, (0,), None, where)
+
+    found = identity.stored(fields(own.narrow))
+    identity.check("F", "another study", found, fields(lambda k, n: own.narrow(k, n)))
+    with pytest.raises(ValueError, match="F holds another study: another task.narrow;"):
+        other = fields(lambda k, n: own.narrow(k, n // 2))
+        identity.check("F", "another study", found, other)
 
 
 def test_data_that_were_written_into_are_other_data(tmp_path):
