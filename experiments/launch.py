@@ -96,7 +96,7 @@ def parse(
         if not level.isdecimal():
             fail(f"--level {level}: it must be a whole number, 0 or more")
         folder = pathlib.Path(source)
-        config = _stored(folder, type(presets[default].config))
+        config = _stored(source, type(presets[default].config))
         program += " --from RUN --level L"
         config = _flags(config, rest, program, about)
         return Command(config, folder.name, folder, int(level), several)
@@ -125,7 +125,7 @@ def _flags(config: C, rest: list[str], program: str, text: str) -> C:
     )
 
 
-def _stored(folder: pathlib.Path, kind: type[C]) -> C:
+def _stored(folder: str, kind: type[C]) -> C:
     """The configuration of a stored run, for a run of its own."""
     try:
         fields = records.read_config(errors.on_disk("--from", folder))

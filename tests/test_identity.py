@@ -5,10 +5,13 @@ import dataclasses
 import functools
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import identity
+from experiments import identity, imp, recipes
 from experiments.all import EXPERIMENTS
 from lottery_jax import records
 
@@ -206,3 +209,51 @@ def test_a_configuration_comes_back_from_its_folder(tmp_path):
         assert identity.from_stored(New, identity.as_config(cfg)) == cfg
     with pytest.raises(ValueError, match="does not know: \\['colour'\\]"):
         identity.from_stored(Old, {"colour": 1})
+
+
+# --- behind a configuration -----------------------------------------------------------
+
+TINY = (
+    "mnist1d --model mlp-4 --subset 200 --steps 2it --validate-every 2 --replicas 1 "
+    "--arms ticket"
+)
+
+
+def decayed(task):
+    def loss(params, *rest):
+        value, aux = task.loss(params, *rest)
+        return value + 1e-4 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), aux
+
+    return task._replace(loss=loss)
+
+
+def relabelled(task):
+    data = jax.tree.map(np.copy, task.data)
+    data["test"]["label"][0] ^= 1
+    return task._replace(data=data)
+
+
+CHANGES = {
+    "task.loss": ("make_task", lambda cfg: decayed(recipes.make_task(cfg))),
+    "data": ("make_task", lambda cfg: relabelled(recipes.make_task(cfg))),
+    "optimizer": ("make_optimizer", lambda cfg, steps: optax.sgd(0.1)),
+}
+"""What a name in a configuration may come to mean."""
+
+
+def test_a_run_is_not_extended_by_what_has_only_the_same_names(
+    tmp_path, monkeypatch, capsys
+):
+    out = ["--out", str(tmp_path / "run")]
+    assert imp.main([*TINY.split(), "--levels", "0", *out]) == 0
+    more = [*TINY.split(), "--levels", "1", "--replicas", "2", *out]
+    for field, (name, changed) in CHANGES.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(imp, name, changed)
+            assert imp.main(more) == 2
+        message = capsys.readouterr().err
+        assert f"{tmp_path / 'run'} holds another run: another {field};" in message
+    assert imp.main(more) == 0
+    (tmp_path / "run/identity.json").unlink()
+    assert imp.main([*more, "--replicas", "3"]) == 2
+    assert "holds another run: kind=missing, not run;" in capsys.readouterr().err

@@ -18,7 +18,6 @@ Format 2 has no tensors `params/PATH`, but their SHA-256 in the entry.
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 

@@ -281,7 +281,7 @@ def check(
       own: the fields of what is to go on there.
     """
     there: Any = found.get(_KEY, {"fields": {}, "versions": {}})
-    theirs, ours = there["fields"], json.loads(json.dumps(own))
+    theirs, ours = json.loads(json.dumps([there["fields"], own]))
     differ = [
         (name, theirs.get(name, _MISSING), ours.get(name, _MISSING))
         for name in dict.fromkeys((*ours, *theirs))
