@@ -369,6 +369,13 @@ def test_a_study_with_narrow_networks_knows_their_law():
 
     found = identity.stored(fields(own.narrow))
     identity.check("F", "another study", found, fields(lambda k, n: own.narrow(k, n)))
+
+    def on_host(key, count, share=1):
+        drawn = own.narrow(key, int(count * share))
+        return jax.tree.map(np.asarray, drawn)
+
+    assert fields(on_host) == fields(lambda key, count: on_host(key, count))
+    assert fields(on_host) != fields(lambda key, count: on_host(key, count, 0.5))
     with pytest.raises(ValueError, match="F holds another study: another task.narrow;"):
         other = fields(lambda k, n: own.narrow(k, n // 2))
         identity.check("F", "another study", found, other)

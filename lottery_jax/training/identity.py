@@ -146,9 +146,20 @@ def _pool(task: Task, data: PyTree) -> Traced:
 
 
 def _narrow(task: Task, data: PyTree) -> Traced:
-    assert task.narrow is not None
+    law = task.narrow
+    assert law is not None
     half = masks.total(task.shapes[0], masks.of_task(task)) // 2
-    return lambda key: task.narrow(key, half), _key()
+
+    def narrow(key: Key) -> PyTree:
+        return law(key, half)
+
+    try:
+        jax.eval_shape(narrow, _key())
+    except jax.errors.JAXTypeError:
+        # It is called outside of programs, so it may count on the host: by what it draws.
+        drawn = narrow(keys.replica_keys(0, 0).fresh_init)
+        return (lambda: drawn,)
+    return narrow, _key()
 
 
 def _evaluate(task: Task, data: PyTree, split: str) -> Traced:
