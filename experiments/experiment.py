@@ -25,6 +25,7 @@ from experiments.launch import Command
 from experiments.presets import Preset
 from lottery_jax import errors, plots, records
 from lottery_jax.execution import Where, default_execution, processes
+from lottery_jax.training import identity as origin
 from lottery_jax.verdicts import Metric
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ class Experiment(Generic[C]):
             ids: list[int],
             meeting: processes.Meeting | None = None,
         ) -> "xr.Dataset":
-            return this.one(setup, ids, launch.where(cfg, group, meeting))
+            where = launch.where(cfg, group, meeting)
+            claim(folder, setup, where)
+            return this.one(setup, ids, where)
 
         def all_together() -> "xr.Dataset":
             results = one(folder, list(range(replicas)))
@@ -229,15 +232,60 @@ class Experiment(Generic[C]):
             if processes.count() > 1:
                 raise ValueError("--from: a level is trained again by one process")
             usual = source / "retrained" / f"level{level:02d}-{digits}"
-            folder = pathlib.Path(cfg.out or usual)
+            folder = errors.on_disk("out", cfg.out or usual)
             self.check(cfg)
             results: xr.Dataset | None = self.again(cfg, source, level, folder)
         else:
             usual = pathlib.Path("results", self.name, f"{command.preset}-{digits}")
-            folder = pathlib.Path(cfg.out or usual)
+            folder = errors.on_disk("out", cfg.out or usual)
             results = self.run(cfg, folder)
         if results is not None and processes.index() == 0:
             self.report(results, cfg, command.preset, folder)
+
+
+def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
+    """Notes what the numbers of a run follow from, or checks that it is the same.
+
+    The configuration names data and models; what these are may change under their names,
+    and results of before are never put together with those of now.
+
+    Args:
+      folder: of the run.
+      setup: from `prepare`: a `Setup`, or several by their names.
+      where: it runs.
+
+    Raises:
+      ValueError: another task, data or optimizer; names them.
+    """
+    fields: origin.Fields = {"kind": "run"}
+    named = setup if isinstance(setup, Mapping) else {"": setup}
+    for name, (_, task, tx, *_) in named.items():
+        own = origin.of_task(task, _DETERMINE, ("test",))
+        own |= origin.of_data(task, where) | origin.of_optimizer(task, tx)
+        fields |= {f"{name} {field}".strip(): value for field, value in own.items()}
+    path, found = folder / "identity.json", {}
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; choose another folder"
+            ) from None
+    elif not any(folder.rglob("*.nc")):
+        records.write_text(path, json.dumps(origin.stored(fields), indent=1) + "\n")
+        return
+    origin.check(folder, "another run", found, fields)
+
+
+_DETERMINE = (
+    "init",
+    "order",
+    "batch",
+    "loss",
+    "steps_per_epoch",
+    "prunable",
+    "exclude",
+)
 
 
 def dataset(

@@ -20,7 +20,7 @@ import tyro
 
 from experiments import identity
 from experiments.presets import Preset
-from lottery_jax import records
+from lottery_jax import errors, records
 from lottery_jax.data.cache import cache_dir
 from lottery_jax.execution import Execution, Where, default_execution, processes
 
@@ -96,7 +96,7 @@ def parse(
         if not level.isdecimal():
             fail(f"--level {level}: it must be a whole number, 0 or more")
         folder = pathlib.Path(source)
-        config = _stored(folder, type(presets[default].config))
+        config = _stored(source, type(presets[default].config))
         program += " --from RUN --level L"
         config = _flags(config, rest, program, about)
         return Command(config, folder.name, folder, int(level), several)
@@ -125,10 +125,10 @@ def _flags(config: C, rest: list[str], program: str, text: str) -> C:
     )
 
 
-def _stored(folder: pathlib.Path, kind: type[C]) -> C:
+def _stored(folder: str, kind: type[C]) -> C:
     """The configuration of a stored run, for a run of its own."""
     try:
-        fields = records.read_config(folder)
+        fields = records.read_config(errors.on_disk("--from", folder))
         if fields is None:
             fail(f"--from {folder}: there is no run (no config.json there)")
         return identity.from_stored(kind, {**fields, "out": None})
@@ -203,8 +203,8 @@ def where(
 
 def guarded(main: Callable[[], None], several: Processes | None = None) -> int:
     """Runs an experiment; errors of the user become a line and an exit status."""
-    use_all_cores()
     try:
+        use_all_cores()
         if several is not None:
             processes.start(*several)
         main()

@@ -6,11 +6,17 @@ list as a tuple. A value of a wrong kind is a ValueError like one out of range.
 
 import math
 import numbers
+import os
+import pathlib
+import re
 import reprlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+
+# `pathlib` makes one slash of two. A scheme of one letter would be a drive.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def wrong(field: str, value: Any, must: str) -> ValueError:
@@ -203,3 +209,16 @@ def some_different(field: str, values: Collection[Any]) -> None:
     values = several(field, values)
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{field}={tuple(values)}; there must be some, all different")
+
+
+def on_disk(field: str, path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that files can be read from and written to.
+
+    Raises:
+      ValueError: it is an address (`gs://bucket/run`), which would be taken for a folder
+        of that name below the current one.
+    """
+    if _ADDRESS.match(os.fspath(path)):
+        must = "a path on a mounted file system; mount what is there, or copy it"
+        raise wrong(field, repr(os.fspath(path)), must)
+    return pathlib.Path(path)

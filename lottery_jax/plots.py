@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lottery_jax import errors
+
 STYLES: Mapping[str, tuple[str, str]] = {
     "ticket": ("#0b6e99", "o"),
     "reinit": ("#d1603d", "s"),
@@ -343,10 +345,12 @@ def save(
     """Writes a figure in several formats beside each other and closes it.
 
     Raises:
+      ValueError: the path is an address.
       OSError: a file cannot be written; names it.
     """
     from matplotlib import pyplot
 
+    path = errors.on_disk("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         for suffix in formats:

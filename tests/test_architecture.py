@@ -50,7 +50,7 @@ ARROWS = {
     "sparse": ("models", "masks"),
     "compact": ("units", "sparse"),
     # Arrays only.
-    "plots": (),
+    "plots": ("errors",),
 }
 
 CORE = {"jax", "flax", "optax", "numpy", "scipy"}

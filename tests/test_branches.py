@@ -353,7 +353,7 @@ def test_interrupted_branches_go_on_where_they_were(tmp_path, step, stored):
         ((runs, STOP + 1), "stop=12, not 13"),
         ((runs, STOP, 3), "every=4, not 3"),
         ((runs._replace(joins=runs.joins[::-1]),), r"joins=\[0, 0,.*not \[6, 6,"),
-        ((runs._replace(noise=runs.noise[::-1]),), "start="),
+        ((runs._replace(noise=runs.noise[::-1]),), "another noise;"),
     ):
         with pytest.raises(ValueError, match=f"holds other runs: {message}"):
             train(*arguments, folder=tmp_path)

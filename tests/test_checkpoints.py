@@ -480,7 +480,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path, index, tree, metadata, messa
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("other", [2, 4])
+@pytest.mark.parametrize("other", [3, 5])
 def test_another_format_is_refused_by_whoever_asks(tmp_path, monkeypatch, other):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "FORMAT", other)
@@ -493,5 +493,5 @@ def test_another_format_is_refused_by_whoever_asks(tmp_path, monkeypatch, other)
         with pytest.raises(ValueError) as caught:
             call()
         message = str(caught.value)
-        assert f"{path}: format={other}; it must be 3" in message
+        assert f"{path}: format={other}; it must be 4" in message
         assert f"delete {tmp_path} to start anew" in message

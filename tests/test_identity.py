@@ -1,12 +1,21 @@
 """Run folders keep their names: the identity of every preset, as it has always been."""
 
+import contextlib
 import dataclasses
+import functools
+import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
-from experiments import identity
+from experiments import identity, imp, recipes
 from experiments.all import EXPERIMENTS
 from lottery_jax import records
+
+xr = pytest.importorskip("xarray")
 
 HASHES = {
     "imp": {
@@ -59,15 +68,6 @@ def test_presets_keep_their_folders(name):
     assert found == HASHES[name]
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_no_field_of_where_is_part_of_the_identity(name):
-    experiment = BY_NAME[name]
-    cfg = experiment.presets[experiment.default].config
-    for field in dataclasses.fields(identity.Where):
-        other = dataclasses.replace(cfg, **{field.name: "another value"})
-        assert identity.digits(other) == identity.digits(cfg), field.name
-
-
 FREE = {
     "imp": {"levels", "target_density", "tolerance", "replicas"},
     "instability": {"threshold", "replicas"},
@@ -75,18 +75,112 @@ FREE = {
     "alignment": set(),
     "curves": set(),
 }
-"""What else changes no number of a replica."""
+"""What changes no number of a replica, beside where and how it runs."""
+
+OTHERWISE = {
+    "out": "elsewhere",
+    "devices": 1,
+    "chunk": 1,
+    "convolution": "patches",
+    "data_parallel": 2,
+    "checkpoint_seconds": 0.0,
+    "precision": "bfloat16",
+    "target_density": 0.5,
+    "levels": 1,
+    "study": "retraining",
+}
+"""Other values, where not any will do."""
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_every_other_field_is(name):
-    experiment = BY_NAME[name]
-    cfg = experiment.presets[experiment.default].config
-    free = FREE[name] | {field.name for field in dataclasses.fields(identity.Where)}
-    for field in dataclasses.fields(cfg):
-        other = dataclasses.replace(cfg, **{field.name: "another value"})
-        same = identity.digits(other) == identity.digits(cfg)
-        assert same == (field.name in free), field.name
+def otherwise(cfg, field):
+    """A configuration with another value of a field, of the same kind."""
+    now = getattr(cfg, field)
+    if field in OTHERWISE:
+        value = OTHERWISE[field]
+        if field == "levels" and isinstance(now, tuple):
+            value = (0, 1)
+    elif isinstance(now, bool):
+        value = not now
+    elif isinstance(now, int | float):
+        value = now + 1
+    elif isinstance(now, tuple):
+        value = (*now, "another")
+    else:
+        value = 1 if now is None else f"{now}x"
+    assert value != now, field
+    return dataclasses.replace(cfg, **{field: value})
+
+
+def free(name):
+    return FREE[name] | {field.name for field in dataclasses.fields(identity.Where)}
+
+
+FIELDS = [
+    (name, field.name)
+    for name, experiment in BY_NAME.items()
+    for field in dataclasses.fields(experiment.config)
+]
+
+
+class Empty:
+    """An experiment that makes results of the right size out of nothing."""
+
+    def __init__(self, name, stops=False):
+        self.experiment = dataclasses.replace(
+            BY_NAME[name],
+            prepare=lambda cfg: {},
+            one=self.one,
+            select=None,
+            complete=None,
+        )
+        self.calls, self.stops = 0, stops
+
+    def one(self, setup, ids, where):
+        self.calls += 1
+        if self.stops:
+            raise InterruptedError
+        return xr.Dataset({"x": (("replica",), np.zeros(len(ids)))}, {"replica": ids})
+
+    def run(self, cfg, folder):
+        return self.experiment.run(cfg, folder)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A folder of the default preset of each experiment, finished or interrupted."""
+
+    @functools.cache
+    def of(name, finished):
+        folder = tmp_path_factory.mktemp(name) / "run"
+        with contextlib.suppress(InterruptedError):
+            Empty(name, stops=not finished).run(default(name), folder)
+        assert (folder / "results.nc").exists() == finished
+        return folder
+
+    return of
+
+
+def default(name):
+    return BY_NAME[name].presets[BY_NAME[name].default].config
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_a_field_keeps_its_folder_or_is_refused_there_by_name(
+    name, field, finished, there, tmp_path
+):
+    cfg, other = default(name), otherwise(default(name), field)
+    same = field in free(name)
+    assert (identity.digits(other) == identity.digits(cfg)) == same
+    folder = shutil.copytree(there(name, finished), tmp_path / "run")
+    empty = Empty(name)
+    if same:
+        assert empty.run(other, folder).sizes["replica"] >= cfg.replicas
+        assert empty.calls == (not finished or field == "replicas")
+        return
+    with pytest.raises(ValueError, match=f"holds a run with another .*\n  {field}: "):
+        empty.run(other, folder)
+    assert empty.calls == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,3 +209,51 @@ def test_a_configuration_comes_back_from_its_folder(tmp_path):
         assert identity.from_stored(New, identity.as_config(cfg)) == cfg
     with pytest.raises(ValueError, match="does not know: \\['colour'\\]"):
         identity.from_stored(Old, {"colour": 1})
+
+
+# --- behind a configuration -----------------------------------------------------------
+
+TINY = (
+    "mnist1d --model mlp-4 --subset 200 --steps 2it --validate-every 2 --replicas 1 "
+    "--arms ticket"
+)
+
+
+def decayed(task):
+    def loss(params, *rest):
+        value, aux = task.loss(params, *rest)
+        return value + 1e-4 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), aux
+
+    return task._replace(loss=loss)
+
+
+def relabelled(task):
+    data = jax.tree.map(np.copy, task.data)
+    data["test"]["label"][0] ^= 1
+    return task._replace(data=data)
+
+
+CHANGES = {
+    "task.loss": ("make_task", lambda cfg: decayed(recipes.make_task(cfg))),
+    "data": ("make_task", lambda cfg: relabelled(recipes.make_task(cfg))),
+    "optimizer": ("make_optimizer", lambda cfg, steps: optax.sgd(0.1)),
+}
+"""What a name in a configuration may come to mean."""
+
+
+def test_a_run_is_not_extended_by_what_has_only_the_same_names(
+    tmp_path, monkeypatch, capsys
+):
+    out = ["--out", str(tmp_path / "run")]
+    assert imp.main([*TINY.split(), "--levels", "0", *out]) == 0
+    more = [*TINY.split(), "--levels", "1", "--replicas", "2", *out]
+    for field, (name, changed) in CHANGES.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(imp, name, changed)
+            assert imp.main(more) == 2
+        message = capsys.readouterr().err
+        assert f"{tmp_path / 'run'} holds another run: another {field};" in message
+    assert imp.main(more) == 0
+    (tmp_path / "run/identity.json").unlink()
+    assert imp.main([*more, "--replicas", "3"]) == 2
+    assert "holds another run: kind=missing, not run;" in capsys.readouterr().err

@@ -56,8 +56,8 @@ def killed_after(number):
 def test_one_compilation_serves_all_levels_chains_and_arms():
     study = toys.many_chains()
     assert study.levels == 3 and len(study.plan.chains) == 8
-    # Level 0's first segment traces the loss; after it nothing does.
-    assert len(set(study.traces[1:])) == 1 and study.traces[1] <= 3
+    # The folder's identity and level 0's first segment trace the loss; then nothing does.
+    assert len(set(study.traces[1:])) == 1 and study.traces[1] <= 4
 
 
 def test_a_second_study_compiles_nothing():
@@ -315,9 +315,9 @@ def test_a_folder_with_another_plan_is_refused(tmp_path):
         again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(1))
     for field, value in {"seed": 4, "rewind_step": 2, "arms": ("ticket",)}.items():
         other = study._replace(plan=dataclasses.replace(study.plan, **{field: value}))
-        with pytest.raises(ValueError, match=f"another plan, {field}="):
+        with pytest.raises(ValueError, match=f"another study: plan.{field}="):
             again(other, folder=tmp_path)
-    with pytest.raises(ValueError, match="another plan, replicas="):
+    with pytest.raises(ValueError, match="another study: plan.replicas="):
         again(study, folder=tmp_path, replicas=(0, 2))
 
 

@@ -164,7 +164,7 @@ def of_each(
         tuple(map(trees.host, stacks)),
         group=_PAIRS,
         execution=points.evaluation_execution(where.execution),
-        identity="",
+        own={},
         stage="distances",
         rows=trees.count(stacks[0]),
         where=where.aside(),

@@ -28,7 +28,7 @@ from lottery_jax.connectivity.measure import check as check_measure
 from lottery_jax.errors import one_of, whole, wrong
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import noise_keys, of_seed
-from lottery_jax.training import checked
+from lottery_jax.training import checked, identity
 from lottery_jax.training.measured import check, evaluated
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
@@ -307,16 +307,27 @@ def evaluate_many(
         )
         return lambda items: one(data, *placed, *items)
 
-    identity = ""
+    own: identity.Fields = {}
     if where.store is not None:
-        text = (*measure.splits, policy or "none", slice_)
-        identity = trees.fingerprint(networks, which, weights, text, task.data)
+        functions = ("order", "batch", "statistics", "pool") if slice_ else ()
+        own = (
+            {
+                "kind": "points",
+                "splits": list(measure.splits),
+                "batch_norm": policy,
+                "statistics_batches": slice_,
+            }
+            | identity.of_draws()
+            | identity.of_task(task, functions, measure.splits)
+            | identity.of_data(task, where)
+            | identity.of_arrays(networks=networks, which=which, weights=weights)
+        )
     return in_groups(
         measured,
         (which, weights),
         group=group,
         execution=execution,
-        identity=identity,
+        own=own,
         stage="paths",
         rows=number if rows is None else rows,
         where=where,

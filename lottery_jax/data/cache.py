@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lottery_jax import errors
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -18,7 +20,7 @@ def cache_dir() -> pathlib.Path:
       The folder, which need not exist. All of it may be deleted at any time.
     """
     folder = os.environ.get("LOTTERY_JAX_CACHE") or "~/.cache/lottery_jax"
-    return pathlib.Path(folder).expanduser()
+    return errors.on_disk("LOTTERY_JAX_CACHE", folder).expanduser()
 
 
 def cached(key: str, make: Callable[[], Arrays]) -> Arrays:

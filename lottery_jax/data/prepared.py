@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lottery_jax import errors
 from lottery_jax.data.cache import Arrays, cached
 
 INFO = "dataset_info.json"
@@ -30,7 +31,7 @@ def data_dir(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
       The folder, which need not exist.
     """
     chosen = folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(chosen).expanduser()
+    return errors.on_disk("data_dir", chosen).expanduser()
 
 
 def versions(tfds_name: str, folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:

@@ -33,6 +33,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from lottery_jax.errors import on_disk
+
 T = TypeVar("T")
 
 PATIENCE = 120.0
@@ -184,7 +186,7 @@ def meet(
       patience: seconds without a sign of life until a process counts as lost; None for
         `PATIENCE`.
     """
-    folder, patience = pathlib.Path(folder), patience or PATIENCE
+    folder, patience = on_disk("folder", folder), patience or PATIENCE
     here = folder / f".meeting-{_token()}"
     here.mkdir(parents=True, exist_ok=True)
     meeting = Meeting(here, index(), count(), patience)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lottery_jax.errors import at_least, is_a, shown, wrong
+from lottery_jax.errors import at_least, is_a, on_disk, shown, wrong
 from lottery_jax.execution.memory import Room
 from lottery_jax.execution.processes import Meeting
 from lottery_jax.execution.replicas import Execution
@@ -61,10 +61,10 @@ class Clock:
 
 
 class Held:
-    """What stays on the devices between calls that share it: data, and data orders.
+    """What stays on the devices between calls that share it: the data.
 
-    A study calls the runner once a level: shipping the data each time, or drawing the
-    orders again, would cost as much as a short level.
+    A study calls the runner once a level: shipping the data each time would cost as much
+    as a short level.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -86,8 +86,9 @@ class Where:
     Attributes:
       execution: devices and how many replicas at once; None for the stored settings of
         the folder, or for the platform's with as many at once as fit its memory.
-      folder: where checkpoints and what is stored go; None keeps everything in memory. A
-        folder with a checkpoint is continued from there.
+      folder: where checkpoints and what is stored go, on a mounted file system; None
+        keeps everything in memory. A folder with a checkpoint is continued from there,
+        and one whose numbers follow from anything else is refused.
       checkpoint_seconds: write a checkpoint when so many seconds have passed since the
         last one; a kill loses no more than that. Checkpoints take at most 5% of the time.
       watch: called with a `Progress` at the start, and after every segment.
@@ -112,6 +113,7 @@ class Where:
         at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
         if self.folder is not None:
             is_a("folder", self.folder, (str, os.PathLike), "a path, or None")
+            on_disk("folder", self.folder)
         if self.watch is not None and not callable(self.watch):
             raise wrong("watch", shown(self.watch), "a function of a Progress, or None")
         if self.execution is not None:

@@ -12,19 +12,23 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 
-from lottery_jax import trees
+from lottery_jax import keys, trees
+from lottery_jax.errors import on_disk
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import levels, results
 from lottery_jax.imp.levels import PER_ROW, Bench, Kept
 from lottery_jax.imp.plan import Plan
 from lottery_jax.imp.results import Moment
+from lottery_jax.scores import Inputs, Score
 from lottery_jax.storage import checkpoints, tickets
-from lottery_jax.types import Mask, Network, PyTree, Task
+from lottery_jax.training import identity
+from lottery_jax.types import Key, Mask, Network, PyTree, Task
 
 
 def save(
-    folder: pathlib.Path | None, bench: Bench, moment: Moment, own: dict[str, Any]
+    folder: pathlib.Path | None, bench: Bench, moment: Moment, own: identity.Fields
 ) -> None:
     """Writes a moment between levels; what lies of the levels before it goes.
 
@@ -32,11 +36,11 @@ def save(
       folder: of the study; None writes nothing.
       bench: of the study.
       moment: the moment.
-      own: from `identity`.
+      own: from `fields`.
     """
     if folder is None:
         return
-    metadata = own | {
+    metadata = identity.stored(own) | {
         "level": moment.level,
         "levels_recorded": len(next(iter(moment.found.values()))),
         "execution": bench.execution._asdict(),
@@ -102,7 +106,7 @@ def within_level(folder: pathlib.Path | None, level: int) -> bool:
     return checkpoints.metadata(folder / "levels" / f"{level:02d}") is not None
 
 
-def check_same(where: Where, own: dict[str, Any]) -> tuple[Where, bool]:
+def check_same(where: Where, own: identity.Fields) -> tuple[Where, bool]:
     """Settles how a study that is found goes on.
 
     Returns:
@@ -113,32 +117,89 @@ def check_same(where: Where, own: dict[str, Any]) -> tuple[Where, bool]:
       ValueError: the folder holds another study; names the field.
     """
     folder = where.store
-    found = None if folder is None else checkpoints.metadata(folder / "checkpoints")
+    if folder is None:
+        return where, False
+    found = checkpoints.metadata(folder / "checkpoints")
     if found is None:
         return where, False
-    now, stored = own["plan"], found["plan"]
-    differ = [name for name in now if now[name] != stored.get(name)]
-    if differ:
-        was = ", ".join(f"{name}={stored.get(name)!r}" for name in differ)
-        raise ValueError(
-            f"{folder} holds a run with another plan, {was}; continue it with that, or "
-            "choose another folder"
-        )
-    if own["start"] != found["start"]:
-        raise ValueError(
-            f"start: {folder} holds a run from other weights; continue it with those, or "
-            "choose another folder"
-        )
+    identity.check(folder, "another study", found, own)
     execution = Execution(**found["execution"])
     if where.execution is None and execution.devices <= jax.local_device_count():
         where = where.by(execution)
     return where, where.execution != execution
 
 
-def identity(plan: Plan, ids: tuple[int, ...], start: Network | None) -> dict[str, Any]:
-    """What a folder must have in common with the study that goes on there."""
-    digest = None if start is None else trees.fingerprint(start)
-    return {"plan": plan.as_json(ids), "start": digest}
+def fields(
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    ids: tuple[int, ...],
+    start: Network | None,
+    where: Where,
+) -> identity.Fields:
+    """What a folder must have in common with the study that goes on there.
+
+    Args:
+      task: what is trained.
+      tx: the optimizer.
+      plan: the protocol.
+      ids: of the replicas.
+      start: weights to start from; None for draws.
+      where: it runs; without a folder there is nothing to compare.
+    """
+    if where.store is None:
+        return {}
+    names = ["init", "order", "batch", "loss", "steps_per_epoch", "prunable", "exclude"]
+    if "small_dense" in plan.arms:
+        names.append("narrow")
+    splits = ("validation", "test") if task.validates else ("test",)
+    return (
+        {"kind": "study"}
+        | _of_plan(task, plan, ids)
+        | identity.of_draws()
+        | identity.of_task(task, names, splits)
+        | identity.of_data(task, where)
+        | identity.of_optimizer(task, tx)
+        | ({"start": None} if start is None else identity.of_arrays(start=start))
+    )
+
+
+def _of_plan(task: Task, plan: Plan, ids: tuple[int, ...]) -> identity.Fields:
+    """The fields of a plan, and those of each of its chains."""
+    found = {f"plan.{name}": value for name, value in plan.as_json(ids).items()}
+    chains = found.pop("plan.chains")
+    found["plan.chains"] = [chain.name for chain in plan.chains]
+    for chain, own in zip(plan.chains, chains):
+        # A law of one's own may have further fields.
+        own |= {"densities": repr(chain.densities)}
+        found |= {f"plan.{chain.name}.{name}": value for name, value in own.items()}
+        if not isinstance(chain.score, str):
+            parts = task.functions, identity.shapes_of(task.data), chain.score
+            found |= identity.of_function(f"plan.{chain.name}.score", _score, *parts)
+    return found
+
+
+def _score(task: Task, data: PyTree, score: Score) -> identity.Traced:
+    """A score, as `levels.cut` calls it."""
+    params, model_state, stream = task.shapes
+    key = jax.eval_shape(lambda: keys.replica_keys(0, 0).score)
+
+    def rank(
+        key: Key, weights: PyTree, model_state: PyTree, stream: PyTree, data: PyTree
+    ) -> PyTree:
+        trained, initial, mask = weights
+        inputs = Inputs(
+            trained=trained,
+            mask=mask,
+            initial=initial,
+            model_state=model_state,
+            loss=lambda p, m, b, k: task.loss(p, m, stream, b, k)[0],
+            batches=levels._score_batches(task._replace(data=data), key),
+        )
+        return score(key, inputs)
+
+    mask = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.bool_), params)
+    return rank, key, (params, params, mask), model_state, stream, data
 
 
 # --- tickets --------------------------------------------------------------------------
@@ -149,7 +210,7 @@ def ticket_path(
 ) -> pathlib.Path:
     """Where `run` stores a ticket below its folder."""
     name = f"level{level:02d}-replica{replica:02d}.safetensors"
-    return pathlib.Path(folder) / "tickets" / chain / name
+    return on_disk("folder", folder) / "tickets" / chain / name
 
 
 def store_tickets(

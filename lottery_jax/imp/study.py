@@ -102,7 +102,7 @@ def run(
     if start is not None:
         check_start(start, task, len(ids))
     _check_weights(weights, plan, start, task)
-    own = store.identity(plan, ids, start)
+    own = store.fields(task, tx, plan, ids, start, where)
     at, settings_changed = store.check_same(where, own)
     folder = at.store
     execution = (at.execution or default_execution()).check()

@@ -30,7 +30,7 @@ from lottery_jax import errors
 from lottery_jax.storage import _files, _leaves
 from lottery_jax.types import PyTree
 
-FORMAT = 3
+FORMAT = 4
 KEEP = 2
 """Complete checkpoints that are kept: the newest and one to fall back on."""
 
@@ -78,7 +78,7 @@ def save(
       OSError: the checkpoint could not be written (a full disk, say); the others are
         untouched.
     """
-    folder = pathlib.Path(folder)
+    folder = errors.on_disk("folder", folder)
     there = _numbered(folder)
     if index is None:
         index = int(there[0].name) + 1 if there else 1
@@ -137,7 +137,7 @@ def restore(
       ValueError: `like` differs from what was saved (names the leaf), or another version
         wrote it in another format (names both, and the ways out).
     """
-    if (newest := _newest(pathlib.Path(folder))) is None:
+    if (newest := _newest(errors.on_disk("folder", folder))) is None:
         return None
     path, header = newest
     records = {record["path"]: record for record in header["leaves"]}
@@ -164,7 +164,7 @@ def metadata(folder: str | os.PathLike) -> dict[str, Any] | None:
       CorruptCheckpointError: there are checkpoints and all of them are damaged.
       ValueError: another version wrote it in another format.
     """
-    newest = _newest(pathlib.Path(folder))
+    newest = _newest(errors.on_disk("folder", folder))
     return None if newest is None else newest[1]["metadata"]
 
 
@@ -184,7 +184,7 @@ def latest(folder: str | os.PathLike) -> int | None:
       CorruptCheckpointError: there are checkpoints and all of them are damaged.
       ValueError: another version wrote it in another format.
     """
-    newest = _newest(pathlib.Path(folder))
+    newest = _newest(errors.on_disk("folder", folder))
     return None if newest is None else int(newest[0].name)
 
 

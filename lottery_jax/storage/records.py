@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lottery_jax import errors
 from lottery_jax.storage import _files
+from lottery_jax.storage._files import versions as versions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,7 +57,7 @@ def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) ->
         or is not a run folder and not empty.
       OSError: it cannot be written; names the folder.
     """
-    ignored = set(ignore)
+    folder, ignored = errors.on_disk("out", folder), set(ignore)
     stored = read_config(folder) if folder.exists() else None
     if stored is None:
         # A kill may have left a temporary file of ours behind.
@@ -90,7 +92,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     Raises:
       ValueError: the file is damaged; names it.
     """
-    path = folder / "config.json"
+    path = errors.on_disk("folder", folder) / "config.json"
     if not path.is_file():
         return None
     try:
@@ -115,7 +117,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
-    _files.write(path, text.encode())
+    _files.write(errors.on_disk("path", path), text.encode())
 
 
 # --- results --------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def environment() -> dict[str, Any]:
 
     device, processes = jax.local_devices()[0], jax.process_count()
     return {
-        "versions": _files.versions(),
+        "versions": versions(),
         "git_commit": _git_commit(),
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"
         + (f" in each of {processes} processes" if processes > 1 else ""),
@@ -189,6 +191,7 @@ def save(path: pathlib.Path, results: "xr.Dataset") -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
+    path = errors.on_disk("path", path)
     # By way of memory: HDF5 crashes the process when it meets a full disk.
     _files.write(path, bytes(results.to_netcdf(engine="h5netcdf")))
     write_text(_checksum(path), _files.sha256(path) + "\n")
@@ -203,6 +206,7 @@ def load(path: pathlib.Path) -> "xr.Dataset":
     """
     import xarray as xr
 
+    path = errors.on_disk("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no results at {path}")
     if not intact(path):
@@ -213,6 +217,7 @@ def load(path: pathlib.Path) -> "xr.Dataset":
 
 def intact(path: pathlib.Path) -> bool:
     """Whether results are there and are what was written."""
+    path = errors.on_disk("path", path)
     sums = _checksum(path)
     if not (path.is_file() and sums.is_file()):
         return False
@@ -234,6 +239,7 @@ def resume_stream(path: pathlib.Path, level: int, step: int) -> None:
       level: lines of higher levels go, ...
       step: ... and those of this level beyond this step.
     """
+    path = errors.on_disk("path", path)
     if not path.is_file():
         return
     kept = []
@@ -250,6 +256,7 @@ def resume_stream(path: pathlib.Path, level: int, step: int) -> None:
 
 def append_stream(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
     """Adds one JSON line; nan becomes null."""
+    path = errors.on_disk("path", path)
     try:
         with open(path, "a") as file:
             file.write(json.dumps(finite(entry)) + "\n")

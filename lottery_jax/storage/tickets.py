@@ -18,7 +18,6 @@ Format 2 has no tensors `params/PATH`, but their SHA-256 in the entry.
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -147,6 +146,7 @@ def save(
         untouched.
       ImportError: safetensors is not installed.
     """
+    path = errors.on_disk("path", path)
     errors.one_of("weights", weights, ("stored", "digest"))
     params = _encoded("params", ticket.params)
     state = _encoded("model_state", ticket.model_state)
@@ -183,7 +183,7 @@ def save(
     }
     entry = json.dumps({"sha256": _digest(described, header), **header})
     content = _safetensors().numpy.save(tensors, {_ENTRY: entry})
-    _files.write(pathlib.Path(path), content)
+    _files.write(path, content)
 
 
 def load(
@@ -217,10 +217,11 @@ def load(
       FileNotFoundError: there is no such file.
       ImportError: safetensors is not installed.
     """
+    path = errors.on_disk("path", path)
     if like is not None and not (isinstance(like, tuple) and len(like) == 2):
         raise errors.wrong("like", type(like), "the pair (params, model_state)")
     safetensors = _safetensors()
-    data = pathlib.Path(path).read_bytes()
+    data = path.read_bytes()
     try:
         header, tensors = _verified(safetensors, data)
     except Exception as error:

@@ -15,6 +15,8 @@ import numpy as np
 from lottery_jax import trees
 from lottery_jax.execution import Execution, Progress, Where
 from lottery_jax.storage import checkpoints
+from lottery_jax.training import identity
+from lottery_jax.training.identity import Fields
 from lottery_jax.types import PyTree
 
 Found = dict[str, np.ndarray]
@@ -26,7 +28,7 @@ def in_groups(
     *,
     group: int,
     execution: Execution,
-    identity: str,
+    own: Fields,
     stage: str,
     rows: int,
     where: Where,
@@ -39,7 +41,7 @@ def in_groups(
       items: a stack of N, on the host.
       group: how many in a call.
       execution: devices, and how many at once on each.
-      identity: what a folder must have in common with what continues there.
+      own: what a folder must have in common with what continues there.
       stage: what this is called for the watcher, who counts items.
       rows: how many networks are compared, for the watcher.
       where: folder, who watches.
@@ -57,7 +59,7 @@ def in_groups(
     number = trees.count(items)
     calls = -(-number // execution.padded(group))
     size = execution.padded(-(-number // calls))
-    parts = [] if where.store is None else _restore(where.store, identity)
+    parts = [] if where.store is None else _restore(where.store, own)
     done = sum(len(next(iter(part.values()))) for part in parts)
     where.tell(Progress(stage, done, number, rows, resumed=done > 0))
     while done < number:
@@ -78,7 +80,7 @@ def in_groups(
         due = done == number or where.due()
         if where.store is not None and due:
             with where.clock:
-                _save(where.store, _joined(parts), identity)
+                _save(where.store, _joined(parts), own)
     return _joined(parts)
 
 
@@ -86,19 +88,16 @@ def _joined(parts: Sequence[Found]) -> Found:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _save(store: pathlib.Path, found: Found, identity: str) -> None:
+def _save(store: pathlib.Path, found: Found, own: Fields) -> None:
     shapes = {name: [list(x.shape), x.dtype.name] for name, x in found.items()}
-    checkpoints.save(store, found, {"pass": identity, "shapes": shapes})
+    checkpoints.save(store, found, identity.stored(own) | {"shapes": shapes})
 
 
-def _restore(store: pathlib.Path, identity: str) -> list[Found]:
+def _restore(store: pathlib.Path, own: Fields) -> list[Found]:
     found = checkpoints.metadata(store)
     if found is None:
         return []
-    if found.get("pass") != identity:
-        raise ValueError(
-            f"{store} holds the evaluation of other points; choose another folder"
-        )
+    identity.check(store, "the evaluation of other points", found, own)
     like = {
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
         for name, (shape, dtype) in found["shapes"].items()

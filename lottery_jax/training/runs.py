@@ -28,7 +28,7 @@ from lottery_jax import keys as keys_
 from lottery_jax.dynamic import MaskUpdate
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
 from lottery_jax.storage import checkpoints
-from lottery_jax.training import checked, loop, measured
+from lottery_jax.training import checked, identity, loop, measured
 from lottery_jax.training.programs import program
 from lottery_jax.training.segment import (
     Best,
@@ -143,7 +143,7 @@ def train(
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
     if rule is not None:
         cuts |= set(_acting(rule, stop))
-    own = _identity(runs, stop, every, kept_at, validate, rule, where.store)
+    own = _identity(task, tx, runs, stop, every, kept_at, validate, rule, where)
     found = _found(where.store, own)
 
     first = first_moment(task, runs, columns, kept_at, validate, rule)
@@ -180,7 +180,7 @@ def train(
             if part_of is not None and not part_of_stored:
                 part_of()
                 part_of_stored = True
-            work.save(where.store, moment, own, changes)
+            work.save(where.store, moment, identity.stored(own), changes)
 
     tell(moment, found is not None)
     for a, b in loop.segments(moment.step, stop, every, cuts):
@@ -300,41 +300,50 @@ def _acting(rule: MaskUpdate, stop: int) -> list[int]:
 
 
 def _identity(
+    task: Task,
+    tx: optax.GradientTransformation,
     runs: Runs,
     stop: int,
     every: int,
     kept_at: np.ndarray,
     validate: bool,
     rule: MaskUpdate | None,
-    store: pathlib.Path | None,
-) -> dict[str, Any]:
+    where: Where,
+) -> identity.Fields:
     """What a folder must have in common with what continues there."""
-    if store is None:
+    if where.store is None:
         return {}
+    names = ["order", "batch", "loss", "steps_per_epoch"]
+    if rule is not None:
+        names.append("prunable")  # of the density that is recorded
     start = trees.rows(trees.host(runs.state), slice(len(runs.joins)))
-    return {
-        "stop": stop,
-        "every": every,
-        "joins": runs.joins.tolist(),
-        "offset": runs.offset.tolist(),
-        "keep": kept_at.tolist(),
-        "validate": validate,
-        "rule": None if rule is None else [rule.every, rule.begin, rule.end],
-        "start": trees.fingerprint(runs.noise, start),
-    }
+    return (
+        {
+            "kind": "runs",
+            "stop": stop,
+            "every": every,
+            "joins": runs.joins.tolist(),
+            "offset": runs.offset.tolist(),
+            "keep": kept_at.tolist(),
+            "validate": validate,
+        }
+        | identity.of_rule(task, tx, rule)
+        | identity.of_draws()
+        | identity.of_task(task, names, ("validation",) if validate else ())
+        | identity.of_data(task, where)
+        | identity.of_optimizer(task, tx)
+        | identity.of_arrays(noise=runs.noise)
+        | identity.of_arrays(
+            **{f"start.{name}": part for name, part in start._asdict().items()}
+        )
+    )
 
 
-def _found(store: pathlib.Path | None, own: dict[str, Any]) -> dict[str, Any] | None:
+def _found(store: pathlib.Path | None, own: identity.Fields) -> dict[str, Any] | None:
     """The metadata of a stored moment of the same runs."""
     found = None if store is None else checkpoints.metadata(store)
-    for name, value in own.items() if found is not None else ():
-        assert found is not None
-        stored = found.get(name, "missing")
-        if stored != value:
-            raise ValueError(
-                f"{store} holds other runs: {name}={stored}, not {value}; continue it "
-                "with what it began with, or choose another folder"
-            )
+    if store is not None and found is not None:
+        identity.check(store, "other runs", found, own)
     return found
 
 
