@@ -290,16 +290,16 @@ def gathered(*trees: PyTree) -> tuple[PyTree, ...]:
     if not traced and len({d for leaf in arrays for d in leaf.devices()}) <= 1:
         return trees
     if traced:
-        meshes = [jax.typeof(leaf).sharding.mesh for leaf in arrays]
-        axes = {mesh.axis_names for mesh in meshes if not mesh.empty}
-        if len({mesh for mesh in meshes if not mesh.empty}) > 1:
+        shared = {_mesh(jax.typeof(leaf).sharding) for leaf in arrays} - {None}
+        if len(shared) > 1:
             raise ValueError(
-                f"leaves are spread over meshes with the axes {sorted(axes)}; inside jit it "
-                "must be one mesh: call this outside of it"
+                "leaves are spread over meshes with the axes "
+                f"{sorted(mesh.axis_names for mesh in shared)}; inside jit it must be one "
+                "mesh: call this outside of it"
             )
         return jax.tree.map(_whole, trees)
-    meshes = [_mesh(_place(leaf)) for leaf in arrays if _place(leaf) is not None]
-    if meshes[0] is not None and set(meshes) == {meshes[0]}:
+    meshes = {_mesh(_place(leaf)) for leaf in arrays if _place(leaf) is not None}
+    if len(meshes) == 1 and None not in meshes:
         return jax.tree.map(_whole, trees)
     device = min(arrays[0].devices(), key=lambda device: device.id)
     whole = [
@@ -365,10 +365,10 @@ def _is_abstract(place: Any) -> bool:
 
 
 def _mesh(place: Any) -> Any:
-    """The mesh of a sharding by name over explicit axes; None for any other."""
+    """The mesh of a sharding over explicit axes; None for any other."""
     mesh = getattr(place, "mesh", None)
     explicit = jax.sharding.AxisType.Explicit
-    return mesh if mesh is not None and {*mesh.axis_types} == {explicit} else None
+    return mesh if mesh is not None and explicit in mesh.axis_types else None
 
 
 def _whole(leaf: Any) -> Any:
