@@ -115,10 +115,10 @@ class Task(NamedTuple):
       loss: mean loss of a batch; returns the new states and a dict of scalar metrics.
       evaluate: metrics on a named split.
       steps_per_epoch: after how many steps every example was seen once.
-      statistics: optional; `(params, model_state, batch) -> moments`, raw moments of one
-        batch in training mode: what recomputing BatchNorm statistics averages.
-      pool: optional; `averaged moments -> model_state`. Its variances include the
-        variance of the batch means.
+      statistics: optional; `(params, model_state, batch) -> moments` of one batch in
+        training mode, such as the mean and variance that each BatchNorm normalises by.
+      pool: optional; `moments -> model_state`, from those of several batches, stacked:
+        `[batches, ...]` each. Its variances include the variance of the batch means.
       predict: optional; `(params, model_state, data, key, split) -> classes`, int32
         `[examples]`: what disagreement compares.
       prunable: optional; `params -> Prunable`, the default prunable leaves. None means

@@ -9,8 +9,8 @@ through one evaluation, so that BatchNorm is treated alike everywhere:
 | "interpolate" | the same weighted sum of the networks' statistics: between them alone |
 
 The slice is the first batches of the data order of key 0, augmented as in training. Each
-batch passes in training mode; means and raw second moments are averaged over batches, so
-the variance is that of all examples together (the variance of batch means is in it). The
+batch passes in training mode; the statistics are the mean and the variance of all examples
+together (means and variances are averaged, and the variance of batch means added). The
 ends of a path are recomputed like every other point: running averages lag behind.
 """
 
@@ -152,6 +152,17 @@ def statistics_slice(task: Task, statistics_batches: int) -> Array:
     return jax.lax.map(lambda step: task.order(key, step), steps)
 
 
+def _wide(tree: PyTree) -> PyTree:
+    """Half precision as float32: averages are rounded once."""
+
+    def leaf(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(leaf, tree)
+
+
 def recompute(
     task: Task, params: Params, model_state: ModelState, rows: Array
 ) -> ModelState:
@@ -170,11 +181,8 @@ def recompute(
         batch = task.batch(task.data, rows[step], key, step)
         return measure(params, model_state, batch)
 
-    def mean(x: Array) -> Array:
-        return jnp.mean(x, axis=0, dtype=jnp.promote_types(x.dtype, jnp.float32))
-
     moments = jax.lax.map(one, jnp.arange(rows.shape[0], dtype=jnp.int32))
-    pooled = task.pool(jax.tree.map(mean, moments))
+    pooled = task.pool(_wide(moments))
     return jax.tree.map(lambda new, old: new.astype(old.dtype), pooled, model_state)
 
 

@@ -136,7 +136,7 @@ class Linen:
     def statistics(
         self, params: Params, model_state: ModelState, batch: PyTree
     ) -> PyTree:
-        """The moments of a batch at every BatchNorm, in training mode: dropout is on.
+        """Mean and variance of a batch at every BatchNorm, in training mode: dropout is on.
 
         `Task.statistics` has no key, so each batch draws by its labels, from key 0:
         another mask for every batch, and the same ones for every network that is
@@ -156,7 +156,7 @@ class Linen:
                 key=key,
                 weights=batch["weight"],
             )
-        return _each_norm(_moments, model_state, state)
+        return state
 
     def _given(self, train: bool, weights: Array | None) -> dict[str, Any]:
         values: dict[str, Any] = {"weights": weights}
@@ -165,23 +165,17 @@ class Linen:
 
 
 def pool(moments: PyTree) -> ModelState:
-    """The running statistics that averaged moments make."""
-    return _each_norm(_pooled, moments)
+    """The running statistics that those of several batches make, `[batches, ...]` each.
 
-
-# Squares are taken around a constant that all batches share: around 0 the variance of
-# channels whose mean is large would be the small difference of two large numbers.
-
-
-def _moments(before: PyTree, norm: PyTree) -> PyTree:
-    around = before["mean"]
-    square = norm["var"] + jnp.square(norm["mean"] - around)
-    return {"mean": norm["mean"], "square": square, "around": around}
-
-
-def _pooled(norm: PyTree) -> PyTree:
-    of_means = jnp.square(norm["mean"] - norm["around"])
-    return {"mean": norm["mean"], "var": jnp.maximum(norm["square"] - of_means, 0)}
+    The variance is that of all examples together. Around the mean of all: the difference
+    of mean squares would lose channels whose mean is large.
+    """
+    if "mean" not in moments:
+        return {name: pool(inner) for name, inner in moments.items()}
+    means, variances = moments["mean"], moments["var"]
+    mean = jnp.mean(means, axis=0, keepdims=True)
+    apart = jnp.square(means - mean)
+    return {"mean": mean[0], "var": jnp.mean(variances + apart, axis=0)}
 
 
 def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
@@ -343,13 +337,6 @@ def _of_this_batch(call: Callable, args: tuple, kwargs: dict, context: Any) -> A
     for name, value in after["batch_stats"].items():
         norm.put_variable("batch_stats", name, value)
     return y
-
-
-def _each_norm(change: Callable[..., PyTree], *of: PyTree) -> PyTree:
-    """Makes a nested dict from the dicts of every BatchNorm in some of them."""
-    if "mean" in of[0]:
-        return change(*of)
-    return {name: _each_norm(change, *(x[name] for x in of)) for name in of[0]}
 
 
 # --- functions ------------------------------------------------------------------------
