@@ -7,8 +7,8 @@ is one function and one entry, and inherits the tests.
 
 Scores are ranked, never compared in size, and never normalised by layer. They are float32
 at least, whatever the weights are: products of half-precision numbers underflow there, and
-weights of equal score are cut by position. Integers are no weights, nor are complex numbers
-and bools: refused by name.
+weights of equal score are cut by position. Of complex weights it is the magnitudes that are
+compared. Integers and bools are no weights: refused by name.
 
 Gradients are means over the batches given; the loss decides the mode of BatchNorm, and the
 losses of this library use batch statistics (training mode).
@@ -70,9 +70,10 @@ def random(key: Key, params: Params) -> Scores:
 
 def _wide(tree: Params, name: str) -> Params:
     """Weights or gradients in float32 at least; integers and the like are refused."""
+    trees.check_arrays(tree, name)
     for path, leaf in trees.by_path(tree).items():
         dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise ValueError(
                 f"{name}: leaf {path!r} has dtype {dtype}; it must be floating-point, as "
                 "weights are"

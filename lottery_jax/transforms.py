@@ -134,9 +134,9 @@ def masked(
                 "inside, and start from masked weights: optax.lookahead(masked(optimizer, "
                 "mask), sync_period, slow_step_size)"
             )
-        check(inner, params)
-        masks.check(mask, updates, "gradients")
         masks.check(mask, params)
+        masks.check(mask, updates, "gradients")
+        check(inner, params)
         begun = _begun(inner, state, params, mask)
         updates, new = masked_update(inner, mask, updates, begun, params, extra)
         if isinstance(state, FromDense):
@@ -336,6 +336,7 @@ def check(tx: optax.GradientTransformation, params: Params) -> None:
     Raises:
       ValueError: names the optimizer, and what would be right if that is known.
     """
+    trees.check_arrays(params, "params")
     leaves, structure = jax.tree.flatten(shapes_of(params))
     if not leaves:
         return

@@ -10,7 +10,7 @@ from lottery_jax.connectivity import distances, points
 from lottery_jax.scores import Inputs
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
-OTHERS = ["int8", "int32", "uint8", "bool", "complex64"]
+OTHERS = ["int8", "int32", "uint8", "bool"]
 
 
 def params_of(dtype, seed=0):

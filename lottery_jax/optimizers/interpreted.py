@@ -1,7 +1,7 @@
 """Small programs run once: by NumPy, operation by operation, without compiling.
 
 To try a function on a handful of numbers, XLA would compile for longer than all else
-takes. What NumPy does not know here is left to JAX.
+takes. What NumPy does not know here, and loops, are left to JAX.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,12 +75,8 @@ def _operation(jaxpr: Any, eqn: Any, ins: list[Any]) -> Sequence[Any]:
             int(np.clip(ins[0], 0, len(params["branches"]) - 1))
         ]
         return _run(branch.jaxpr, branch.consts, ins[1:])
-    if name == "while":
-        return _while(params, ins)
-    if name == "scan":
-        return _scan(params, ins)
     inner = params.get("jaxpr", params.get("call_jaxpr"))
-    if inner is not None:
+    if inner is not None and name != "scan":
         own = getattr(inner, "consts", ())
         return _run(getattr(inner, "jaxpr", inner), own, ins)
     known = _KNOWN.get(name)
@@ -97,33 +93,6 @@ def _operation(jaxpr: Any, eqn: Any, ins: list[Any]) -> Sequence[Any]:
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     return jax.core.eval_jaxpr(alone, (), *given.values())
-
-
-def _while(params: Any, ins: list[Any]) -> list[Any]:
-    a, b = params["cond_nconsts"], params["body_nconsts"]
-    test, body = params["cond_jaxpr"], params["body_jaxpr"]
-    state = ins[a + b :]
-    while bool(_run(test.jaxpr, test.consts, [*ins[:a], *state])[0]):
-        state = _run(body.jaxpr, body.consts, [*ins[a : a + b], *state])
-    return state
-
-
-def _scan(params: Any, ins: list[Any]) -> list[Any]:
-    consts, carried = params["num_consts"], params["num_carry"]
-    body, length = params["jaxpr"], params["length"]
-    state, given = ins[consts : consts + carried], ins[consts + carried :]
-    rows: list[list[Any]] = [[] for _ in range(len(body.jaxpr.outvars) - carried)]
-    order = range(length)
-    for i in reversed(order) if params["reverse"] else order:
-        outs = _run(
-            body.jaxpr, body.consts, [*ins[:consts], *state, *(x[i] for x in given)]
-        )
-        state = outs[:carried]
-        for row, x in zip(rows, outs[carried:]):
-            row.append(x)
-    if params["reverse"]:
-        rows = [row[::-1] for row in rows]
-    return [*state, *(np.stack(row) for row in rows)]
 
 
 def _broadcast(params: Any, aval: Any, x: Any) -> Any:
