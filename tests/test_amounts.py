@@ -6,8 +6,10 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import quick
+import toys
 
 import lottery_jax as lj
 from lottery_jax import imp, keys, masks, prune, schedules, scores, training
@@ -18,6 +20,7 @@ PARAMS = {
     "dense": {"kernel": jnp.arange(1.0, 13.0).reshape(3, 4)},
     "head": {"kernel": jnp.arange(13.0, 21.0).reshape(4, 2)},
 }
+TASK = toys.classification(lj.models.make("mlp-3", 4))
 SCORES, MASK, TOTAL = scores.magnitude(PARAMS), masks.ones_like(PARAMS), 20
 
 
@@ -203,7 +206,7 @@ NO_SEED = [-1, 2**32, 2**40, 0.0, 1.5, True, np.False_, "0", None, math.nan]
         lambda seed: keys.of_replicas(seed, [0]),
         lambda seed: imp.plan.check(imp.Plan(steps=5, seed=seed)),
         lambda seed: analysis.check(analysis.Plan(steps=5, seed=seed)),
-        lambda seed: training.train_replicas(None, None, 5, [0], seed=seed),
+        lambda seed: training.train_replicas(TASK, optax.sgd(0.1), 5, [0], seed=seed),
         lambda seed: perturb.randomize_labels(np.zeros(4, np.int32), 0.5, 2, seed),
         lambda seed: alignment.match({"w": ()}, {"w": 1.0}, {"w": 1.0}, seed=seed),
     ],
@@ -235,4 +238,4 @@ def test_keys_that_depend_on_their_neighbours_are_refused_by_name(impl):
         (own.init, foreign, "noise"),
     ):
         with pytest.raises(ValueError, match=rf"{field}=key<.*; .* threefry2x32"):
-            training.fresh(None, None, init, noise)
+            training.fresh(TASK, optax.sgd(0.1), init, noise)

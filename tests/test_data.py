@@ -320,7 +320,7 @@ def test_unit_l2_leaves_an_empty_image_empty():
         ({"validation": 1, "blur": 0.5}, r"blur=0.5; it must lie in \[1, 28\]"),
         ({"validation": 1, "normalization": "l2"}, "dataset, imagenet, none, unit_l2"),
         ({"validation": 1, "normalization": "imagenet"}, "three colour channels"),
-        ({"validation": 1, "seed": -1}, "seed=-1; it must lie in"),
+        ({"validation": 1, "seed": -1}, "seed=-1; it must be between 0 and"),
     ],
 )
 def test_options_out_of_range(fake, options, message):

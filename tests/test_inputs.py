@@ -152,10 +152,6 @@ DATASETS = {
         ),
         r"len\(arrays\['validation'\]\['label'\]\)=0; it must be 1 or more",
     ),
-    "no test split": (
-        lambda: TOY._replace(arrays={"train": TOY.arrays["train"]}),
-        r"arrays=\['train'\]; it must be a dict with the splits train and test",
-    ),
     "no training split": (
         lambda: TOY._replace(arrays={"test": TOY.arrays["test"]}),
         r"arrays=\['test'\]; it must be a dict",
@@ -1494,3 +1490,11 @@ def test_every_kind_of_task_is_fine():
     for task in (*tasks, lj.tasks.curve(plain_task())):
         assert isinstance(task, Task)
         training.check(task, splits=("validation", "test"))
+
+
+def test_without_a_test_split_it_is_trained_and_no_study_made():
+    train = TOY._replace(arrays={"train": TOY.arrays["train"]})
+    task = lj.tasks.classification(train, lj.models.make("mlp-3", 4), batch_size=20)
+    assert not task.validates
+    with pytest.raises(ValueError, match="split='test'; it must be one that the task"):
+        lj.imp.run(task, optax.sgd(0.1), lj.imp.Plan(steps=2), levels=0)
