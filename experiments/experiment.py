@@ -143,10 +143,12 @@ class Experiment(Generic[C]):
             the fields.
         """
         this = self.of(cfg)
-        if (found := this.stored(cfg, folder)) is not None:
-            return found
+        found = this.stored(cfg, folder)
         this.check(cfg)
         setup = this.prepare(cfg)
+        if found is not None:
+            claim(folder, setup, launch.where(cfg, folder, None))
+            return found
         config, free = identity.as_config(cfg), identity.free(this.config)
         replicas: int = cfg.replicas  # type: ignore[attr-defined]
 
@@ -247,7 +249,7 @@ def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
     """Notes what the numbers of a run follow from, or checks that it is the same.
 
     The configuration names data and models; what these are may change under their names,
-    and results of before are never put together with those of now.
+    and results of before are never given out as those of now.
 
     Args:
       folder: of the run.
@@ -257,7 +259,7 @@ def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
     Raises:
       ValueError: another task, data or optimizer; names them.
     """
-    fields: origin.Fields = {"kind": "run"}
+    fields: origin.Fields = {"kind": "run"} | origin.of_draws()
     named = setup if isinstance(setup, Mapping) else {"": setup}
     for name, (_, task, tx, *_) in named.items():
         own = origin.of_task(task, _DETERMINE, ("test",))

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import identity, imp, recipes
 from experiments.all import EXPERIMENTS
-from lottery_jax import records
+from lottery_jax import keys, records
 
 xr = pytest.importorskip("xarray")
 
@@ -241,18 +241,25 @@ CHANGES = {
 """What a name in a configuration may come to mean."""
 
 
-def test_a_run_is_not_extended_by_what_has_only_the_same_names(
+def test_a_run_is_not_that_of_what_has_only_the_same_names(
     tmp_path, monkeypatch, capsys
 ):
     out = ["--out", str(tmp_path / "run")]
-    assert imp.main([*TINY.split(), "--levels", "0", *out]) == 0
+    whole = [*TINY.split(), "--levels", "0", *out]
+    assert imp.main(whole) == 0
     more = [*TINY.split(), "--levels", "1", "--replicas", "2", *out]
     for field, (name, changed) in CHANGES.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(imp, name, changed)
-            assert imp.main(more) == 2
-        message = capsys.readouterr().err
-        assert f"{tmp_path / 'run'} holds another run: another {field};" in message
+        for arguments in (whole, more):
+            with monkeypatch.context() as patch:
+                patch.setattr(imp, name, changed)
+                assert imp.main(arguments) == 2
+            message = capsys.readouterr().err
+            assert f"{tmp_path / 'run'} holds another run: another {field};" in message
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "DRAWS", 1)
+        assert imp.main(whole) == 2
+    assert "holds another run: keys.DRAWS=2, not 1;" in capsys.readouterr().err
+    assert imp.main(whole) == 0
     assert imp.main(more) == 0
     (tmp_path / "run/identity.json").unlink()
     assert imp.main([*more, "--replicas", "3"]) == 2
