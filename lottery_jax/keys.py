@@ -38,10 +38,6 @@ R = TypeVar("R")
 # Far from the roles of a noise key, which count from 0.
 _BRANCHES = 0x0B4A
 
-# The order of an epoch is drawn from fold_in(key, epoch); a task that uses one key for
-# order and augmentation would otherwise draw epoch 3 and step 3 from the same key.
-_EPOCH_ORDER = 0x0DE5
-
 
 class ReplicaKeys(NamedTuple):
     """The keys of one replica, by what they are for.
@@ -202,13 +198,3 @@ def branch_keys(noise: Key, number: int) -> Key:
     return jax.vmap(lambda i: jax.random.fold_in(root, i))(
         jnp.arange(number, dtype=jnp.int32)
     )
-
-
-def epoch_key(key: Key, epoch: Array | int) -> Key:
-    """The key of one epoch's data order.
-
-    Args:
-      key: of the order.
-      epoch: int `[]`, may be traced.
-    """
-    return jax.random.fold_in(jax.random.fold_in(key, epoch), _EPOCH_ORDER)

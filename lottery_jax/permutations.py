@@ -33,13 +33,17 @@ _WIDEST = 2**16  # a side of the rectangle, so that products fit into 32 bits
 _STRIDE = 0x9E3779B9  # 2^32 over the golden ratio
 
 
-def at(key: Key, positions: Array, number: Array | int) -> Array:
+def at(
+    key: Key, positions: Array, number: Array | int, stream: Array | int = 0
+) -> Array:
     """Where some places of a random permutation lead.
 
     Args:
       key: the permutation's, `[]`.
       positions: int32 `[...]` in [0, number); others count as the nearest of these.
       number: n, how many are permuted, in [1, 2^31); may be traced.
+      stream: which of the key's permutations, 0 or more; may be traced. Cheaper inside a
+        training step than a key of its own.
 
     Returns:
       int32 of the shape of positions: over all n of them, each index in [0, n) once.
@@ -47,7 +51,7 @@ def at(key: Key, positions: Array, number: Array | int) -> Array:
     Raises:
       ValueError: a number below 1.
     """
-    words = _words(key)
+    words = [*_words(key), jnp.asarray(stream, jnp.uint32)]
     if not isinstance(number, jax.core.Tracer):
         known = int(number)
         if not 1 <= known < 2**31:

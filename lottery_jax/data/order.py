@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from lottery_jax import permutations
-from lottery_jax.keys import epoch_key
 from lottery_jax.types import Array, Key
 
 PADDING = -1
@@ -76,7 +75,7 @@ def shuffled(
         )
     epoch, row = jnp.divmod(jnp.asarray(step, jnp.int32), steps)
     places = row * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    found = permutations.at(epoch_key(key, epoch), places, num_examples)
+    found = permutations.at(key, places, num_examples, stream=epoch)
     if steps * batch_size <= num_examples:
         return found
     return jnp.where(places < num_examples, found, PADDING)
