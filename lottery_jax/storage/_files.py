@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -84,8 +85,10 @@ def sha256(path: pathlib.Path) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that determine numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+    # What was installed in place keeps the number that it was installed under.
+    own = sys.modules["lottery_jax"].__version__
+    found = {"python": platform.python_version(), "lottery-jax": own}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
