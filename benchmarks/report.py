@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lottery_jax
 from benchmarks.rows import Row, cores
 from benchmarks.run import Found, Spread, compare, spread
 
@@ -116,6 +117,8 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
+    # What was installed in place keeps the number that it was installed under.
+    found["lottery-jax"] = lottery_jax.__version__
     return found
 
 
