@@ -9,14 +9,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lottery_jax
 from benchmarks.rows import Row, cores
 from benchmarks.run import Found, Spread, compare, spread
+from lottery_jax import records
 
 INTRODUCTION = pathlib.Path(__file__).parent / "introduction.md"
 """What the page says before its tables; written by hand."""
 
-PACKAGES = ("lottery-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 PANELS: Mapping[str, tuple[str, int | None]] = {
     "replicas": ("replicas", 2),
     "devices": ("host devices", 2),
@@ -111,14 +110,11 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that take part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    # What was installed in place keeps the number that it was installed under.
-    found["lottery-jax"] = lottery_jax.__version__
+    found = records.versions()
+    try:
+        found["torch"] = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        found["torch"] = "not installed"
     return found
 
 

@@ -24,7 +24,7 @@ import optax
 from lottery_jax import masks, trees
 from lottery_jax.optimizers.clocks import clocks
 from lottery_jax.optimizers.names import name_of
-from lottery_jax.optimizers.states import holds_weights, places, shapes_of
+from lottery_jax.optimizers.states import holds_weights, places
 from lottery_jax.optimizers.trials import mixes, verdict
 from lottery_jax.optimizers.updates import kept_part, masked_update
 from lottery_jax.types import Array, Mask, Params, PyTree
@@ -119,7 +119,7 @@ def masked(
         if bound is not None:
             return inner.init(masks.apply(bound, params))
         state = inner.init(params)
-        if any(holds_weights(inner, shapes_of(params))):
+        if any(holds_weights(inner, trees.shapes_of(params))):
             return FromDense(state, jnp.asarray(False))
         return state
 
@@ -165,7 +165,7 @@ def _begun(
     """The state of the optimizer; before the first update, as from masked weights."""
     if not isinstance(state, FromDense):
         return state
-    held = holds_weights(inner, shapes_of(params))
+    held = holds_weights(inner, trees.shapes_of(params))
     old, structure = jax.tree.flatten(state.inner)
 
     def begin() -> list[Array]:
@@ -207,7 +207,7 @@ def mask_state(
     tx = _plain(tx)
     if isinstance(opt_state, FromDense):
         return opt_state._replace(inner=mask_state(tx, opt_state.inner, mask))
-    found = _placed(tx, opt_state, shapes_of(mask, jnp.float32))
+    found = _placed(tx, opt_state, trees.shapes_of(mask, jnp.float32))
     alive, leaves = jax.tree.leaves(mask), []
     for place, x in zip(found, jax.tree.leaves(opt_state)):
         if place.kind == "mixed":
@@ -253,7 +253,7 @@ def at_schedule_step(
     known = not isinstance(step, jax.core.Tracer) and np.ndim(step) == 0
     if known and int(step) == 0:
         return opt_state
-    tx, shapes = _plain(tx), shapes_of(params)
+    tx, shapes = _plain(tx), trees.shapes_of(params)
     if isinstance(opt_state, FromDense):
         inner = at_schedule_step(tx, opt_state.inner, params, step, kept=kept)
         return opt_state._replace(inner=inner)
@@ -280,7 +280,7 @@ def check_reset(tx: optax.GradientTransformation, params: Params) -> None:
       ValueError: names what of the state cannot be known without the steps before.
     """
     tx = _plain(tx)
-    if unknown := clocks(tx, shapes_of(params)).unknown:
+    if unknown := clocks(tx, trees.shapes_of(params)).unknown:
         raise ValueError(
             f"tx={name_of(tx)}; it must be one whose position follows from the step, for a "
             f"level or branch that starts with a new optimizer at a later step than 0: "
@@ -337,7 +337,7 @@ def check(tx: optax.GradientTransformation, params: Params) -> None:
       ValueError: names the optimizer, and what would be right if that is known.
     """
     trees.check_arrays(params, "params")
-    leaves, structure = jax.tree.flatten(shapes_of(params))
+    leaves, structure = jax.tree.flatten(trees.shapes_of(params))
     if not leaves:
         return
     if (wrong := verdict(_plain(tx), structure, tuple(leaves))) is not None:

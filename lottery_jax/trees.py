@@ -389,6 +389,16 @@ def is_key(leaf: Any) -> bool:
     )
 
 
+def shapes_of(tree: PyTree, dtype: Any = None) -> PyTree:
+    """Shapes and dtypes of a tree of arrays, such as params or a mask.
+
+    Args:
+      tree: of arrays.
+      dtype: of all; None for each its own.
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype), tree)
+
+
 def host(tree: PyTree) -> PyTree:
     """NumPy arrays; typed keys stay what they are."""
     return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), tree)

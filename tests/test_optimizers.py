@@ -17,8 +17,9 @@ import pytest
 from lottery_jax import transforms, trees
 from lottery_jax.optimizers.clocks import clocks
 from lottery_jax.optimizers.interpreted import interpreted
-from lottery_jax.optimizers.states import places, shapes_of
+from lottery_jax.optimizers.states import places
 from lottery_jax.optimizers.updates import loss_arguments, update_with
+from lottery_jax.trees import shapes_of
 
 SHAPES = {"kernel": (4, 3), "bias": (4,)}
 STEPS, SHRINKS, K = 40, 17, 11

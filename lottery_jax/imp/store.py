@@ -174,7 +174,7 @@ def _of_plan(task: Task, plan: Plan, ids: tuple[int, ...]) -> identity.Fields:
         own |= {"densities": repr(chain.densities)}
         found |= {f"plan.{chain.name}.{name}": value for name, value in own.items()}
         if not isinstance(chain.score, str):
-            parts = task.functions, identity.shapes_of(task.data), chain.score
+            parts = task.functions, trees.shapes_of(task.data), chain.score
             found |= identity.of_function(f"plan.{chain.name}.score", _score, *parts)
     return found
 

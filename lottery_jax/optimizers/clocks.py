@@ -46,7 +46,7 @@ def clocks(tx: optax.GradientTransformation, shapes: PyTree) -> Clocks:
 
     Args:
       tx: the transformation.
-      shapes: of params, from `shapes_of`.
+      shapes: of params, from `trees.shapes_of`.
     """
     leaves, structure = jax.tree.flatten(shapes)
     return _clocks(tx, structure, tuple(leaves))

@@ -36,17 +36,12 @@ class Place(NamedTuple):
     beside: bool
 
 
-def shapes_of(tree: PyTree, dtype: Any = None) -> PyTree:
-    """Shapes and dtypes of a tree of arrays, such as params or a mask."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype), tree)
-
-
 def places(tx: optax.GradientTransformation, shapes: PyTree) -> tuple[Place, ...]:
     """What each leaf of the state of a transformation belongs to.
 
     Args:
       tx: the transformation.
-      shapes: of params, from `shapes_of`.
+      shapes: of params, from `trees.shapes_of`.
 
     Raises:
       ValueError: the number of leaves of the state depends on the sizes of weights.
@@ -171,7 +166,7 @@ def holds_weights(tx: optax.GradientTransformation, shapes: PyTree) -> tuple[boo
 
     Args:
       tx: the transformation.
-      shapes: of params, from `shapes_of`.
+      shapes: of params, from `trees.shapes_of`.
     """
     leaves, structure = jax.tree.flatten(shapes)
     return _holds_weights(tx.init, structure, tuple(leaves))

@@ -88,7 +88,7 @@ def of_task(task: Task, names: Sequence[str], splits: Sequence[str] = ()) -> Fie
     found: Fields = {}
     for name in names:
         if name in _TRACES:
-            parts = _TRACES[name], functions, shapes_of(task.data)
+            parts = _TRACES[name], functions, trees.shapes_of(task.data)
             found |= of_function(f"task.{name}", *parts)
         elif name == "prunable":
             params = task.shapes[0]
@@ -98,14 +98,9 @@ def of_task(task: Task, names: Sequence[str], splits: Sequence[str] = ()) -> Fie
         else:
             found[f"task.{name}"] = getattr(task, name)
     for split in splits:
-        at = functions, shapes_of(task.data), split
+        at = functions, trees.shapes_of(task.data), split
         found |= of_function(f"task.evaluate on {split!r}", _evaluate, *at)
     return found
-
-
-def shapes_of(tree: PyTree) -> PyTree:
-    """The shapes and dtypes of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 # How each function of a task is called: (task without data, shapes of the data).

@@ -44,7 +44,7 @@ def loss_metrics(task: Task) -> list[str]:
     Raises:
       ValueError: `init` or `loss` returns what it must not; names the field.
     """
-    return remembered(_loss_metrics, task.functions, _shapes(task.data))
+    return remembered(_loss_metrics, task.functions, trees.shapes_of(task.data))
 
 
 def _loss_metrics(task: Task, data: PyTree) -> list[str]:
@@ -82,7 +82,7 @@ def metrics(task: Task, split: str) -> list[str]:
       ValueError: `init` or `evaluate` returns what it must not, or there is no such
         split; names the field.
     """
-    return remembered(_metrics, task.functions, _shapes(task.data), split)
+    return remembered(_metrics, task.functions, trees.shapes_of(task.data), split)
 
 
 def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
@@ -109,10 +109,6 @@ def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
         must = "a dict with a scalar `loss`"
         raise errors.wrong("task.evaluate: it returns", list(found), must)
     return _scalars("task.evaluate: ", found)
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 # --- whether they have the form of a task ---------------------------------------------
