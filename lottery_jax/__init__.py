@@ -12,12 +12,14 @@ experiments, all replicas at once; `train` is the shortest way to five trained n
 """
 
 # Core: any pytree, any loop.
+from lottery_jax import at_init as at_init
 from lottery_jax import dynamic as dynamic
 from lottery_jax import masks as masks
 from lottery_jax import permutations as permutations
 from lottery_jax import prune as prune
 from lottery_jax import schedules as schedules
 from lottery_jax import scores as scores
+from lottery_jax import supermask as supermask
 from lottery_jax import transforms as transforms
 from lottery_jax import trees as trees
 
@@ -51,6 +53,7 @@ from lottery_jax.types import TrainState as TrainState
 from lottery_jax import compact as compact
 from lottery_jax import ma as ma
 from lottery_jax import plots as plots
+from lottery_jax import strong as strong
 from lottery_jax import units as units
 from lottery_jax.storage import checkpoints as checkpoints
 from lottery_jax.storage import records as records

@@ -121,6 +121,8 @@ class Task(NamedTuple):
         `[batches, ...]` each. Its variances include the variance of the batch means.
       predict: optional; `(params, model_state, data, key, split) -> classes`, int32
         `[examples]`: what disagreement compares.
+      outputs: optional; `(params, model_state, batch) -> real array [examples, ...]`: what
+        the network says of a batch, logits say, in evaluation mode.
       prunable: optional; `params -> Prunable`, the default prunable leaves. None means
         `masks.prunable`.
       exclude: key-path patterns of leaves that count as prunable but are never cut.
@@ -140,6 +142,7 @@ class Task(NamedTuple):
     statistics: Callable[[Params, ModelState, Batch], PyTree] | None = None
     pool: Callable[[PyTree], ModelState] | None = None
     predict: Callable[[Params, ModelState, PyTree, Key, str], Array] | None = None
+    outputs: Callable[[Params, ModelState, Batch], Array] | None = None
     prunable: Callable[[Params], Prunable] | None = None
     exclude: tuple[str, ...] = ()
     head: tuple[str, ...] = ()

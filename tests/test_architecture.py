@@ -22,11 +22,15 @@ ARROWS = {
     "permutations": ("types",),
     "masks": ("trees", "naming", "permutations"),
     "scores": ("masks", "keys"),
-    "prune": ("masks",),
+    "selection": ("types",),
+    "prune": ("masks", "selection"),
     "schedules": ("masks",),
     "optimizers": ("trees",),
     "transforms": ("prune", "scores", "schedules", "optimizers"),
     "dynamic": ("transforms",),
+    "at_init": ("prune", "scores", "schedules"),
+    # The mask is what is trained.
+    "supermask": ("prune", "scores"),
     # Where things run, and what lies in files.
     "convolution": ("types",),
     "execution": ("convolution", "trees"),
@@ -41,8 +45,7 @@ ARROWS = {
     # Methods.
     "imp": ("training",),
     "connectivity": ("training", "tasks", "units"),
-    "supermask": ("training",),
-    "strong": ("masks",),
+    "strong": ("masks", "keys"),
     "transfer": ("imp",),
     # What is said of results, and networks put to use.
     "verdicts": ("types",),

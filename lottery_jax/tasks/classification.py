@@ -79,7 +79,7 @@ class _Classification:
         number = arrays["label"].shape[0]
 
         def sums(batch: Batch) -> tuple[Array, Array]:
-            logits = self._logits(params, model_state, batch)
+            logits = self.outputs(params, model_state, batch)
             label, weight = batch["label"], batch["weight"]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
             wrong = jnp.argmax(logits, axis=-1) != label
@@ -99,13 +99,13 @@ class _Classification:
         arrays = data[split]
 
         def classes(batch: Batch) -> Array:
-            logits = self._logits(params, model_state, batch)
+            logits = self.outputs(params, model_state, batch)
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
         found = self.batches.each(arrays, classes)
         return found.reshape(-1)[: arrays["label"].shape[0]]
 
-    def _logits(self, params: Params, model_state: ModelState, batch: Batch) -> Array:
+    def outputs(self, params: Params, model_state: ModelState, batch: Batch) -> Array:
         return self.model.apply(params, model_state, batch["image"], train=False)[0]
 
 
@@ -270,6 +270,7 @@ def classification(
         else None,
         pool=_models.pool if own and not foreign else None,
         predict=static.predict,
+        outputs=static.outputs,
         validates="validation" in dataset.arrays,
     )
 

@@ -13,7 +13,7 @@ from lottery_jax.execution import Where
 from lottery_jax.types import Network, Task
 
 _MUST = ("init", "order", "batch", "loss", "evaluate")
-_MAY = ("statistics", "pool", "predict", "prunable", "narrow")
+_MAY = ("statistics", "pool", "predict", "outputs", "prunable", "narrow")
 
 _LARGEST_ID = 2**31 - 1
 

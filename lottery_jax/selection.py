@@ -1,0 +1,1 @@
+"""The k-th value of many without sorting them."""

@@ -1,0 +1,1 @@
+"""The strong lottery ticket hypothesis, built."""
