@@ -16,7 +16,7 @@ import toys
 from flax import nnx
 
 import lottery_jax as lj
-from lottery_jax import keys, masks, naming, prune, supermask, training, trees
+from lottery_jax import keys, masks, prune, supermask, training, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.types import Network
 
@@ -136,7 +136,7 @@ def test_off_the_mask_infinite_weights_are_zero():
 # --- counts ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("density", [0.0101, 0.025, 0.1, 1 / 3, 0.5, 0.745, 0.999])
+@pytest.mark.parametrize("density", [0.0101, 0.025, 1 / 3, 0.745, 0.999])
 def test_every_layer_keeps_its_exact_count_at_every_density(density):
     method, scores = supermask.edge_popup(density), some_scores()
     mask = method.mask(scores)
@@ -191,9 +191,9 @@ def coins(probability, number, draws=1, seed=0):
     return np.asarray(made)[:, 0] != 0
 
 
-@pytest.mark.parametrize("probability", [0.0031, 0.1, 0.4999, 0.5, 0.7312, 0.9971])
+@pytest.mark.parametrize("probability", [0.0031, 0.4999, 0.7312])
 def test_weights_are_kept_as_often_as_their_probability_says(probability):
-    # None of them but a half is a multiple of 1/256, which eight bits alone would give.
+    # None of them is a multiple of 1/256, which eight bits alone would give.
     drawn = coins(probability, 1000, draws=400)
     p = float(jax.nn.sigmoid(jax.scipy.special.logit(jnp.float32(probability))))
     deviation = math.sqrt(p * (1 - p) / drawn.size)
@@ -221,16 +221,21 @@ def test_weights_that_share_bits_are_as_good_as_independent():
 def test_draws_are_a_function_of_the_key_alone():
     method, scores, frozen = METHODS["drawn"], some_scores(), weights()
     both = keys.of_replicas(0, (0, 1)).init
-    alone = [method.params(scores, frozen, key=key) for key in both]
-    together = jax.vmap(lambda key: method.params(scores, frozen, key=key))(both)
-    toys.assert_equal(trees.stack(alone), together)
+
+    def made(key):
+        return method.params(scores, frozen, key=key)
+
+    one = quick.jit(made)
+    alone = [one(key) for key in both]
+    toys.assert_equal(trees.stack(alone), quick.jit(jax.vmap(made))(both))
     with jax.threefry_partitionable(False):
-        toys.assert_equal(method.params(scores, frozen, key=both[0]), alone[0])
+        toys.assert_equal(quick.jit(lambda key: made(key))(both[0]), alone[0])
     assert np.any(alone[0]["a"]["kernel"] != alone[1]["a"]["kernel"])
     # Layers of one shape draw apart.
     twice = [frozen["a"]["kernel"]] * 2
     chosen = supermask.bernoulli(prunable=[True, True])
-    made = chosen.params(jax.tree.map(jnp.zeros_like, twice), twice, key=KEY)
+    zeros = jax.tree.map(jnp.zeros_like, twice)
+    made = quick.jit(lambda key: chosen.params(zeros, twice, key=key))(KEY)
     assert np.any(made[0] != made[1])
 
 
@@ -297,9 +302,16 @@ def of_dicts():
 
 
 @pytest.mark.parametrize(
-    "make", [of_linen, of_nnx, of_equinox, of_haiku, of_dicts], ids=lambda f: f.__name__
+    ("make", "name"),
+    [
+        (of_linen, "popup"),
+        (of_nnx, "popup"),
+        (of_equinox, "rescaled"),
+        (of_haiku, "popup"),
+        (of_dicts, "rescaled"),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
 )
-@pytest.mark.parametrize("name", ["rescaled", "popup"])
 def test_every_library_in_a_loop_of_its_own(make, name):
     frozen, apply = make()
     method = METHODS[name]
@@ -371,7 +383,7 @@ def plain():
     return toys.classification(WithConvolution())
 
 
-@pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("law", supermask.LAWS)
 def test_scaled_weights_keep_their_size_at_every_density(law, density):
     method = supermask.edge_popup(density)
@@ -603,9 +615,9 @@ def test_densities_and_laws_train_as_one_batch_as_each_does_alone():
     seen = inner._replace(loss=loss)
     tx, found = optax.sgd(0.1, momentum=0.9), keys.of_replicas(0, (0, 1))
     choices = [
-        (density, law)
-        for density in (0.2, 0.75)
-        for law in ("kaiming_normal", "signed_constant")
+        (0.2, "xavier_normal"),
+        (0.75, "xavier_normal"),
+        (0.75, "signed_constant"),
     ]
     tasks = [
         supermask.task(seen, supermask.edge_popup(density), law=law, scaled=True)
@@ -622,19 +634,19 @@ def test_densities_and_laws_train_as_one_batch_as_each_does_alone():
     toys.assert_equal(trees.rows(done.state, slice(4, 6)), alone.state)
     keep = done.networks.model_state.keep[::2, 0].tolist()
     assert keep == [round(density * 48) for density, _ in choices]
-    assert len({x.tobytes() for x in done.networks.params["head"]["kernel"]}) == 8
+    assert len({x.tobytes() for x in done.networks.params["head"]["kernel"]}) == 6
 
 
 def test_runs_that_are_no_batch_are_refused_by_their_leaf():
-    own, other = (supermask.task(plain(), METHODS[x]) for x in ("popup", "drawn"))
-    tx, found = optax.sgd(0.1), keys.of_replicas(0, (0,))
-    runs = [
-        training.fresh(x, tx, found.init, found.noise, where=ONE) for x in (own, other)
-    ]
+    own, tx = supermask.task(plain(), METHODS["popup"]), optax.sgd(0.1)
+    found = keys.of_replicas(0, (0,))
+    runs = training.fresh(own, tx, found.init, found.noise, where=ONE)
+    drawn = runs.state.model_state._replace(keep=np.zeros((1, 0), np.int32))
+    other = runs._replace(state=runs.state._replace(model_state=drawn))
     with pytest.raises(
         ValueError, match=r"leaf 'model_state/keep' has shape \(2,\) in"
     ):
-        training.concatenate(runs)
+        training.concatenate([runs, other])
     with pytest.raises(ValueError, match=r"runs=\(\); it must be a sequence of one"):
         training.concatenate([])
     with pytest.raises(ValueError, match=r"runs\[0\]=3; it must be a training.Runs"):
@@ -665,18 +677,19 @@ def test_what_a_task_excludes_is_frozen_whole_and_follows_the_law():
         law="signed_kaiming_constant",
         scaled=True,
     )
-    scores, frozen, _ = own.init(KEY)
+
+    @quick.jit
+    def all_of_it(data):
+        scores, frozen, _ = own.init(KEY)
+        batch = first_batch(inner, data)
+        gradient = jax.grad(lambda s: own.loss(s, frozen, (), batch, KEY)[0])(scores)
+        return scores, frozen, gradient
+
+    scores, frozen, gradient = all_of_it(inner.data)
     assert frozen.keep.tolist() == [24]
-    np.testing.assert_allclose(
-        np.abs(frozen.weights["hidden"]["kernel"]), math.sqrt(2 / 8 / 0.25), rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        np.abs(frozen.weights["head"]["kernel"]), math.sqrt(2 / 12), rtol=1e-6
-    )
-    batch = first_batch(inner, inner.data)
-    gradient = quick.jit(jax.grad(lambda s: own.loss(s, frozen, (), batch, KEY)[0]))(
-        scores
-    )
+    for layer, variance in (("hidden", 2 / 8 / 0.25), ("head", 2 / 12)):
+        size = np.abs(frozen.weights[layer]["kernel"])
+        np.testing.assert_allclose(size, math.sqrt(variance), rtol=1e-6)
     assert np.any(gradient["hidden"]["kernel"])
     assert not np.any(gradient["head"]["kernel"])
     assert own.exclude == inner.exclude and own.head == inner.head
@@ -690,79 +703,38 @@ def test_tasks_of_other_kinds_and_trees():
     own = supermask.task(language, method, law="kaiming_normal")
     walkers = supermask.task(toys.policy_gradient(), METHODS["rescaled"])
 
-    def one(task, data):
-        scores, frozen, stream = task.init(KEY)
-        batch = first_batch(task, data)
+    @quick.jit
+    def both(data):
+        frozen = own.init(KEY)[1]
+        scores, of_walkers, stream = walkers.init(KEY)
+        batch = first_batch(walkers, data)
+        out = walkers.loss(scores, of_walkers, stream, batch, KEY)[1]
+        return frozen, of_walkers, stream, out
 
-        def loss(scores):
-            return task.loss(scores, frozen, stream, batch, KEY)
-
-        gradient, (after, moved, _) = jax.grad(loss, has_aux=True)(scores)
-        return frozen, after, stream, moved, gradient
-
-    frozen, after, _, _, gradient = quick.jit(lambda data: one(own, data))(own.data)
+    frozen, of_walkers, stream, (after, moved, _) = both(walkers.data)
     std = np.std(frozen.weights.layers["hidden"])
     assert std == pytest.approx(math.sqrt(2 / 16), rel=0.15)
-    toys.assert_equal(frozen, after)
-    assert np.any(gradient.layers["output"]) and not np.any(gradient.embedding)
-    *_, stream, moved, gradient = quick.jit(lambda data: one(walkers, data))(
-        walkers.data
-    )
+    assert frozen.keep.tolist() == [192, 84]
+    toys.assert_equal(of_walkers, after)
     assert np.any(stream["cell"] != moved["cell"])
-    assert np.any(gradient["hidden"]["kernel"])
 
 
 # --- what is refused ------------------------------------------------------------------
-
-
-def task_of(**changes):
-    given = {"task": plain(), "method": METHODS["popup"]} | changes
-    return lambda: supermask.task(given.pop("task"), given.pop("method"), **given)
 
 
 ODD = {"x": {"stuff": jnp.ones((4, 3))}}
 CHOSEN = {"x": {"stuff": True}}
 
 REFUSED = {
-    "density 0": (lambda: supermask.edge_popup(0.0), r"density=0.0; it must be in \(0"),
-    "density 1": (
-        lambda: supermask.edge_popup(1),
-        r"density=1; it must be in \(0, 1\)",
-    ),
-    "density text": (
-        lambda: supermask.edge_popup("half"),
-        "density='half'; it must be a",
-    ),
-    "samples": (lambda: supermask.bernoulli(samples=-1), "samples=-1; it must be 0 or"),
-    "rescale": (
-        lambda: supermask.bernoulli(rescale=2),
-        "rescale=2; it must be True or",
-    ),
-    "inputs": (
-        lambda: supermask.edge_popup(0.5, inputs=(0, 1)),
-        r"inputs=\(0, 1\); it must be a mapping of patterns",
-    ),
-    "axis": (
-        lambda: supermask.edge_popup(0.5, inputs={"kernel": 1.5}),
-        r"inputs\['kernel'\]=1.5; it must be a whole number",
-    ),
     "axis that is none": (
-        lambda: (
-            supermask.edge_popup(0.5, CHOSEN and CHOSEN, inputs={"x": 2})
-            if False
-            else supermask.edge_popup(0.5, prunable=CHOSEN, inputs={"x": 2}).init(
-                KEY, ODD
-            )
+        lambda: supermask.edge_popup(0.5, prunable=CHOSEN, inputs={"x": 2}).init(
+            KEY, ODD
         ),
         r"inputs=\(2,\); it must be axes of 'x/stuff', whose shape is \(4, 3\)",
     ),
     "layer that keeps none": (
         lambda: supermask.edge_popup(0.004).init(KEY, weights()),
         "density=0.004; it must be above 0.005, for layer 'b/kernel' of 100 weights",
-    ),
-    "the same in a task": (
-        task_of(method=supermask.edge_popup(0.001)),
-        "density=0.001; it must be above 0.01389, for layer 'conv/kernel' of 36",
     ),
     "unknown fan": (
         lambda: supermask.edge_popup(0.5, prunable=CHOSEN).init(KEY, ODD),
@@ -802,12 +774,8 @@ REFUSED = {
         lambda: METHODS["popup"].wrap(3),
         "apply=3; it must be a function of params",
     ),
-    "task": (task_of(task=3), "task=3; it must be a lottery_jax.Task"),
-    "method": (task_of(method="popup"), "method='popup'; it must be what supermask"),
-    "law": (task_of(law="normal"), "law='normal'; it must be one of kaiming_normal"),
-    "scaled": (task_of(scaled=1), "scaled=1; it must be True or False"),
     "scaled draws": (
-        task_of(method=METHODS["drawn"], scaled=True),
+        lambda: supermask.task(plain(), METHODS["drawn"], scaled=True),
         "scaled=True; it must be False with bernoulli",
     ),
     "law without a fan": (
@@ -831,10 +799,3 @@ def test_a_law_that_needs_no_fan_is_fine_where_none_is_known():
         toys.language_model(), supermask.bernoulli(), law="signed_constant"
     )
     assert len(set(np.abs(own.init(KEY)[1].weights.layers["output"]).ravel())) == 1
-
-
-def test_fans_count_windows_but_not_stacks():
-    shapes = {name: x.shape for name, x in trees.by_path(plain().init(KEY)[0]).items()}
-    for layer in ("conv", "head"):
-        found = naming.fans(f"{layer}/kernel", shapes)
-        assert found == (FAN_IN[layer], FAN_OUT[layer])
