@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, masks, naming, prune, trees
+from lottery_jax import errors, masks, naming, prune, selection, trees
 from lottery_jax.keys import settled
 from lottery_jax.masks import PrunableLike
 from lottery_jax.types import (
@@ -268,10 +268,7 @@ def _popped(scores: Array, weights: Array, keep: Array) -> Array:
 
 
 def _highest(scores: Array, keep: Array) -> Array:
-    flat = jnp.abs(scores).reshape(-1)
-    alive = jnp.ones(flat.shape, jnp.bool_)
-    kept = prune._drop_lowest(flat, alive, flat.size - keep)
-    return kept.reshape(scores.shape)
+    return selection.keep_highest(jnp.abs(scores), keep)
 
 
 def _popped_forward(scores: Array, weights: Array, keep: Array) -> tuple[Array, Any]:
