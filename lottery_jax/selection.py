@@ -33,7 +33,7 @@ from jax import lax
 
 from lottery_jax.types import Array
 
-_FEW = 32
+_FEW = 16
 """Up to so many are ranked by comparing each with each: groups are small, and many."""
 
 _FLUSHED = (jnp.float32, jnp.bfloat16, jnp.float64)  # subnormal numbers of these are 0
@@ -100,15 +100,18 @@ def _without(keys: Array, alive: Array | None, number: Array | int) -> Array:
     if alive is not None:
         keys = jnp.where(alive, keys, _top(keys))
     cut, below, span = _cut_of_keys(keys, alive, number)
-    places = lax.iota(jnp.uint32, keys.size)
 
     def ties(a: Array, b: Array) -> tuple[Array, Array]:
         tied = (keys == cut) if alive is None else alive & (keys == cut)
+        places = lax.iota(
+            jnp.uint32, keys.size
+        )  # made in each pass: it takes no memory
         return _sums(tied & (places < a), tied & (places < b))
 
     zero, end = jnp.uint32(0), jnp.uint32(keys.size)
     first, _ = _cut(ties, zero, end, span - below, number - below)
-    kept = (keys > cut) | ((keys == cut) & (places >= first))
+    late = lax.iota(jnp.uint32, keys.size) >= first
+    kept = (keys > cut) | ((keys == cut) & late)
     return kept if alive is None else alive & kept
 
 
@@ -208,17 +211,14 @@ def _sums(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _span(keys: Array, alive: Array | None) -> tuple[Array, Array, Array]:
     """The smallest and the largest key of the alive, and how many are alive."""
-    low, high = _top(keys), jnp.zeros((), keys.dtype)
-    tops = keys if alive is None else jnp.where(alive, keys, high)
-    found = lax.reduce(
-        (keys, tops),
-        (low, high),
-        lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1])),
+    living = jnp.ones(keys.shape, jnp.bool_) if alive is None else alive
+    zero = jnp.zeros((), keys.dtype)
+    return lax.reduce(
+        (keys, jnp.where(living, keys, zero), living.astype(jnp.int32)),
+        (_top(keys), zero, jnp.int32(0)),
+        lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1]), x[2] + y[2]),
         (0,),
     )
-    if alive is None:
-        return *found, jnp.int32(keys.size)
-    return *found, _sums(alive, alive)[0]
 
 
 def _top(keys: Array) -> Array:
