@@ -112,10 +112,11 @@ def test_no_more_is_written_down_than_one_integer_for_each_score():
 )
 def test_masks_are_those_of_a_sort(dtype, size):
     rng = np.random.default_rng(size)
+    large = size > 1000
     for scores in batteries(dtype, size, rng):
-        for share in (1.0, 0.6, 0.0):
+        for share in (1.0, 0.6) if large else (1.0, 0.6, 0.0):
             alive = rng.random(size) < share
-            for number in numbers(size, alive)[:: 4 if size > 1000 else 1]:
+            for number in numbers(size, alive)[:: 5 if large else 1]:
                 dropped, above, kept = everything(scores, alive, np.int32(number))
                 expected = by_sort(scores, alive, number)
                 np.testing.assert_array_equal(dropped, expected)
@@ -250,6 +251,6 @@ def test_a_pass_halves_what_is_left_at_least(kind, most, monkeypatch):
     with jax.disable_jit():
         cut = jnp.asarray(size // 4, jnp.int32)
         keys = selection._ordered(jnp.asarray(scores))
-        _, below, _ = selection._cut_of_keys(keys, None, cut)
+        below = selection._cut_of_keys(keys, None, cut).under
     assert 0 < passes <= most
     assert below <= cut
