@@ -762,7 +762,7 @@ def compaction(sizes: Sizes) -> Programs:
 
 
 def _repeated(
-    function: Callable[..., Any], args: tuple, images: int, seconds: float
+    function: Callable[..., Any], args: tuple, units: int, seconds: float
 ) -> Callable[[], int]:
     """As many calls, each waited for, as fit into the time; counted when it is warm."""
     number = 0
@@ -776,9 +776,12 @@ def _repeated(
         nonlocal number
         if not number:
             call()  # compiles
-            number = max(1, min(20_000, int(seconds / min(call() for _ in range(3)))))
+            taken = call()
+            if taken < seconds:
+                taken = min(taken, call(), call())
+            number = max(1, min(20_000, int(seconds / taken)))
         for _ in range(number):
             function(*args).block_until_ready()
-        return number * images
+        return number * units
 
     return program
