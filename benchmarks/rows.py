@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
     optimizer: Literal["adam", "sgd"] = "adam"  # SGD with momentum
     learning_rate: float = 1.2e-3
     density: float = 0.2  # of the random masks on the kernels
+    method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
     chunk: int = 1  # of them at once on a device; 0 for all
@@ -608,6 +609,103 @@ _PERMUTATIONS = Row(
     ],
 )
 
+# selecting
+
+_SELECTED = {
+    "LeNet-300-100's first kernel": 235_200,
+    "Conv-4": 2_425_024,
+    "VGG-16": 14_715_584,
+}
+_RULERS = {what: ("sorted", "lax.top_k") for what in _SELECTED} | {
+    "VGG-16": ("sorted",)  # seconds a call
+}
+
+_SELECTION = Row(
+    "The mask of the higher half of so many normal float32 numbers, the weights of a layer "
+    "or a network, in one compiled call on one device: `selection.keep_highest`, which is "
+    "exact, ties by position; a sort whose middle value is the threshold, and `lax.top_k` "
+    "the same way, both without a rule for ties.",
+    Sizes(),
+    {"examples": 300},
+    {
+        f"{what}, {how}": _jax("selecting", 1, how, examples=number)
+        for what, number in _SELECTED.items()
+        for how in ("ours", *_RULERS[what])
+    },
+    unit="values per second",
+    ratios=[
+        Ratio(f"{what}, ours", f"{what}, {how}", Target(">=", 10))
+        for what in _SELECTED
+        for how in _RULERS[what]
+    ],
+    facts=[
+        _jax("selecting", 1, "facts", examples=number, label=what)
+        for what, number in _SELECTED.items()
+    ],
+    numbers=[
+        Number(f"selecting, {what}", Target("<=", bound), "ms")
+        for what, bound in zip(_SELECTED, (2.5, 57, 700))
+    ],
+    turns=3,
+)
+
+_CUT = {"LeNet-300-100": Sizes(), "VGG-16": RESNET._replace(model="vgg-16")}
+
+_PRUNING = Row(
+    "20% of the weights that are left after a first pruning by 20%, by magnitude, on one "
+    "device: `prune.global_topk` and `prune.layerwise_topk` as they are called from Python, "
+    "and compiled.",
+    Sizes(),
+    {"model": "lenet-20", "shape": (8, 8, 1), "seconds": 0.001},
+    facts=[
+        _jax("pruning", 1, label=name, model=s.model, shape=s.shape, examples=100)
+        for name, s in _CUT.items()
+    ],
+    numbers=[
+        Number(f"{rule}, {name}{how}", Target("<=", bound), "ms")
+        for name, bound in (("LeNet-300-100", 5), ("VGG-16", 1000))
+        for rule in ("global_topk", "layerwise_topk")
+        for how in ("", ", compiled")
+    ],
+)
+
+# supermasks
+
+_MASKS = {
+    "LeNet-300-100": (Sizes(batch=100, steps=300), 2.2, 2.5),
+    "Conv-2": (RESNET._replace(model="conv-2", batch=60, steps=6), 1.5, 1.5),
+}
+_METHODS = ("bernoulli", "edge-popup")
+
+_SUPERMASK = Row(
+    "A step of training the mask of frozen random weights against a plain step of the same "
+    "network, both in the library's compiled loop with SGD and momentum 0.9, all masks full, "
+    f"{N} replicas on {N} host devices. Bernoulli: a draw per weight and step; edge-popup: "
+    "the half of each layer that scores highest, selected anew at each step. LeNet-300-100: "
+    "batch 100 of 784 pixels; Conv-2: batch 60 of CIFAR-10's shapes. Ratios are of time.",
+    Sizes(optimizer="sgd", learning_rate=0.01, density=1.0, replicas=N),
+    TINY,
+    {
+        f"{name}, {kind}": _jax(
+            "train",
+            model=own.model,
+            shape=own.shape,
+            examples=10_000,
+            batch=own.batch,
+            steps=own.steps,
+            method="" if kind == "plain" else kind,
+        )
+        for name, (own, *_) in _MASKS.items()
+        for kind in ("plain", *_METHODS)
+    },
+    ratios=[
+        Ratio(f"{name}, {method}", f"{name}, plain", Target("<=", bound), time=True)
+        for name, (_, *bounds) in _MASKS.items()
+        for method, bound in zip(_METHODS, bounds)
+    ],
+    turns=7,
+)
+
 # accelerators
 
 
@@ -671,6 +769,9 @@ ROWS: Mapping[str, Row] = {
     "compaction": _COMPACTION,
     "precision": _PRECISION,
     "permutations": _PERMUTATIONS,
+    "selection": _SELECTION,
+    "pruning": _PRUNING,
+    "supermask": _SUPERMASK,
     "gpu-resnet20": _on_gpu("resnet-20"),
     "gpu-vgg16": _on_gpu("vgg-16"),
 }

@@ -33,7 +33,11 @@ from lottery_jax import (
     imp,
     masks,
     permutations,
+    prune,
+    scores,
+    selection,
     sparse,
+    supermask,
     training,
     transforms,
 )
@@ -43,6 +47,12 @@ from lottery_jax.execution import Execution, Progress, Where
 from lottery_jax.types import Network, Task
 
 # --- what sides are made of -----------------------------------------------------------
+
+METHODS = {
+    "bernoulli": supermask.bernoulli(),
+    "edge-popup": supermask.edge_popup(density=0.5),
+}
+"""What trains masks instead of weights."""
 
 
 def make_task(sizes: Sizes) -> Task:
@@ -70,9 +80,10 @@ def classification(dataset: Dataset, sizes: Sizes) -> Task:
     """The task of a data set."""
     augment = ("flip", "crop") if sizes.augment else ()
     model = lj.models.make(sizes.model, dataset.num_classes)
-    return lj.tasks.classification(
+    task = lj.tasks.classification(
         dataset, model, batch_size=sizes.batch, augment=augment
     )
+    return supermask.task(task, METHODS[sizes.method]) if sizes.method else task
 
 
 def make_tx(sizes: Sizes) -> optax.GradientTransformation:
@@ -113,6 +124,10 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     generator = np.random.default_rng(2)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params, model_state, stream = draw(generator, number, shapes)
+    if sizes.method:  # how many each layer keeps is a part of the state
+        keep = np.array(METHODS[sizes.method].counts(shapes[1].weights), np.int32)
+        keep = np.broadcast_to(keep, (number, *keep.shape))
+        model_state = model_state._replace(keep=keep)
 
     def draw_mask(p: Any, prunable: bool) -> np.ndarray:
         one = generator.random(p.shape[1:]) < (sizes.density if prunable else 1)
@@ -499,6 +514,58 @@ def permutation(sizes: Sizes) -> Programs:
     }
 
 
+def selecting(sizes: Sizes) -> Programs:
+    """The mask of the higher half, by counts and by sorting, in values; and milliseconds."""
+    number, half = sizes.examples, sizes.examples // 2
+    values = jnp.asarray(np.random.default_rng(0).standard_normal(number, np.float32))
+    ways = {
+        "ours": lambda x: selection.keep_highest(x, half),
+        "sorted": lambda x: x >= jnp.sort(x)[number - half],
+        "lax.top_k": lambda x: x >= lax.top_k(x, half)[0][half - 1],
+    }
+    compiled = {name: jax.jit(one) for name, one in ways.items()}
+    programs: Programs = {
+        name: _repeated(one, (values,), number, sizes.seconds)
+        for name, one in compiled.items()
+    }
+
+    def fact() -> dict[str, Any]:
+        found = milliseconds(partial(compiled["ours"], values), sizes.seconds)
+        return {f"selecting, {sizes.label}": found}
+
+    return {**programs, "facts": fact}
+
+
+def milliseconds(call: Callable[[], Any], seconds: float) -> Spread:
+    """The time of a call that is compiled: of as many as fit, five at least."""
+    jax.block_until_ready(call())
+    taken: list[float] = []
+    while len(taken) < 5 or (sum(taken) < 1e3 * seconds and len(taken) < 1000):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(1e3 * (time.perf_counter() - begin))
+    return spread(taken)
+
+
+@facts
+def pruning(sizes: Sizes) -> dict[str, Any]:
+    """Milliseconds of pruning a network, called from Python and compiled."""
+    shapes = jax.eval_shape(make_task(sizes).init, jax.random.key(0))[0]
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(generator.standard_normal(p.shape, np.float32)), shapes
+    )
+    ranking = scores.magnitude(params)
+    mask = prune.global_topk(ranking, masks.ones_like(params), fraction=0.2)
+    found = {}
+    for rule in (prune.global_topk, prune.layerwise_topk):
+        cut = partial(rule, fraction=0.2)
+        for how, call in (("", cut), (", compiled", jax.jit(cut))):
+            name = f"{rule.__name__}, {sizes.label}{how}"
+            found[name] = milliseconds(partial(call, ranking, mask), sizes.seconds)
+    return found
+
+
 # --- studies --------------------------------------------------------------------------
 
 
@@ -695,7 +762,7 @@ def compaction(sizes: Sizes) -> Programs:
 
 
 def _repeated(
-    function: Callable[..., Any], args: tuple, images: int, seconds: float
+    function: Callable[..., Any], args: tuple, units: int, seconds: float
 ) -> Callable[[], int]:
     """As many calls, each waited for, as fit into the time; counted when it is warm."""
     number = 0
@@ -709,9 +776,12 @@ def _repeated(
         nonlocal number
         if not number:
             call()  # compiles
-            number = max(1, min(20_000, int(seconds / min(call() for _ in range(3)))))
+            taken = call()
+            if taken < seconds:
+                taken = min(taken, call(), call())
+            number = max(1, min(20_000, int(seconds / taken)))
         for _ in range(number):
             function(*args).block_until_ready()
-        return number * images
+        return number * units
 
     return program

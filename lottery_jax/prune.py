@@ -2,7 +2,8 @@
 
 Every rule returns a subset of the mask it is given: what is dead stays dead. Ties go by
 position: of equal scores the one that comes first in tree order (and in row-major order
-within a leaf) is removed first. A nan score counts as the lowest.
+within a leaf) is removed first. A nan score counts as the lowest. The selection itself,
+without a sort, is that of `selection`.
 
 Three different fractions appear in the literature, under three names here: `fraction` is
 the share of the *surviving* weights to remove, `density` the share of *all prunable*
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, masks, naming, trees
+from lottery_jax import errors, masks, naming, selection, trees
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Mask, Scores
 
@@ -90,8 +91,7 @@ def global_topk(
         if fraction is None:
             raise ValueError("rule='open_lth' needs fraction=, not keep=")
         number = _share_of(fraction, counted, "ceil")
-        flat_scores, ranked = _ranked(flat_scores, alive)
-        survivors = alive & (flat_scores > ranked[jnp.minimum(number, ranked.size - 1)])
+        survivors = selection.above_rank(flat_scores, alive, number)
     elif rule == "exact":
         if fraction is not None:
             number = _share_of(fraction, counted, "round")
@@ -99,7 +99,7 @@ def global_topk(
             keep = _number("keep", keep, masks.total(mask, prunable))
             _check_excluded(keep, mask, prunable, flags)
             number = jnp.maximum(counted - keep, 0)
-        survivors = _drop_lowest(flat_scores, alive, number)
+        survivors = selection.drop_lowest(flat_scores, alive, number)
     else:
         raise ValueError(f"rule={rule!r}; it must be 'exact' or 'open_lth'")
     leaves, structure = jax.tree.flatten(mask)
@@ -163,7 +163,7 @@ def layerwise_topk(
                 number = jnp.maximum(alive - own, 0)
             else:
                 number = _share_of(rates[name], alive, "round")
-            m = _drop_lowest(s.reshape(-1), m.reshape(-1), number).reshape(m.shape)
+            m = selection.drop_lowest(s, m, number)
         position += counted
         out.append(m)
     return trees.placed(jax.tree.unflatten(structure, out), *like)
@@ -258,7 +258,7 @@ def n_of_m(
             moved = jnp.moveaxis(leaf, axes, last)
             s, alive = (jnp.moveaxis(x, axes, last).reshape(-1, m) for x in (s, leaf))
             dead = jnp.sum(~alive, axis=-1, dtype=jnp.int32)
-            kept = jax.vmap(_drop_lowest)(s, alive, jnp.maximum(m - n - dead, 0))
+            kept = jax.vmap(selection.drop_lowest)(s, alive, m - n - dead)
             leaf = jnp.moveaxis(kept.reshape(moved.shape), last, axes)
         out.append(leaf)
     return trees.placed(jax.tree.unflatten(structure, out), *like)
@@ -382,33 +382,6 @@ def _flatten(scores: Scores, mask: Mask, flags: list[bool]) -> tuple[Array, Arra
     ]
     flat, alive = (jnp.concatenate(parts) for parts in zip(*pick))
     return flat, alive
-
-
-def _ranked(scores: Array, alive: Array) -> tuple[Array, Array]:
-    """Scores without nan, and the sorted ones of the alive, then the largest there is.
-
-    Integers are compared as they are: as float32 they would be rounded from 2^24 on.
-    """
-    if jnp.issubdtype(scores.dtype, jnp.floating):
-        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-        return scores, jnp.sort(jnp.where(alive, scores, jnp.inf))
-    if scores.dtype == jnp.bool_:
-        scores = scores.astype(jnp.uint8)
-    return scores, jnp.sort(jnp.where(alive, scores, jnp.iinfo(scores.dtype).max))
-
-
-def _drop_lowest(scores: Array, alive: Array, number: Array) -> Array:
-    """Removes the `number` lowest of the alive: one sort, no scatter.
-
-    Everything below the score of that rank goes, and of the ties with it the first ones.
-    """
-    scores, ranked = _ranked(scores, alive)
-    threshold = ranked[jnp.clip(number - 1, 0, ranked.size - 1)]
-    below = alive & (scores < threshold)
-    ties = alive & (scores == threshold)
-    left = number - jnp.sum(below, dtype=jnp.int32)
-    first = ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left)
-    return alive & ~below & ~first
 
 
 def _share_of(fraction: Any, alive: Array, how: Literal["round", "ceil"]) -> Array:
