@@ -31,6 +31,7 @@ from lottery_jax.strong.laws import Uniform as Uniform
 from lottery_jax.strong.laws import hyperbolic as hyperbolic
 from lottery_jax.strong.laws import neurons as neurons
 from lottery_jax.strong.targets import apply as apply
+from lottery_jax.strong.targets import forward as forward
 from lottery_jax.strong.targets import layers as layers
 from lottery_jax.strong.targets import with_constant as with_constant
 from lottery_jax.strong.twins import METHODS as METHODS

@@ -49,7 +49,9 @@ def layers(
     kernels, biases = _taken(params)
     for name, kernel in kernels.items():
         if kernel.ndim != 2 or not kernel.size:
-            raise errors.wrong(f"{name}.shape", kernel.shape, "[in, out], none of them 0")
+            raise errors.wrong(
+                f"{name}.shape", kernel.shape, "[in, out], none of them 0"
+            )
         if not np.isfinite(kernel).all():
             raise errors.wrong(name, "nan or an infinity", "finite numbers alone")
     pairs = list(kernels.items())
@@ -62,10 +64,16 @@ def layers(
             must = f"{(kernels[name].shape[1],)}, that of its layer"
             raise errors.wrong(f"bias of {name}: shape", bias.shape, must)
         if not np.isfinite(bias).all():
-            raise errors.wrong(f"bias of {name}", "nan or an infinity", "finite numbers")
+            raise errors.wrong(
+                f"bias of {name}", "nan or an infinity", "finite numbers"
+            )
         if bias.any() and not constant:
-            must = "0: pass constant=True, which makes biases weights of a constant input"
-            raise errors.wrong(f"bias of {name}", f"up to {np.abs(bias).max():.3g}", must)
+            must = (
+                "0: pass constant=True, which makes biases weights of a constant input"
+            )
+            raise errors.wrong(
+                f"bias of {name}", f"up to {np.abs(bias).max():.3g}", must
+            )
     out = tuple(kernels.values())
     if constant:
         zeros = {name: np.zeros(k.shape[1], np.float32) for name, k in pairs}
@@ -139,11 +147,16 @@ def forward(matrices: Sequence[Any], x: Any) -> Any:
     Returns:
       `[B, out]`.
     """
+    relu = jax.nn.relu if isinstance(x, jax.Array) else _positive
     for i, matrix in enumerate(matrices):
         x = x @ matrix
         if i + 1 < len(matrices):
-            x = x.clip(0)
+            x = relu(x)
     return x
+
+
+def _positive(x: Any) -> Any:
+    return x.clip(0)
 
 
 def _same_function(
