@@ -326,6 +326,6 @@ STRONG_LTH: Table = {
     "fashion": (
         "The same with 784-100-10 on Fashion-MNIST, 3,000 steps, 42 neurons of each input: "
         "371 random weights for each of the 79,400. Some minutes.",
-        dict(**{**_LENET, "model": "lenet-100"}, validation=0),
+        dict(**{**_LENET, "model": "lenet-100"}, validation=0, neurons=42),
     ),
 }

@@ -64,8 +64,9 @@ class Config(Where, Recipe):
     """Sets of candidates that are drawn for each number of them."""
     values: int = 65
     """Weights in [-1, 1], evenly spaced, that each set is to come near to."""
-    neurons: int = 42
-    """Hidden neurons of the random network for each input of the target's layers."""
+    neurons: int | None = None
+    """Hidden neurons of the random network for each input of the target's layers; None for
+    as many as bring every weight in [-1, 1] within eps (`strong.neurons`)."""
     compared: int = 20
     """Candidates of which all subsets are compared; see `strong.subset_sums`."""
     eps: float = 0.01
@@ -121,8 +122,9 @@ def prepare(cfg: Config) -> Setup:
     for eps in cfg.golden_eps:
         errors.share("golden_eps", eps)
     errors.share("eps", cfg.eps)
-    for field, low in (("blocks", 1), ("values", 2), ("neurons", 1), ("starts", 1)):
-        errors.whole(field, getattr(cfg, field), low)
+    for field, low in (("blocks", 1), ("values", 2), ("starts", 1), ("neurons", 1)):
+        if field != "neurons" or cfg.neurons is not None:
+            errors.whole(field, getattr(cfg, field), low)
     errors.whole("compared", cfg.compared, 1, 40)
     model = recipes.make_model(cfg)
     if not isinstance(model, models.MLP):
@@ -203,13 +205,16 @@ def assembled(
     cfg, task = setup.cfg, setup.task
     of_twin, of_attack, anything = jax.random.split(key, 3)
     target = strong.layers(params)
+    number = cfg.neurons
+    if number is None:
+        number = strong.neurons("subset_sums", cfg.eps, sum(w.size for w in target))
     begin = time.monotonic()
     twin = strong.build(
         of_twin,
         target,
         "subset_sums",
-        neurons=cfg.neurons,
-        rescale=True,
+        neurons=number,
+        rescale="norm",
         limit=cfg.compared,
     )
     built = time.monotonic() - begin
@@ -242,6 +247,7 @@ def assembled(
         "target_weights": ((), twin.counts.target),
         "random_weights": ((), twin.counts.random),
         "kept_weights": ((), twin.counts.kept),
+        "neurons": ((), twin.counts.neurons),
         "scale": ((), twin.scale),
         "seconds_build": ((), built),
     }
@@ -400,7 +406,7 @@ def tables(outcome: Outcome) -> list[Rows]:
             mean_range(found["test_difference"].max(1), 5),
         ],
         ["weights of the target", f"{target[0]}"],
-        ["candidates of a weight, both signs", f"{cfg.neurons}"],
+        ["candidates of a weight, both signs", f"{found['neurons'][0]}"],
         ["weights of the random network", f"{random[0]}"],
         ["of these for each of the target", f"{random[0] / target[0]:.1f}"],
         ["kept", mean_range(kept, 0)],

@@ -154,9 +154,9 @@ def subset_sums(
     Args:
       candidates: `[B, n]`; 0 for none.
       targets: `[B, T]`.
-      limit: of so many candidates, the first ones, all subsets are compared, in
-        [1, 40]; time and memory double with every second one. Before that, each of the
-        others in turn is kept if that brings the sum nearer.
+      limit: of so many candidates all subsets are compared, in [1, 40]; time and memory
+        double with every second one. Of more these are the first ones of either sign by
+        turns; before, each of the others is kept if that brings the sum nearer.
 
     Returns:
       bool `[B, T, n]`.
@@ -167,6 +167,12 @@ def subset_sums(
     c, z = _checked(candidates, targets)
     limit = min(errors.whole("limit", limit, 1, MOST), c.shape[1])
     kept = np.zeros((*z.shape, c.shape[1]), bool)
+    order = None
+    if limit < c.shape[1]:
+        # Whatever is left over has either sign: so must what it is made of.
+        turn = np.where(c > 0, np.cumsum(c > 0, 1), np.cumsum(c < 0, 1))
+        order = np.argsort(np.where(c == 0, c.shape[1], turn), 1, kind="stable")
+        c = np.take_along_axis(c, order, 1)
     for k in range(limit, c.shape[1]):
         left = z - c[:, k, None]
         kept[..., k] = np.abs(left) < np.abs(z)
@@ -180,7 +186,10 @@ def subset_sums(
     for digits, numbers in zip((range(low), range(low, limit)), map(np.asarray, codes)):
         for position, k in enumerate(digits):
             kept[..., k] = numbers >> position & 1
-    return kept
+    if order is None:
+        return kept
+    back = np.argsort(order, 1, kind="stable")
+    return np.take_along_axis(kept, back[:, None], 2)
 
 
 def _low(n: int, targets: int) -> int:

@@ -33,6 +33,8 @@ from lottery_jax.strong.targets import Layers
 from lottery_jax.types import Array, Key, Mask, Params
 
 Method = Literal["single", "golden", "subset_sums", "programme"]
+Rescale = Literal["weights", "norm"]
+
 METHODS = get_args(Method)
 """What chooses the candidates of a weight; see `choices`."""
 
@@ -107,24 +109,30 @@ class Twin(NamedTuple):
         return targets.apply(self.params, x) * jnp.float32(self.scale)
 
 
-def scales(target: Layers, rescale: bool) -> tuple[float, ...]:
-    """The power of two that each layer is divided by: 1 for weights in [-1, 1].
+def scales(target: Layers, rescale: Rescale | None) -> tuple[float, ...]:
+    """The power of two that each layer is divided by: 1 for weights in range.
 
     Args:
       target: its matrices.
-      rescale: whether others may be rescaled.
+      rescale: what is brought to 1 or less: the largest of the "weights", or the spectral
+        "norm", as the theorems have it; None where nothing may be rescaled.
 
     Raises:
-      ValueError: a layer has weights outside of [-1, 1], and may not be rescaled.
+      ValueError: an unknown way, or a layer has weights outside of [-1, 1] and may not be
+        rescaled.
     """
+    if rescale is not None:
+        errors.one_of("rescale", rescale, get_args(Rescale))
     found = []
     for i, matrix in enumerate(target):
-        largest = float(np.abs(matrix).max())
-        power = 2.0 ** max(0, math.ceil(math.log2(largest))) if largest else 1.0
-        if power > 1 and not rescale:
+        size = largest = float(np.abs(matrix).max())
+        if rescale == "norm":
+            size = float(np.linalg.norm(matrix.astype(np.float64), 2))
+        power = 2.0 ** max(0, math.ceil(math.log2(size))) if size else 1.0
+        if power > 1 and rescale is None:
             must = (
-                f"1 or less, the range of the theorems; rescale=True divides layer {i} by "
-                f"{power:g} and multiplies the outputs by it, and its errors with them"
+                f"1 or less, the range of the theorems; rescale='weights' divides layer {i} "
+                f"by {power:g} and multiplies the outputs by it, and its errors with them"
             )
             raise errors.wrong(f"largest weight of layer {i}", f"{largest:.4g}", must)
         found.append(power)
@@ -138,7 +146,7 @@ def build(
     *,
     neurons: int | None = None,
     eps: float | None = None,
-    rescale: bool = False,
+    rescale: Rescale | None = None,
     law: Law | None = None,
     limit: int | None = None,
     seconds: float = 60.0,
@@ -154,7 +162,9 @@ def build(
         for eps.
       eps: in (0, 1), the largest error that a weight may have, in the target's units; None
         to take what comes. "golden" needs it.
-      rescale: whether layers with weights outside of [-1, 1] are divided by a power of two.
+      rescale: None, or what of each layer is brought to 1 or less by a power of two: the
+        largest of its "weights", or its spectral "norm". Errors are multiplied by it again;
+        but a weight of 1/4 is reached by fewer candidates than one of 1.
       law: of the random weights; None for U[-1, 1], for "golden" the hyperbolic one.
       limit: see `choices.subset_sums`; None for 20, or what eps needs beyond.
       seconds: see `choices.programme`.
@@ -164,7 +174,7 @@ def build(
 
     Raises:
       ValueError: a target that `targets.layers` refuses, weights outside of [-1, 1], an
-        unknown method, numbers out of range, neither neurons nor eps, or an error above
+        unknown method or way to rescale, numbers out of range, neither neurons nor eps, or an error above
         eps: says how many neurons would do.
     """
     errors.one_of("method", method, METHODS)
