@@ -25,6 +25,7 @@ from lottery_jax.strong.choices import subset_sums as subset_sums
 from lottery_jax.strong.distance import Attack as Attack
 from lottery_jax.strong.distance import attack as attack
 from lottery_jax.strong.distance import bound as bound
+from lottery_jax.strong.distance import differences as differences
 from lottery_jax.strong.distance import outputs as outputs
 from lottery_jax.strong.laws import Hyperbolic as Hyperbolic
 from lottery_jax.strong.laws import Uniform as Uniform

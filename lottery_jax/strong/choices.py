@@ -80,7 +80,7 @@ def single(candidates: ArrayLike, targets: ArrayLike) -> np.ndarray:
     far = np.where(c == 0, np.inf, 0.0)
     kept = np.zeros((*z.shape, c.shape[1]), bool)
     blocks = np.arange(len(c))
-    some = (c != 0).any(1)
+    some = np.any(c != 0, axis=1)
     for t in range(z.shape[1]):
         best = np.argmin(np.abs(c - z[:, t, None]) + far, 1)
         kept[blocks, t, best] = some
@@ -121,7 +121,8 @@ def golden(candidates: ArrayLike, targets: ArrayLike, eps: float) -> np.ndarray:
     """
     c, z = _checked(candidates, targets)
     steps = golden_steps(eps)
-    if (outside := np.abs(z) > 1).any():
+    outside = np.abs(z) > 1
+    if outside.any():
         at = tuple(map(int, np.argwhere(outside)[0]))
         raise errors.wrong(f"targets{list(at)}", z[at], "in [-1, 1]")
     kept = np.zeros((*z.shape, c.shape[1]), bool)
@@ -132,7 +133,7 @@ def golden(candidates: ArrayLike, targets: ArrayLike, eps: float) -> np.ndarray:
             inside = (sign * c > GOLDEN ** (k + 1)) & (sign * c <= GOLDEN**k)
             first = inside.argmax(1)[:, None]
             value = sign * c[blocks, first]
-            take = inside.any(1)[:, None] & (left >= value)
+            take = np.any(inside, axis=1, keepdims=True) & (left >= value)
             kept[blocks, np.arange(z.shape[1]), first] |= take
             left = left - np.where(take, value, 0.0)
     return kept

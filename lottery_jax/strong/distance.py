@@ -156,6 +156,23 @@ def outputs(twin: Twin, x: np.ndarray) -> np.ndarray:
     return targets.forward([np.asarray(k, np.float64) for k in kernels], x) * twin.scale
 
 
+def differences(twin: Twin, x: np.ndarray) -> np.ndarray:
+    """How far the outputs of twin and target are apart, in float64.
+
+    The twin is taken in its coefficients, which is the same in real arithmetic and needs
+    none of its many neurons.
+
+    Args:
+      twin: from `twins.build`.
+      x: `[B, in]`.
+
+    Returns:
+      Euclidean distances, float64 `[B]`.
+    """
+    pairs = [matrix.astype(np.float64) for matrix in twin.target]
+    return _difference(pairs, twin.errors, np.asarray(x, np.float64))[0]
+
+
 def _difference(
     weights: list[np.ndarray], errors_: tuple[np.ndarray, ...], x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -101,7 +101,9 @@ class Twin(NamedTuple):
 
     def within(self, eps: float) -> float:
         """The share of the target's weights that are within eps, for both signs."""
-        close = sum(int((np.abs(own).max(0) <= eps).sum()) for own in self.errors)
+        close = sum(
+            int(np.count_nonzero(np.abs(own).max(0) <= eps)) for own in self.errors
+        )
         return close / self.counts.target
 
     def __call__(self, x: Any) -> Array:
@@ -174,8 +176,8 @@ def build(
 
     Raises:
       ValueError: a target that `targets.layers` refuses, weights outside of [-1, 1], an
-        unknown method or way to rescale, numbers out of range, neither neurons nor eps, or an error above
-        eps: says how many neurons would do.
+        unknown method or way to rescale, numbers out of range, neither neurons nor eps, or
+        an error above eps: says how many neurons would do.
     """
     errors.one_of("method", method, METHODS)
     target = targets.layers(list(errors.several("target", target)))
@@ -195,7 +197,9 @@ def build(
     if limit is None:
         limit = laws.compared(own_eps)
     choose = _chooser(method, own_eps, limit, seconds)
-    weights, mask, found = [], [], []
+    weights: list[Array] = []
+    mask: list[Array] = []
+    found: list[np.ndarray] = []
     for i, (matrix, power) in enumerate(zip(target, powers)):
         inputs, outputs = matrix.shape
         shapes = ((inputs, inputs * m), (inputs * m, outputs))
