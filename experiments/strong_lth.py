@@ -207,7 +207,8 @@ def assembled(
     target = strong.layers(params)
     number = cfg.neurons
     if number is None:
-        number = strong.neurons("subset_sums", cfg.eps, sum(w.size for w in target))
+        eps = cfg.eps / max(strong.scales(target, "norm"))
+        number = strong.neurons("subset_sums", eps, sum(w.size for w in target))
     begin = time.monotonic()
     twin = strong.build(
         of_twin,

@@ -39,3 +39,4 @@ from lottery_jax.strong.twins import METHODS as METHODS
 from lottery_jax.strong.twins import Counts as Counts
 from lottery_jax.strong.twins import Twin as Twin
 from lottery_jax.strong.twins import build as build
+from lottery_jax.strong.twins import scales as scales

@@ -45,6 +45,7 @@ MOST = 40
 
 _BITS = 30  # of the largest sum that may come up, so that differences fit into int32
 _AT_ONCE = 2**18  # sums that are looked up together
+_BLOCKS = 1024  # in one call
 
 
 def _checked(candidates: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, ...]:
@@ -182,15 +183,35 @@ def subset_sums(
     size = np.abs(c).sum(1, keepdims=True) + np.abs(z).max(1, keepdims=True)
     power = _BITS - np.frexp(size)[1]
     whole = [np.rint(np.ldexp(x, power)).astype(np.int32) for x in (c, z)]
-    low = _low(limit, z.shape[1])
-    codes = _nearest(*whole, low)
-    for digits, numbers in zip((range(low), range(low, limit)), map(np.asarray, codes)):
-        for position, k in enumerate(digits):
-            kept[..., k] = numbers >> position & 1
+    codes, low = _nearest_of_all(*whole)
+    for k in range(limit):
+        second, position = (0, k) if k < low else (1, k - low)
+        kept[..., k] = codes[second] >> position & 1
     if order is None:
         return kept
     back = np.argsort(order, 1, kind="stable")
     return np.take_along_axis(kept, back[:, None], 2)
+
+
+def _nearest_of_all(
+    candidates: np.ndarray, targets: np.ndarray
+) -> tuple[list[np.ndarray], int]:
+    """`_nearest` in blocks of few shapes, so that little is compiled.
+
+    Returns:
+      Both numbers, and `low`.
+    """
+    (blocks, n), wanted = candidates.shape, targets.shape[1]
+    few = _BLOCKS if blocks >= _BLOCKS else 1 << (blocks - 1).bit_length()
+    more = min(-n % 4, MOST - n)
+    low = _low(n + more, wanted)
+    # Blocks and candidates of zeros: none of these is ever kept.
+    c = np.pad(candidates, ((0, -blocks % few), (0, more)))
+    z = np.pad(targets, ((0, -blocks % few), (0, 0)))
+    parts = [
+        _nearest(c[i : i + few], z[i : i + few], low) for i in range(0, len(c), few)
+    ]
+    return [np.concatenate(part)[:blocks] for part in zip(*parts)], low
 
 
 def _low(n: int, targets: int) -> int:
