@@ -67,6 +67,9 @@ class Config(Where, Recipe):
     neurons: int | None = None
     """Hidden neurons of the random network for each input of the target's layers; None for
     as many as bring every weight in [-1, 1] within eps (`strong.neurons`)."""
+    rescale: strong.Rescale = "weights"
+    """What of each layer is brought to 1 or less, by a power of two, if it is not: its
+    largest weight, or its spectral norm, as the theorems have it."""
     compared: int = 20
     """Candidates of which all subsets are compared; see `strong.subset_sums`."""
     eps: float = 0.01
@@ -207,7 +210,7 @@ def assembled(
     target = strong.layers(params)
     number = cfg.neurons
     if number is None:
-        eps = cfg.eps / max(strong.scales(target, "norm"))
+        eps = cfg.eps / max(strong.scales(target, cfg.rescale))
         number = strong.neurons("subset_sums", eps, sum(w.size for w in target))
     begin = time.monotonic()
     twin = strong.build(
@@ -215,7 +218,7 @@ def assembled(
         target,
         "subset_sums",
         neurons=number,
-        rescale="norm",
+        rescale=cfg.rescale,
         limit=cfg.compared,
     )
     built = time.monotonic() - begin
@@ -238,8 +241,8 @@ def assembled(
     return {
         **{name: ((), strong.bound(twin, r)) for name, r in radii.items()},
         "attack": ((), found.distance),
-        "test_difference": (("example",), apart),
-        "logit_margin": (("example",), margin(logits)),
+        "test_difference": (("example",), apart.astype(np.float32)),
+        "logit_margin": (("example",), margin(logits).astype(np.float32)),
         "longest": ((), longest),
         "agreement": ((), np.mean(classes[0] == classes[1])),
         "target_error": ((), wrong[0]),
@@ -461,7 +464,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         plots.against_count(
             {
                 f"one pick, {label('single')}": (picks, error("single", "median")),
-                "golden sums": (
+                "golden sums, of as many as a union bound asks": (
                     results["golden_offered"].values[0],
                     error("golden", "median"),
                 ),

@@ -431,7 +431,8 @@ def histogram(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 

@@ -357,7 +357,7 @@ def test_blocks_belong_to_one_input_and_to_one_sign(twins):
 def test_a_layer_is_rescaled_exactly_and_its_outputs_back():
     small = a_target((4, 3, 2))
     large = strong.layers([8 * small[0], small[1]])
-    args = dict(neurons=16, rescale="weights")
+    args = dict(method="single", neurons=16, rescale="weights")
     a, b = (strong.build(keys.of_seed(3), t, **args) for t in (small, large))
     assert (a.scale, b.scale) == (1.0, 8.0)
     jax.tree.map(np.testing.assert_array_equal, a.mask, b.mask)
@@ -367,11 +367,12 @@ def test_a_layer_is_rescaled_exactly_and_its_outputs_back():
 
 
 def test_layers_are_rescaled_to_a_norm_of_one():
-    target = strong.layers([np.ones((4, 4)) * 0.9])  # weights in range, a norm of 3.6
-    twin = strong.build(keys.of_seed(3), target, neurons=30, rescale="norm")
-    assert twin.scale == 4.0
-    found = strong.build(keys.of_seed(3), target, neurons=30, rescale="weights")
-    assert found.scale == 1.0
+    target = strong.layers([np.ones((4, 4)) * 0.9, np.ones((4, 1)) * 1.1])
+    assert strong.scales(target, "norm") == (4.0, 4.0)  # norms of 3.6 and 2.2
+    assert strong.scales(target, "weights") == (1.0, 2.0)
+    args = dict(method="single", neurons=30)
+    twin = strong.build(keys.of_seed(3), target, rescale="norm", **args)
+    assert twin.scale == 16.0
 
 
 def test_the_bound_grows_as_the_ball_does(twins):
@@ -419,7 +420,9 @@ def test_biases_become_weights_of_a_constant_input():
         constant=True,
         apply=lambda p, x: model.apply(p, x),  # or it raises
     )
-    twin = strong.build(keys.of_seed(1), target, neurons=60, rescale="weights")
+    twin = strong.build(
+        keys.of_seed(1), target, "single", neurons=60, rescale="weights"
+    )
     radius = float(np.linalg.norm(x, axis=1).max())
     apart = np.linalg.norm(np.asarray(twin(x)) - says, axis=1)
     assert apart.max() <= strong.bound(twin, radius) + 1e-4  # rounding in float32
@@ -436,7 +439,7 @@ def test_layers_are_in_the_order_of_their_numbers():
 
 def test_the_network_works_as_any_tree_of_params_does():
     """In a Linen model with biases of zero, say."""
-    twin = strong.build(keys.of_seed(2), a_target((5, 3)), neurons=8)
+    twin = strong.build(keys.of_seed(2), a_target((5, 3)), "single", neurons=8)
     model = models.make("mlp-40", 3)
     params = {
         name: {**layer, "bias": jnp.zeros(layer["kernel"].shape[1])}

@@ -37,6 +37,7 @@ from lottery_jax.strong.targets import layers as layers
 from lottery_jax.strong.targets import with_constant as with_constant
 from lottery_jax.strong.twins import METHODS as METHODS
 from lottery_jax.strong.twins import Counts as Counts
+from lottery_jax.strong.twins import Rescale as Rescale
 from lottery_jax.strong.twins import Twin as Twin
 from lottery_jax.strong.twins import build as build
 from lottery_jax.strong.twins import scales as scales

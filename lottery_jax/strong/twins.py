@@ -34,6 +34,7 @@ from lottery_jax.types import Array, Key, Mask, Params
 
 Method = Literal["single", "golden", "subset_sums", "programme"]
 Rescale = Literal["weights", "norm"]
+"""What of a layer is brought to 1 or less; see `build`."""
 
 METHODS = get_args(Method)
 """What chooses the candidates of a weight; see `choices`."""
