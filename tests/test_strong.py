@@ -1,6 +1,7 @@
 """The strong lottery ticket: sums of random numbers, and the networks built of them."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import math
@@ -14,7 +15,7 @@ import scipy.stats
 
 import lottery_jax as lj
 from experiments import strong_lth
-from lottery_jax import keys, masks, models, records, strong
+from lottery_jax import keys, masks, models, strong
 from lottery_jax.strong import choices, distance, laws, targets
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -593,28 +594,27 @@ def test_eps_beyond_what_was_fitted_compares_more_candidates():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder, out = tmp_path_factory.mktemp("strong_lth") / "run", io.StringIO()
+    """Figures and the command are tried for all experiments alike."""
     flags = strong_lth.EXPERIMENT.tiny.split()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        assert strong_lth.main([*flags, "--out", str(folder)]) == 0
-    return folder, records.load(folder / "results.nc"), out.getvalue()
+    cfg = strong_lth.EXPERIMENT.parse(flags).config
+    with contextlib.redirect_stderr(io.StringIO()):
+        return strong_lth.EXPERIMENT.run(cfg, tmp_path_factory.mktemp("run")), cfg
 
 
 def test_the_experiment_measures_what_its_twins_are(finished):
-    folder, found, out = finished
+    found, cfg = finished
     assert found.sizes["replica"] == 2
     assert (found["bound"] >= found["attack"]).all() and (found["attack"] > 0).all()
     assert (found["test_bound"] >= found["test_difference"].max("example")).all()
     assert (found["target_weights"] == 64 * 4 + 4 * 10).all()
     assert (found["random_weights"] == 8 * (64 * 68 + 4 * 14)).all()
     assert (found["kept_weights"] < found["random_weights"]).all()
-    for name in ("error", "subset_sums", "golden", "distances"):
-        assert (folder / "figures" / f"{name}.png").exists()
-    assert "twin and target agree on test predictions" in out
     # Each replica has draws, a target and a network of its own.
-    for name in ("single_error", "attack", "longest"):
-        values = found[name].values
-        assert name == "longest" or not np.array_equal(values[0], values[1])
+    for name in ("single_error", "attack", "target_error"):
+        assert not np.array_equal(*found[name].values), name
+    judged = strong_lth.judge(found, cfg)
+    parts = [one.where["construction"] for one in judged]
+    assert parts == ["single", "subset", "golden", "golden", "network", "network"]
 
 
 def test_slopes_are_those_of_the_lines():
@@ -657,8 +657,6 @@ def test_slopes_are_those_of_the_lines():
     ],
 )
 def test_a_configuration_of_no_sense_is_refused(field, value, message):
-    import dataclasses
-
     cfg = strong_lth.PRESETS["digits"].config
     with pytest.raises(ValueError, match=message):
         strong_lth.prepare(dataclasses.replace(cfg, **{field: value}))

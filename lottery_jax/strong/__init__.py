@@ -8,13 +8,14 @@
     twin.counts                                           # candidates, all weights, kept
 
 What the theorems ask of the random network: twice the depth of the target (2L layers), and
-of each input so many hidden neurons:
+of each input so many hidden neurons for every weight to come out within eps:
 
-    single        1/eps^2 (1/eps for weights well inside the range)  Malach et al. 2020
-    golden        log(1/eps)^2, of which 2.1 ln(1/eps) are kept      Orseau et al. 2020
-    subset_sums   log(1/eps)                                         Pensia et al. 2020
+    single        1/eps^2 (1/eps for weights inside the range)    Malach et al. 2020
+    golden        log(1/eps); at most 2.1 ln(1/eps) are kept      Orseau et al. 2020
+    subset_sums   log(1/eps)                                      Pensia et al. 2020
 
-each times the logarithm of the number of weights. See docs/strong.md.
+the first two times the logarithm of the number of weights, the last plus it. docs/strong.md
+has the proof of the bound, and what the networks cost.
 """
 
 from lottery_jax.strong.choices import golden as golden

@@ -100,7 +100,8 @@ def neurons(method: str, eps: float, weights: int, delta: float = 0.05) -> int:
 
     Args:
       method: "single" (of order 1/eps^2 for weights at the ends of [-1, 1], 1/eps inside),
-        "golden" (log(1/eps)^2), "subset_sums" or "programme" (log(1/eps)).
+        "golden" (log(1/eps)), each times log(weights / delta), "subset_sums" or
+        "programme" (log(1/eps) plus log(weights / delta)).
       eps: in (0, 1).
       weights: of the target.
       delta: in (0, 1).
