@@ -120,6 +120,13 @@ def test_the_integer_programme_agrees_with_the_sums():
     np.testing.assert_allclose(errors[1], errors[0], atol=2e-6)  # HiGHS' own tolerance
 
 
+def test_an_integer_programme_without_time_says_so():
+    c = random(4).uniform(-1, 1, (1, 40))
+    with pytest.warns(UserWarning, match="seconds=1e-06: of 1 of 1 targets"):
+        kept = strong.programme(c, [[0.3]], seconds=1e-6)
+    assert kept.shape == (1, 1, 40)
+
+
 def test_one_pick_is_the_nearest_candidate():
     draw = random(5)
     c, z = draw.uniform(-1, 1, (6, 9)), draw.uniform(-1, 1, (6, 4))

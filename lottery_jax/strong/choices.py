@@ -27,6 +27,7 @@ References:
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -283,7 +284,7 @@ def programme(
     Args:
       candidates: `[B, n]`; 0 for none.
       targets: `[B, T]`.
-      seconds: for each target; then the best that was found is taken.
+      seconds: for each target; then the best that was found is taken, with a warning.
 
     Returns:
       bool `[B, T, n]`.
@@ -298,6 +299,7 @@ def programme(
         raise errors.wrong("seconds", seconds, "above 0")
     kept = np.zeros((*z.shape, c.shape[1]), bool)
     aim = np.append(np.zeros(c.shape[1]), 1.0)
+    late = 0
     for b, t in np.ndindex(*z.shape):
         # e last; a candidate that is none stays 0.
         upper = np.append(c[b] != 0, np.inf)
@@ -311,6 +313,13 @@ def programme(
             ),
             options={"time_limit": float(seconds), "mip_rel_gap": 0.0},
         )
+        late += found.status != 0
         if found.x is not None:  # or there was time for no sum but the empty one
             kept[b, t] = found.x[:-1] > 0.5
+    if late:
+        warnings.warn(
+            f"seconds={seconds}: of {late} of {z.size} targets the nearest sum was not "
+            "found, or not known to be, in that time",
+            stacklevel=2,
+        )
     return kept
