@@ -313,3 +313,19 @@ ALIGNMENT: Table = {
         },
     ),
 }
+
+STRONG_LTH: Table = {
+    "digits": (
+        "Error against width for three constructions, and the twin of a trained 64-32-10 "
+        "on 8x8 scans; no download. Under a minute on 2 cores.",
+        dict(
+            data="digits", validation=0, model="mlp-32", batch_size=32,
+            learning_rate=2e-3, steps="600it",
+        ),
+    ),
+    "fashion": (
+        "The same with 784-100-10 on Fashion-MNIST, 3,000 steps, 42 neurons of each input: "
+        "371 random weights for each of the 79,400. Some minutes.",
+        dict(**{**_LENET, "model": "lenet-100"}, validation=0, neurons=42),
+    ),
+}

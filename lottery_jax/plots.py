@@ -339,6 +339,103 @@ def steps_against_density(
     return figure
 
 
+def against_count(
+    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    logarithmic: tuple[bool, bool] = (True, True),
+    second: tuple[str, float] | None = None,
+) -> Any:
+    """Lines over a number of something: mean over samples, bars from min to max.
+
+    Args:
+      values: per label the counts `[K]` and the values `[samples, K]`. Means on a
+        logarithmic axis are geometric.
+      xlabel: what is counted.
+      ylabel: with its unit.
+      title: above the axes.
+      logarithmic: the horizontal and the vertical axis.
+      second: a horizontal axis above: its label, and how many of these make one of those
+        below.
+    """
+    figure, axes = _figure()
+    styles = _styles(list(values))
+    for label, (x, y) in values.items():
+        color, marker = styles[label]
+        mean = np.exp(np.log(y).mean(0)) if logarithmic[1] else y.mean(0)
+        axes.errorbar(
+            x,
+            mean,
+            yerr=np.abs(np.stack([y.min(0), y.max(0)]) - mean),
+            label=label,
+            color=color,
+            marker=marker,
+            markersize=4,
+            linewidth=1.5,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    for axis, is_log in zip("xy", logarithmic):
+        getattr(axes, f"set_{axis}scale")("log" if is_log else "linear")
+    if second is not None:
+        label, factor = second
+        above = axes.secondary_xaxis(
+            "top", functions=(lambda x: x * factor, lambda x: x / factor)
+        )
+        above.set_xlabel(label)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def histogram(
+    values: Mapping[str, np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    marks: Mapping[str, float] | None = None,
+) -> Any:
+    """How often values on a logarithmic axis occur, one outline per label.
+
+    Args:
+      values: per label any number of positive ones; others are left out.
+      xlabel: what they are, with their unit.
+      ylabel: what is counted.
+      title: above the axes.
+      marks: dashed vertical lines, by what they are called.
+    """
+    figure, axes = _figure()
+    positive = {label: y[y > 0] for label, y in values.items()}
+    everything = np.concatenate(list(positive.values()))
+    edges = np.geomspace(everything.min(), everything.max() * (1 + 1e-9), 61)
+    styles = _styles(list(values))
+    for label, y in positive.items():
+        axes.hist(
+            y,
+            edges,
+            histtype="step",
+            color=styles[label][0],
+            label=label,
+            linewidth=1.5,
+        )
+    for i, (label, x) in enumerate((marks or {}).items()):
+        axes.axvline(
+            x, color="#222222", linewidth=1.2, linestyle=_LINES[1 + i % 3], label=label
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:

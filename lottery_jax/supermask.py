@@ -196,8 +196,7 @@ def bernoulli(
     Args:
       rescale: dynamic weight rescaling: kernels are multiplied by size / survivors of the
         mask that was drawn (of which one at least is counted). The factor belongs to the
-        weights and is a constant in the gradient: the paper (section 5.2) multiplies "the
-        underlying weights" and speaks of no derivative.
+        weights: in the gradient it is a constant.
       samples: masks that an evaluation takes the mean over, the same draws in each; 0
         keeps the weights whose probability is above one half instead.
       prunable: which leaves have masks; None for those of `masks.prunable`.

@@ -359,4 +359,5 @@ def test_programs_of_many_replicas_are_compiled_in_one_place():
         "lottery_jax/convolution/primitives.py",  # one convolution
         "lottery_jax/keys.py",  # draws keys
         "lottery_jax/selection.py",  # one mask, so that eager calls compile once
+        "lottery_jax/strong/choices.py",  # adds up subsets, of no network
     }

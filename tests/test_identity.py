@@ -55,6 +55,7 @@ HASHES = {
     },
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
+    "strong_lth": {"digits": "af49f475", "fashion": "b4193084"},
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -74,6 +75,7 @@ FREE = {
     "rewinding": {"threshold", "tolerance", "replicas"},
     "alignment": set(),
     "curves": set(),
+    "strong_lth": {"replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

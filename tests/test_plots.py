@@ -134,6 +134,40 @@ def test_layers_are_drawn_in_percent_and_empty_ones_left_out():
     np.testing.assert_array_equal(drawn["head"].get_ydata(), [100, 50, np.nan])
 
 
+@pytest.mark.parametrize("logarithmic, mean", [(True, 3.0), (False, 5.0)])
+def test_errors_over_counts_are_averaged_as_their_axis_shows_them(logarithmic, mean):
+    counts, values = np.array([4, 8]), np.array([[1.0, 2.0], [9.0, 2.0]])
+    figure = plots.against_count(
+        {"sums": (counts, values)},
+        xlabel="candidates",
+        ylabel="error",
+        logarithmic=(False, logarithmic),
+        second=("neurons", 2.0),
+    )
+    np.testing.assert_allclose(lines_of(figure)["sums"], [[4, mean], [8, 2]])
+    axes = figure.axes[0]
+    (bars,) = axes.containers[0].lines[2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[1, 9], [2, 2]])
+    assert axes.get_xscale() == "linear"
+    assert axes.get_yscale() == ("log" if logarithmic else "linear")
+    figure.canvas.draw()
+    (above,) = axes.child_axes
+    np.testing.assert_allclose(above.get_xlim(), 2 * np.array(axes.get_xlim()))
+    assert above.get_xlabel() == "neurons"
+
+
+def test_a_histogram_counts_what_is_positive_and_marks_a_place():
+    values = {"few": np.array([0.0, 1e-3, 1.0]), "many": np.geomspace(0.01, 0.1, 50)}
+    figure = plots.histogram(values, xlabel="x", ylabel="y", marks={"bound": 10.0})
+    axes = figure.axes[0]
+    heights = [patch.get_xy()[:, 1].max() for patch in axes.patches]
+    assert heights[0] == 1 and heights[1] < 50
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ["bound", "few", "many"]
+    assert axes.lines[0].get_xdata()[0] == 10.0 and axes.get_xscale() == "log"
+
+
 def test_files_are_written_the_same_each_time_and_figures_closed(tmp_path):
     from matplotlib import pyplot
 

@@ -1,1 +1,0 @@
-"""The strong lottery ticket hypothesis, built."""
