@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import alignment, curves, imp, instability, rewinding
+from experiments import alignment, curves, deconstruct, imp, instability, rewinding
 from experiments.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment[Any], ...] = (
@@ -11,4 +11,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     rewinding.EXPERIMENT,
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
+    deconstruct.EXPERIMENT,
 )

@@ -583,7 +583,7 @@ def test_tickets_that_do_not_fit_are_refused():
     number = jax.tree.map(lambda m: m.astype(np.float32), one.mask)
     refused("dtype float32; it must be bool", found=[[_with(one, mask=number), other]])
     kept = toys.only(toys.many_chains(), "lr_rewind", steps=12)
-    refused("'random_mask' trains weights that no ticket", plan=kept)
+    refused("'random_mask' begins from weights that no ticket", plan=kept)
 
 
 # --- what makes no sense --------------------------------------------------------------

@@ -43,8 +43,9 @@ def retrain(
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
       replicas: the ids of the replicas, for their keys; or how many, from 0.
-      dense: the tickets of level 0 of the same chains and replicas. The arm "random_mask"
-        needs them: it trains weights that `found` has not kept.
+      dense: the tickets of level 0 of the same chains and replicas. Arms need them that
+        begin from weights which `found` has not kept: "random_mask" trains them, and
+        "constant" and "constant_signed" look at all of a layer.
       where: devices, who watches; checkpoints go into its folder.
 
     Returns:
@@ -70,15 +71,19 @@ def retrain(
     execution = (where.execution or default_execution()).check()
     bench = levels.set_up(task, tx, plan, ids, execution, where=where)
     mask, networks = store.stack(task, found)
-    if dense is not None:
-        rest = store.stack(task, dense)[1].params
+    own = None if dense is None else store.stack(task, dense)[1]
+    if own is not None:
         params = jax.tree.map(
-            lambda m, p, r: np.where(m, p, r), mask, networks.params, rest
+            lambda m, p, r: np.where(m, p, r), mask, networks.params, own.params
         )
         networks = networks._replace(params=params)
     mask, networks = execution.spread((mask, networks))
     kept = _trunks_of_fresh_draws(bench, levels.first_kept(bench, where), where)
     kept = kept._replace(mask=mask)
+    if own is not None:
+        # The dense networks are the rows' own, but where these are fresh draws.
+        fresh, of_rows = bench.rows.having("fresh"), trees.rows(own, bench.rows.pair)
+        kept = kept._replace(trunk=levels.where_rows(fresh, kept.trunk, of_rows))
     runs = levels.starts(bench, kept, max(level, 1), where, networks)
     bench, early = results.settled(bench, where, level, 0)
     done = training.train(
@@ -181,7 +186,7 @@ def _check(
         return
     if any(chain.keeps_weights for chain in plan.chains):
         raise ValueError(
-            f"arms: {lost[0]!r} trains weights that no ticket of a chain with "
+            f"arms: {lost[0]!r} begins from weights that no ticket of a chain with "
             "retrain='lr_rewind' or 'finetune' has kept; leave it out"
         )
     if dense is None:

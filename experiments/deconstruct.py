@@ -1,0 +1,596 @@
+"""What of a ticket matters?  Masks, signs and zeros, taken apart.
+
+    python -m experiments.deconstruct                          # MLP on MNIST-1D
+    python -m experiments.deconstruct lenet-fashion
+
+Trains a dense network per replica, prunes it once, layer by layer, to several densities,
+and varies one thing at a time: the criterion by which weights are kept; what the kept ones
+start from (signs or magnitudes drawn anew, shuffled, made constant); what the pruned ones
+are (0, or frozen at their initial value). All variants of all replicas train together. And
+how good is each mask on weights that were never trained?
+
+Zhou, Lan, Liu and Yosinski, Deconstructing Lottery Tickets: Zeros, Signs, and the
+Supermask, 2019, sections 2 to 5.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import display, metrics, presets, recipes
+from experiments.display import Judged, Rows, mean_range
+from experiments.experiment import Experiment, Outcome, dataset
+from experiments.identity import FREE, Where
+from experiments.recipes import Recipe, Setup, make_optimizer, make_task, parse_step
+from lottery_jax import (
+    errors,
+    imp,
+    keys,
+    masks,
+    plots,
+    scores,
+    tasks,
+    training,
+    trees,
+    verdicts,
+)
+from lottery_jax.execution import Where as Place
+from lottery_jax.imp.levels import prune_chain
+from lottery_jax.tasks.anchored import ACTIONS, Action
+from lottery_jax.types import Mask, Network, Params, Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Criterion = Literal[
+    "large_final",
+    "small_final",
+    "large_init",
+    "small_init",
+    "large_init_large_final",
+    "small_init_small_final",
+    "magnitude_increase",
+    "movement",
+    "random",
+    "large_final_same_sign",
+    "large_final_diff_sign",
+    "magnitude_increase_same_sign",
+    "magnitude_increase_diff_sign",
+]
+Start = Literal[
+    "reinit",
+    "reinit_signed",
+    "shuffled_weights",
+    "shuffled_weights_signed",
+    "constant",
+    "constant_signed",
+]
+
+UNTRAINED: tuple[Criterion, ...] = Criterion.__args__  # type: ignore[attr-defined]
+"""Criteria whose masks are tried on weights that were never trained: all."""
+
+RETRAINED: tuple[Criterion, ...] = UNTRAINED[:9]
+STARTS: tuple[Start, ...] = Start.__args__  # type: ignore[attr-defined]
+WEIGHTS = ("init", "signed_constant")
+
+
+def score(criterion: Criterion) -> str:
+    """The name among `scores.SCORES` of what the paper calls a criterion."""
+    return "magnitude" if criterion == "large_final" else criterion
+
+
+@dataclass(frozen=True)
+class Config(Where, Recipe):
+    """Everything that a study is determined by, and where and how it runs."""
+
+    fraction: float = 0.2
+    """Share of the surviving weights that a level removes, where no rate says otherwise."""
+    rates: tuple[tuple[str, float], ...] = (("head", 0.1),)
+    """Pattern and fraction of some layers; the first match counts."""
+    levels: tuple[int, ...] = (1, 4, 8, 12, 16)
+    """Levels whose densities sub-networks are trained at; each is pruned at once."""
+    untrained_levels: tuple[int, ...] = (1, 2, 4, 6, 8, 10, 12, 16)
+    """Levels at which masks are tried on untrained weights."""
+    criteria: tuple[Criterion, ...] = RETRAINED
+    """Criteria whose sub-networks are trained, large_final among them."""
+    starts: tuple[Start, ...] = STARTS
+    """What the kept weights of large_final start from, beside their initial value."""
+    pruned: tuple[Action, ...] = ACTIONS[1:]
+    """What the pruned weights of large_final are, beside 0."""
+    every: int = 500
+    """Steps of a segment; checkpoints are written between segments."""
+    replicas: int = field(default=3, metadata=FREE)
+    """Independent runs, each with its own initialisation and noise."""
+
+
+# --- running --------------------------------------------------------------------------
+
+
+def chain(cfg: Config, criterion: Criterion, level: int | None = None) -> imp.Chain:
+    """The procedure that makes a mask: the trained dense network, pruned at once."""
+    return imp.Chain(
+        name=criterion if level is None else f"{criterion} at level {level}",
+        densities=imp.Geometric(cfg.fraction, (*cfg.rates, (".", cfg.fraction))),
+        one_shot=True,
+        scope="layerwise",
+        score=score(criterion),
+    )
+
+
+def plan(cfg: Config, steps: int, chains: Sequence[imp.Chain], *arms: str) -> imp.Plan:
+    """The protocol of some chains; errors name the field."""
+    return imp.check(
+        imp.Plan(
+            steps=steps,
+            chains=tuple(chains),
+            arms=("ticket", *arms),
+            validate_every=cfg.every,
+            seed=cfg.seed,
+        )
+    )
+
+
+def prepare(cfg: Config) -> Setup:
+    """Task, optimizer and protocol; errors name the field."""
+    for name, valid in (
+        ("criteria", UNTRAINED),
+        ("starts", STARTS),
+        ("pruned", ACTIONS[1:]),
+    ):
+        given = errors.names(name, getattr(cfg, name))
+        for one_ in given:
+            errors.one_of(name, one_, valid)
+        if len(set(given)) < len(given):
+            raise ValueError(f"{name}={given}; they must all be different")
+    if "large_final" not in cfg.criteria:
+        raise ValueError(f"criteria={cfg.criteria}; 'large_final' must be among them")
+    task = make_task(cfg)
+    steps = parse_step(cfg, "steps", task.steps_per_epoch)
+    protocol = plan(cfg, steps, [chain(cfg, one_) for one_ in cfg.criteria])
+    for name in ("levels", "untrained_levels"):
+        given = errors.wholes(name, getattr(cfg, name), 1)
+        errors.some_different(name, given)
+        for level in given:
+            counts(cfg, task, level, name)
+    return Setup(cfg, task, make_optimizer(cfg, task.steps_per_epoch), protocol)
+
+
+def counts(cfg: Config, task: Task, level: int, name: str = "levels") -> np.ndarray:
+    """How many weights a level keeps: in all, and in each prunable leaf, int32.
+
+    Raises:
+      ValueError: no rate fits, or a layer would be left without any weight; names it.
+    """
+    params, flags = task.shapes[0], masks.of_task(task)
+    try:
+        found = imp.keep_counts(chain(cfg, "large_final"), params, level, flags)
+    except ValueError as error:  # in the words of the configuration
+        raise ValueError(str(error).replace("by_layer", "rates")) from None
+    layers = [
+        path
+        for path, take in zip(trees.paths(params), masks.resolve(params, flags))
+        if take
+    ]
+    for layer, number in zip(layers, found[1:]):
+        if number == 0:
+            raise ValueError(
+                f"{name}: level {level} would leave the layer {layer!r} without any "
+                "weight, whatever the criterion; leave it out, or lower the rates"
+            )
+    return found
+
+
+def cut(
+    setup: Setup,
+    criterion: Criterion,
+    levels: Sequence[int],
+    ids: Sequence[int],
+    networks: tuple[Network, Network],
+) -> list[Mask]:
+    """The masks of a criterion, `[R, ...]` each, by level.
+
+    Args:
+      setup: of the study.
+      criterion: by which weights are kept.
+      levels: whose counts are kept in each layer.
+      ids: of the replicas.
+      networks: of the replicas, before and after training.
+    """
+    cfg, task, _, _ = setup
+    keep = jnp.asarray(np.stack([counts(cfg, task, level) for level in levels]))
+    places: dict[str, Any] = dict(prunable=masks.of_task(task), exclude=task.exclude)
+    own = chain(cfg, criterion)
+
+    def of_replica(key: Any, initial: Params, trained: Params) -> Mask:
+        inputs = scores.Inputs(trained, masks.ones_like(trained), initial)
+        # One draw for all levels, so that random masks are nested like the others.
+        return jax.vmap(lambda n: prune_chain(own, key, inputs, n, **places))(keep)
+
+    key = keys.of_replicas(cfg.seed, ids).score
+    before, after = (network.params for network in networks)
+    found = trees.host(jax.vmap(of_replica)(key, before, after))
+    return [jax.tree.map(lambda m, i=i: m[:, i], found) for i in range(len(levels))]
+
+
+def retrained(
+    setup: Setup,
+    task: Task,
+    protocol: imp.Plan,
+    found: Sequence[Mask],
+    networks: Network | Sequence[Network],
+    ids: list[int],
+    where: Place,
+    dense: Network | None = None,
+) -> np.ndarray:
+    """What sub-networks are compared by after training, `[chain, arm, replica]`.
+
+    Args:
+      setup: of the study.
+      task: what is trained, on its networks.
+      protocol: chains and arms.
+      found: a mask for each chain, `[R, ...]`.
+      networks: what they start from, for all or for each.
+      ids: of the replicas.
+      where: it runs.
+      dense: the networks that they were pruned from, at step 0.
+
+    Returns:
+      nan for those that diverged.
+    """
+    whole = None
+    if dense is not None:
+        full = jax.tree.map(lambda p: np.ones(p.shape, bool), dense.params)
+        whole = imp.tickets_from([full] * len(found), dense)
+    study = imp.retrain(
+        task,
+        setup.tx,
+        protocol,
+        imp.tickets_from(found, networks),
+        level=1,
+        replicas=ids,
+        dense=whole,
+        where=where,
+    )
+    value = study.records[f"test_{recipes.metric(setup.cfg).name}"][1][..., 0]
+    diverged = study.records["diverged"][1][..., 0] != 0
+    return np.where(diverged, np.nan, value)
+
+
+def untrained(
+    setup: Setup, found: Sequence[Mask], initial: Network, where: Place
+) -> np.ndarray:
+    """Masks on weights that were never trained, `[weights, level, replica]`.
+
+    Args:
+      setup: of the study.
+      found: masks, by level, `[R, ...]` each.
+      initial: the networks at initialisation.
+      where: it runs.
+    """
+    task, flags = setup.task, masks.of_task(setup.task)
+    signed = jax.vmap(
+        lambda p: imp.arms.with_signs(imp.arms.constants(p), p, flags, p)
+    )(initial.params)
+    stack = [
+        initial._replace(params=masks.apply(mask, params))
+        for params in (initial.params, signed)
+        for mask in found
+    ]
+    networks = trees.concatenate(trees.host(stack))
+    value = training.evaluate(task, networks, "test", where=where.aside())
+    name = recipes.metric(setup.cfg).name
+    return value[name].reshape(len(WEIGHTS), len(found), -1)
+
+
+def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
+    """Trains dense networks, takes them apart, and trains the parts."""
+    cfg, task, tx, protocol = setup
+    metric, steps, levels = recipes.metric(cfg), protocol.steps, cfg.levels
+    with display.watched(where, last=1, metric=metric) as place:
+        own = keys.of_replicas(cfg.seed, ids)
+        runs = training.fresh(task, tx, own.init, own.noise, where=place)
+        initial = trees.host(runs.state.network)
+        done = training.train(
+            task, tx, runs, steps, every=cfg.every, stage="dense networks",
+            where=place.below("dense"),
+        )  # fmt: skip
+        trained = trees.host(done.networks)
+        dense = training.evaluate(task, done.networks, "test", where=place.aside())
+
+        def masks_of(criterion: Criterion, at: Sequence[int] = levels) -> list[Mask]:
+            return cut(setup, criterion, at, ids, (initial, trained))
+
+        def at_levels(*criteria: Criterion) -> list[imp.Chain]:
+            return [chain(cfg, one_, level) for one_ in criteria for level in levels]
+
+        before = [
+            untrained(setup, masks_of(one_, cfg.untrained_levels), initial, place)
+            for one_ in UNTRAINED
+        ]
+        large = masks_of("large_final")
+        by_start = retrained(
+            setup, task, plan(cfg, steps, at_levels("large_final"), *cfg.starts),
+            large, initial, ids, place.below("starts"), initial,
+        ).swapaxes(0, 1)  # fmt: skip
+        rewound = by_start[:1]
+
+        others = tuple(one_ for one_ in cfg.criteria if one_ != "large_final")
+        by_criterion, by_pruned = rewound, rewound
+        if others:
+            found = [mask for one_ in others for mask in masks_of(one_)]
+            after = retrained(
+                setup, task, plan(cfg, steps, at_levels(*others)),
+                found, initial, ids, place.below("criteria"),
+            ).reshape(len(others), len(levels), -1)  # fmt: skip
+            by_criterion = np.concatenate([rewound, after])
+        if cfg.pruned:
+            anchored = [
+                trees.host(tasks.anchor(initial, mask, action, trained.params))
+                for action in cfg.pruned
+                for mask in large
+            ]
+            named = [
+                replace(chain(cfg, "large_final"), name=f"{action} at level {level}")
+                for action in cfg.pruned
+                for level in levels
+            ]
+            after = retrained(
+                setup, tasks.anchored(task), plan(cfg, steps, named),
+                large * len(cfg.pruned), anchored, ids, place.below("pruned"),
+            ).reshape(len(cfg.pruned), len(levels), -1)  # fmt: skip
+            by_pruned = np.concatenate([rewound, after])
+
+    name = metric.name
+    return dataset(
+        cfg,
+        {
+            f"dense_{name}": (("replica",), dense[name].astype(float)),
+            f"criterion_{name}": (("criterion", "level", "replica"), by_criterion),
+            f"start_{name}": (("start", "level", "replica"), by_start),
+            f"pruned_{name}": (("pruned", "level", "replica"), by_pruned),
+            f"untrained_{name}": (
+                ("mask", "weights", "untrained_level", "replica"),
+                np.stack(before).astype(float),
+            ),
+            "density": (("level",), _densities(setup, levels)),
+            "untrained_density": (
+                ("untrained_level",),
+                _densities(setup, cfg.untrained_levels),
+            ),
+        },
+        {
+            "replica": ids,
+            "criterion": ["large_final", *others],
+            "start": ["ticket", *cfg.starts],
+            "pruned": ["zero", *cfg.pruned],
+            "mask": list(UNTRAINED),
+            "weights": list(WEIGHTS),
+            "level": list(levels),
+            "untrained_level": list(cfg.untrained_levels),
+        },
+    )
+
+
+def _densities(setup: Setup, levels: Sequence[int]) -> np.ndarray:
+    total = masks.total(setup.task.shapes[0], masks.of_task(setup.task))
+    kept = [counts(setup.cfg, setup.task, level)[0] for level in levels]
+    return np.array(kept) / total
+
+
+# --- what came out --------------------------------------------------------------------
+
+_PAIRS: Mapping[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "criterion": (
+        "criterion",
+        (
+            ("large_final", "magnitude_increase"),
+            *(
+                ("large_final", other)
+                for other in RETRAINED[1:]
+                if other != "magnitude_increase"
+            ),
+            ("magnitude_increase", "random"),
+        ),
+    ),
+    "start": (
+        "start",
+        (
+            *(("ticket", start) for start in STARTS),
+            *((f"{start}_signed", start) for start in STARTS[::2]),
+        ),
+    ),
+    "pruned": (
+        "pruned",
+        (("zero", "freeze"), ("freeze_grown", "zero"), ("freeze_grown_all", "zero")),
+    ),
+}
+"""What is compared with what, in each of three families: first the one that should win."""
+
+
+def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
+    """At each density: what is better than what, and is a mask alone above chance?"""
+    metric = recipes.metric(cfg)
+    replicas = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
+    judged = []
+
+    def better(family: str, at: "xr.DataArray", a: str, b: str, where: Any) -> None:
+        claim = f"{a} better than {b}"
+        verdict = verdicts.better(
+            at.sel({family: a}).values,
+            at.sel({family: b}).values,
+            claim=claim,
+            metric=metric,
+            replicas=replicas,
+        )
+        judged.append(Judged({"family": family} | where, claim, verdict))
+
+    for family, (_, pairs) in _PAIRS.items():
+        values, there = results[f"{family}_{metric.name}"], results[family].values
+        for a, b in pairs:
+            for level in results["level"].values:
+                if a in there and b in there:
+                    where = {
+                        "level": int(level),
+                        "density": float(results["density"].sel(level=level)),
+                    }
+                    better(family, values.sel(level=level), a, b, where)
+    values = results[f"untrained_{metric.name}"]
+    for weights in results["weights"].values:
+        for level in results["untrained_level"].values:
+            at = values.sel(weights=weights, untrained_level=level)
+            density = results["untrained_density"].sel(untrained_level=level)
+            where = {"weights": str(weights), "level": int(level)}
+            where |= {"density": float(density)}
+            for other in ("large_final", "random"):
+                better("mask", at, "large_final_same_sign", other, where)
+    return judged
+
+
+def tables(outcome: Outcome) -> list[Rows]:
+    """The three families by density, and the masks on untrained weights at their best."""
+    results, metric = outcome.results, outcome.metric
+    shown = metrics.quality(metric)
+    what = f"Test {shown.name} in {shown.unit}: mean [min, max] of "
+    what += f"{results.sizes['replica']} replicas; columns are weights remaining"
+    density = [f"{100 * x:.1f}%" for x in results["density"].values]
+    out = []
+    for family, title in _TITLES.items():
+        values = shown.of(results[f"{family}_{metric.name}"])
+        rows = [
+            [
+                str(name),
+                *(
+                    mean_range(values.sel({family: name, "level": level}).values, 1)
+                    for level in results["level"].values
+                ),
+            ]
+            for name in results[family].values
+        ]
+        out.append(Rows(f"{title}. {what}", [family, *density], rows))
+    values = shown.of(results[f"untrained_{metric.name}"])
+    rows = []
+    for name in results["mask"].values:
+        row = [str(name)]
+        for weights in results["weights"].values:
+            at = values.sel(mask=name, weights=weights)
+            mean = at.mean("replica")
+            best = int((mean if metric.better == "lower" else mean).argmax())
+            if shown.name == metric.name and metric.better == "lower":
+                best = int(mean.argmin())
+            share = 100 * float(results["untrained_density"][best])
+            row.append(
+                f"{mean_range(at.isel(untrained_level=best).values, 1)} at {share:.1f}%"
+            )
+        rows.append(row)
+    title = (
+        f"Untrained weights under masks, at the density where the mean is best. {what}"
+    )
+    out.append(Rows(title, ["mask", *map(str, results["weights"].values)], rows))
+    return out
+
+
+_TITLES = {
+    "criterion": "Which weights are kept",
+    "start": "What the kept weights of large_final start from",
+    "pruned": "What the pruned weights of large_final are",
+}
+
+
+def conclusions(outcome: Outcome) -> list[str]:
+    """For each comparison its differences by density, with intervals."""
+    lines = []
+    metric = outcome.metric
+    groups = dict.fromkeys(
+        (one_.where["family"], one_.where.get("weights", ""), one_.claim)
+        for one_ in outcome.judged
+    )
+    for family, weights, claim in groups:
+        mine = [
+            one_
+            for one_ in outcome.judged
+            if (one_.where["family"], one_.where.get("weights", ""), one_.claim)
+            == (family, weights, claim)
+        ]
+        text = "; ".join(
+            f"{100 * one_.where['density']:.1f}%: {one_.verdict.answer} "
+            f"({metric.text(one_.verdict.estimate)} "
+            f"[{metric.text(one_.verdict.low)}, {metric.text(one_.verdict.high)}])"
+            for one_ in mine
+        )
+        untrained_ = f"untrained {weights.replace('_', ' ')}: " if weights else ""
+        lines.append(f"{untrained_}{claim.replace('_', ' ')}: {text}")
+    unit = metrics.difference(metric)
+    lines.append(
+        f"In brackets: difference of {unit.name} in {unit.unit}, first minus second, with "
+        f"its paired 95% interval over n = {outcome.results.sizes['replica']} replicas."
+    )
+    return lines
+
+
+def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """The three families against density, and the masks on untrained weights."""
+    results, metric = outcome.results, outcome.metric
+    shown = metrics.quality(metric)
+    of = f"{outcome.networks}\nmean of {results.sizes['replica']} replicas, bars: min to max"
+    dense = float(shown.of(results[f"dense_{metric.name}"]).mean())
+    for family, title in _TITLES.items():
+        values = shown.of(results[f"{family}_{metric.name}"])
+        yield (
+            family,
+            plots.against_density(
+                results["density"].values,
+                {
+                    str(name): values.sel({family: name})
+                    .transpose("replica", "level")
+                    .values
+                    for name in results[family].values
+                },
+                ylabel=f"test {shown.name} after training ({shown.unit})",
+                title=f"{title}: {of}",
+                baseline=dense,
+            ),
+        )
+    values = shown.of(results[f"untrained_{metric.name}"])
+    for weights in results["weights"].values:
+        at = values.sel(weights=weights).transpose("mask", "replica", "untrained_level")
+        yield (
+            f"untrained_{weights}",
+            plots.against_density(
+                results["untrained_density"].values,
+                {str(name): at.sel(mask=name).values for name in _DRAWN},
+                ylabel=f"test {shown.name} without training ({shown.unit})",
+                title=f"Masks on untrained weights ({str(weights).replace('_', ' ')}): {of}",
+            ),
+        )
+
+
+_DRAWN = tuple(name for name in UNTRAINED if not name.startswith("small_init"))
+"""As many as colours can tell apart; the tables have all."""
+
+
+PRESETS = presets.make(Config, presets.DECONSTRUCT)
+
+EXPERIMENT = Experiment(
+    name="deconstruct",
+    about=__doc__ or "",
+    config=Config,
+    presets=PRESETS,
+    tiny="--model mlp-4 --subset 200 --steps 2it --levels 1 --untrained-levels 1 2 "
+    "--criteria large_final random --starts constant reinit_signed --pruned freeze "
+    "--replicas 2",
+    prepare=prepare,
+    one=one,
+    judge=judge,
+    tables=tables,
+    figures=figures,
+    conclusions=conclusions,
+)
+main = EXPERIMENT.main
+
+if __name__ == "__main__":
+    sys.exit(main())
