@@ -55,6 +55,11 @@ HASHES = {
     },
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
+    "deconstruct": {
+        "mnist1d": "abbcedd7",
+        "lenet-fashion": "08d5546d",
+        "lenet-mnist-paper": "6fc32d0c",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -74,6 +79,7 @@ FREE = {
     "rewinding": {"threshold", "tolerance", "replicas"},
     "alignment": set(),
     "curves": set(),
+    "deconstruct": {"replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 
