@@ -16,7 +16,7 @@ Supermask, 2019, sections 2 to 5.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -71,12 +71,15 @@ Start = Literal[
     "constant_signed",
 ]
 
-UNTRAINED: tuple[Criterion, ...] = Criterion.__args__  # type: ignore[attr-defined]
+UNTRAINED: tuple[Criterion, ...] = get_args(Criterion)
 """Criteria whose masks are tried on weights that were never trained: all."""
 
 RETRAINED: tuple[Criterion, ...] = UNTRAINED[:9]
-STARTS: tuple[Start, ...] = Start.__args__  # type: ignore[attr-defined]
+"""Those whose sub-networks are trained by default."""
+
+STARTS: tuple[Start, ...] = get_args(Start)
 WEIGHTS = ("init", "signed_constant")
+"""What is never trained: initial weights, and the deviation of their layer, signed."""
 
 
 def score(criterion: Criterion) -> str:
@@ -185,23 +188,45 @@ def counts(cfg: Config, task: Task, level: int, name: str = "levels") -> np.ndar
     return found
 
 
-def cut(
-    setup: Setup,
-    criterion: Criterion,
-    levels: Sequence[int],
-    ids: Sequence[int],
-    networks: tuple[Network, Network],
-) -> list[Mask]:
+class Dense(NamedTuple):
+    """What is taken apart: dense networks of some replicas.
+
+    Attributes:
+      setup: of the study.
+      ids: of the replicas.
+      initial: the networks before training, `[R, ...]`, on the host.
+      trained: those at its end.
+    """
+
+    setup: Setup
+    ids: list[int]
+    initial: Network
+    trained: Network
+
+
+def train(setup: Setup, ids: list[int], where: Place) -> Dense:
+    """Trains the dense networks."""
+    cfg, task, tx, protocol = setup
+    own = keys.of_replicas(cfg.seed, ids)
+    runs = training.fresh(task, tx, own.init, own.noise, where=where)
+    # Rows beyond the replicas fill up the devices.
+    initial = trees.rows(trees.host(runs.state.network), slice(len(ids)))
+    stage, place = "dense networks", where.below("dense")
+    done = training.train(
+        task, tx, runs, protocol.steps, every=cfg.every, stage=stage, where=place
+    )
+    return Dense(setup, ids, initial, trees.host(done.networks))
+
+
+def cut(dense: Dense, criterion: Criterion, levels: Sequence[int]) -> list[Mask]:
     """The masks of a criterion, `[R, ...]` each, by level.
 
     Args:
-      setup: of the study.
+      dense: the networks.
       criterion: by which weights are kept.
       levels: whose counts are kept in each layer.
-      ids: of the replicas.
-      networks: of the replicas, before and after training.
     """
-    cfg, task, _, _ = setup
+    cfg, task, _, _ = dense.setup
     keep = jnp.asarray(np.stack([counts(cfg, task, level) for level in levels]))
     places: dict[str, Any] = dict(prunable=masks.of_task(task), exclude=task.exclude)
     own = chain(cfg, criterion)
@@ -211,68 +236,27 @@ def cut(
         # One draw for all levels, so that random masks are nested like the others.
         return jax.vmap(lambda n: prune_chain(own, key, inputs, n, **places))(keep)
 
-    key = keys.of_replicas(cfg.seed, ids).score
-    before, after = (network.params for network in networks)
+    key = keys.of_replicas(cfg.seed, dense.ids).score
+    before, after = dense.initial.params, dense.trained.params
     found = trees.host(jax.vmap(of_replica)(key, before, after))
     return [jax.tree.map(lambda m, i=i: m[:, i], found) for i in range(len(levels))]
 
 
-def retrained(
-    setup: Setup,
-    task: Task,
-    protocol: imp.Plan,
-    found: Sequence[Mask],
-    networks: Network | Sequence[Network],
-    ids: list[int],
-    where: Place,
-    dense: Network | None = None,
-) -> np.ndarray:
-    """What sub-networks are compared by after training, `[chain, arm, replica]`.
-
-    Args:
-      setup: of the study.
-      task: what is trained, on its networks.
-      protocol: chains and arms.
-      found: a mask for each chain, `[R, ...]`.
-      networks: what they start from, for all or for each.
-      ids: of the replicas.
-      where: it runs.
-      dense: the networks that they were pruned from, at step 0.
-
-    Returns:
-      nan for those that diverged.
-    """
-    whole = None
-    if dense is not None:
-        full = jax.tree.map(lambda p: np.ones(p.shape, bool), dense.params)
-        whole = imp.tickets_from([full] * len(found), dense)
-    study = imp.retrain(
-        task,
-        setup.tx,
-        protocol,
-        imp.tickets_from(found, networks),
-        level=1,
-        replicas=ids,
-        dense=whole,
-        where=where,
-    )
-    value = study.records[f"test_{recipes.metric(setup.cfg).name}"][1][..., 0]
-    diverged = study.records["diverged"][1][..., 0] != 0
-    return np.where(diverged, np.nan, value)
+def tested(dense: Dense, networks: Network, where: Place) -> np.ndarray:
+    """What networks are compared by, on the test set, `[networks]`."""
+    found = training.evaluate(dense.setup.task, networks, "test", where=where.aside())
+    return found[recipes.metric(dense.setup.cfg).name].astype(float)
 
 
-def untrained(
-    setup: Setup, found: Sequence[Mask], initial: Network, where: Place
-) -> np.ndarray:
+def untrained(dense: Dense, found: Sequence[Mask], where: Place) -> np.ndarray:
     """Masks on weights that were never trained, `[weights, level, replica]`.
 
     Args:
-      setup: of the study.
+      dense: the networks.
       found: masks, by level, `[R, ...]` each.
-      initial: the networks at initialisation.
       where: it runs.
     """
-    task, flags = setup.task, masks.of_task(setup.task)
+    flags, initial = masks.of_task(dense.setup.task), dense.initial
     signed = jax.vmap(
         lambda p: imp.arms.with_signs(imp.arms.constants(p), p, flags, p)
     )(initial.params)
@@ -281,84 +265,129 @@ def untrained(
         for params in (initial.params, signed)
         for mask in found
     ]
-    networks = trees.concatenate(trees.host(stack))
-    value = training.evaluate(task, networks, "test", where=where.aside())
-    name = recipes.metric(setup.cfg).name
-    return value[name].reshape(len(WEIGHTS), len(found), -1)
+    value = tested(dense, trees.concatenate(trees.host(stack)), where)
+    return value.reshape(len(WEIGHTS), len(found), -1)
+
+
+def retrained(
+    dense: Dense,
+    task: Task,
+    protocol: imp.Plan,
+    found: Sequence[Mask],
+    networks: Network | Sequence[Network],
+    where: Place,
+) -> np.ndarray:
+    """What sub-networks are compared by after training, `[chain, arm, replica]`.
+
+    Args:
+      dense: the networks.
+      task: what is trained, on its networks.
+      protocol: chains and arms.
+      found: a mask for each chain, `[R, ...]`.
+      networks: what they start from, for all or for each.
+      where: it runs.
+
+    Returns:
+      nan for those that diverged.
+    """
+    whole = None
+    if isinstance(networks, Network):
+        full = jax.tree.map(lambda p: np.ones(p.shape, bool), networks.params)
+        whole = imp.tickets_from([full] * len(found), networks)
+    study = imp.retrain(
+        task,
+        dense.setup.tx,
+        protocol,
+        imp.tickets_from(found, networks),
+        level=1,
+        replicas=dense.ids,
+        dense=whole,
+        where=where,
+    )
+    metric = recipes.metric(dense.setup.cfg)
+    value = study.records[f"test_{metric.name}"][1][..., 0]
+    diverged = study.records["diverged"][1][..., 0] != 0
+    return np.where(diverged, np.nan, value)
+
+
+def by_start(dense: Dense, where: Place) -> np.ndarray:
+    """What the kept weights of large_final start from, `[start, level, replica]`."""
+    cfg, task, _, whole = dense.setup
+    chains = [chain(cfg, "large_final", level) for level in cfg.levels]
+    found = cut(dense, "large_final", cfg.levels)
+    protocol = plan(cfg, whole.steps, chains, *cfg.starts)
+    value = retrained(dense, task, protocol, found, dense.initial, where)
+    return value.swapaxes(0, 1)
+
+
+def by_criterion(dense: Dense, where: Place) -> np.ndarray:
+    """All criteria but large_final, `[criterion, level, replica]`."""
+    cfg, task, _, whole = dense.setup
+    others = _others(cfg)
+    chains = [chain(cfg, one_, level) for one_ in others for level in cfg.levels]
+    found = [mask for one_ in others for mask in cut(dense, one_, cfg.levels)]
+    protocol = plan(cfg, whole.steps, chains)
+    value = retrained(dense, task, protocol, found, dense.initial, where)
+    return value.reshape(len(others), len(cfg.levels), -1)
+
+
+def by_pruned(dense: Dense, where: Place) -> np.ndarray:
+    """What the pruned weights of large_final are, `[action, level, replica]`."""
+    cfg, task, _, whole = dense.setup
+    found = cut(dense, "large_final", cfg.levels)
+    own = chain(cfg, "large_final")
+    chains = [
+        replace(own, name=f"{action} at level {level}")
+        for action in cfg.pruned
+        for level in cfg.levels
+    ]
+    starts = [
+        trees.host(tasks.anchor(dense.initial, mask, action, dense.trained.params))
+        for action in cfg.pruned
+        for mask in found
+    ]
+    protocol, task = plan(cfg, whole.steps, chains), tasks.anchored(task)
+    found = found * len(cfg.pruned)
+    value = retrained(dense, task, protocol, found, starts, where)
+    return value.reshape(len(cfg.pruned), len(cfg.levels), -1)
+
+
+def _others(cfg: Config) -> tuple[Criterion, ...]:
+    """The criteria whose sub-networks are trained beside those of large_final."""
+    return tuple(one_ for one_ in cfg.criteria if one_ != "large_final")
 
 
 def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """Trains dense networks, takes them apart, and trains the parts."""
-    cfg, task, tx, protocol = setup
-    metric, steps, levels = recipes.metric(cfg), protocol.steps, cfg.levels
+    cfg, metric = setup.cfg, recipes.metric(setup.cfg)
     with display.watched(where, last=1, metric=metric) as place:
-        own = keys.of_replicas(cfg.seed, ids)
-        runs = training.fresh(task, tx, own.init, own.noise, where=place)
-        # Rows beyond the replicas fill up the devices.
-        initial = trees.rows(trees.host(runs.state.network), slice(len(ids)))
-        done = training.train(
-            task, tx, runs, steps, every=cfg.every, stage="dense networks",
-            where=place.below("dense"),
-        )  # fmt: skip
-        trained = trees.host(done.networks)
-        dense = training.evaluate(task, done.networks, "test", where=place.aside())
-
-        def masks_of(criterion: Criterion, at: Sequence[int] = levels) -> list[Mask]:
-            return cut(setup, criterion, at, ids, (initial, trained))
-
-        def at_levels(*criteria: Criterion) -> list[imp.Chain]:
-            return [chain(cfg, one_, level) for one_ in criteria for level in levels]
-
+        dense = train(setup, ids, place)
+        whole = tested(dense, dense.trained, place)
         before = [
-            untrained(setup, masks_of(one_, cfg.untrained_levels), initial, place)
+            untrained(dense, cut(dense, one_, cfg.untrained_levels), place)
             for one_ in UNTRAINED
         ]
-        large = masks_of("large_final")
-        by_start = retrained(
-            setup, task, plan(cfg, steps, at_levels("large_final"), *cfg.starts),
-            large, initial, ids, place.below("starts"), initial,
-        ).swapaxes(0, 1)  # fmt: skip
-        rewound = by_start[:1]
-
-        others = tuple(one_ for one_ in cfg.criteria if one_ != "large_final")
-        by_criterion, by_pruned = rewound, rewound
-        if others:
-            found = [mask for one_ in others for mask in masks_of(one_)]
-            after = retrained(
-                setup, task, plan(cfg, steps, at_levels(*others)),
-                found, initial, ids, place.below("criteria"),
-            ).reshape(len(others), len(levels), -1)  # fmt: skip
-            by_criterion = np.concatenate([rewound, after])
+        starts = by_start(dense, place.below("starts"))
+        # The ticket itself is the first of each family.
+        criteria = pruned = starts[:1]
+        if _others(cfg):
+            after = by_criterion(dense, place.below("criteria"))
+            criteria = np.concatenate([criteria, after])
         if cfg.pruned:
-            anchored = [
-                trees.host(tasks.anchor(initial, mask, action, trained.params))
-                for action in cfg.pruned
-                for mask in large
-            ]
-            named = [
-                replace(chain(cfg, "large_final"), name=f"{action} at level {level}")
-                for action in cfg.pruned
-                for level in levels
-            ]
-            after = retrained(
-                setup, tasks.anchored(task), plan(cfg, steps, named),
-                large * len(cfg.pruned), anchored, ids, place.below("pruned"),
-            ).reshape(len(cfg.pruned), len(levels), -1)  # fmt: skip
-            by_pruned = np.concatenate([rewound, after])
-
+            pruned = np.concatenate([pruned, by_pruned(dense, place.below("pruned"))])
     name = metric.name
     return dataset(
         cfg,
         {
-            f"dense_{name}": (("replica",), dense[name].astype(float)),
-            f"criterion_{name}": (("criterion", "level", "replica"), by_criterion),
-            f"start_{name}": (("start", "level", "replica"), by_start),
-            f"pruned_{name}": (("pruned", "level", "replica"), by_pruned),
+            f"dense_{name}": (("replica",), whole),
+            f"criterion_{name}": (("criterion", "level", "replica"), criteria),
+            f"start_{name}": (("start", "level", "replica"), starts),
+            f"pruned_{name}": (("pruned", "level", "replica"), pruned),
             f"untrained_{name}": (
                 ("mask", "weights", "untrained_level", "replica"),
-                np.stack(before).astype(float),
+                np.stack(before),
             ),
-            "density": (("level",), _densities(setup, levels)),
+            "density": (("level",), _densities(setup, cfg.levels)),
             "untrained_density": (
                 ("untrained_level",),
                 _densities(setup, cfg.untrained_levels),
@@ -366,12 +395,12 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
         },
         {
             "replica": ids,
-            "criterion": ["large_final", *others],
+            "criterion": ["large_final", *_others(cfg)],
             "start": ["ticket", *cfg.starts],
             "pruned": ["zero", *cfg.pruned],
             "mask": list(UNTRAINED),
             "weights": list(WEIGHTS),
-            "level": list(levels),
+            "level": list(cfg.levels),
             "untrained_level": list(cfg.untrained_levels),
         },
     )

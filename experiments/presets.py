@@ -321,10 +321,11 @@ DECONSTRUCT: Table = {
         dict(validation=0, steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas, five "
-        "densities. Some minutes.",
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,200 steps, 3 replicas, four "
+        "densities. Some minutes on 2 cores.",
         {
-            **_LENET, "validation": 0, "initializer": "glorot_normal", "steps": "1500it",
+            **_LENET, "validation": 0, "initializer": "glorot_normal", "steps": "1200it",
+            "levels": (1, 4, 8, 14), "untrained_levels": (1, 2, 4, 8, 12, 16), "every": 400,
         },
     ),
     "lenet-mnist-paper": (

@@ -462,7 +462,8 @@ def test_masks_of_criteria_have_their_counts_and_are_nested():
         lj.types.Network(lj.trees.stack(inits[i : i + 2]), {}) for i in (0, 2)
     )
     for criterion in deconstruct.UNTRAINED:
-        found = deconstruct.cut(setup, criterion, (1, 3), (0, 1), (before, after))
+        dense = deconstruct.Dense(setup, [0, 1], before, after)
+        found = deconstruct.cut(dense, criterion, (1, 3))
         for level, masks in zip((1, 3), found):
             expected = deconstruct.counts(cfg, setup.task, level)[1:]
             for row in range(2):

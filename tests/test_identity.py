@@ -57,7 +57,7 @@ HASHES = {
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
     "deconstruct": {
         "mnist1d": "abbcedd7",
-        "lenet-fashion": "08d5546d",
+        "lenet-fashion": "89bedf2f",
         "lenet-mnist-paper": "6fc32d0c",
     },
 }
