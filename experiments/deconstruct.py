@@ -515,8 +515,8 @@ def tables(outcome: Outcome) -> list[Rows]:
 
 _TITLES = {
     "criterion": "Which weights are kept",
-    "start": "What the kept weights of large_final start from",
-    "pruned": "What the pruned weights of large_final are",
+    "start": "What the kept weights of large final start from",
+    "pruned": "What the pruned weights of large final are",
 }
 
 

@@ -90,7 +90,7 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9 if len(values) <= 9 else 7)
     return figure
 
 
