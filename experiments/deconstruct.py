@@ -561,7 +561,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
                     for name in results[family].values
                 },
                 ylabel=f"test {shown.name} after training ({shown.unit})",
-                title=f"{title}: {of}",
+                title=f"{title}\n{of}",
                 baseline=dense,
             ),
         )
@@ -574,7 +574,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
                 results["untrained_density"].values,
                 {str(name): at.sel(mask=name).values for name in _DRAWN},
                 ylabel=f"test {shown.name} without training ({shown.unit})",
-                title=f"Masks on untrained weights ({str(weights).replace('_', ' ')}): {of}",
+                title=f"Masks on untrained weights ({str(weights).replace('_', ' ')})\n{of}",
             ),
         )
 

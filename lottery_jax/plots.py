@@ -90,7 +90,9 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9 if len(values) <= 9 else 7)
+    # Many lines leave no room for their names among them.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(values) > 9 else {}
+    axes.legend(frameon=False, fontsize=9, **beside)
     return figure
 
 
