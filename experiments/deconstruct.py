@@ -153,6 +153,10 @@ def prepare(cfg: Config) -> Setup:
     if "large_final" not in cfg.criteria:
         raise ValueError(f"criteria={cfg.criteria}; 'large_final' must be among them")
     task = make_task(cfg)
+    try:
+        trees.matching(task.shapes[0], tuple(dict(cfg.rates)))
+    except ValueError as error:
+        raise ValueError(f"rates: {error}") from None
     steps = parse_step(cfg, "steps", task.steps_per_epoch)
     protocol = plan(cfg, steps, [chain(cfg, one_) for one_ in cfg.criteria])
     for name in ("levels", "untrained_levels"):

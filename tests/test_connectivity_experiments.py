@@ -444,8 +444,8 @@ def test_what_is_varied_of_a_ticket_is_compared_with_the_ticket_itself(finished)
     for family, name in (("criterion", "large_final"), ("pruned", "zero")):
         at = results[f"{family}_error"].sel({family: name})
         np.testing.assert_array_equal(at, ticket)
-    # Layerwise: a fifth of both layers' 176 weights, a tenth of the head's 40.
-    np.testing.assert_allclose(results["density"], (160 + 16 - 32 - 3 + 36) / 216)
+    # A fifth of the first layer's 160 weights goes, a tenth of the head's 40.
+    np.testing.assert_allclose(results["density"], (128 + 36) / 200)
     for name in ("criterion", "start", "pruned", "untrained_init"):
         assert (folder / "figures" / f"{name}.png").exists()
     assert "ticket better than constant: " in out
@@ -483,8 +483,8 @@ def test_masks_of_criteria_have_their_counts_and_are_nested():
     "flags, message",
     [
         (
-            "--levels 60",
-            "levels: level 60 would leave the layer 'dense_1/kernel' without",
+            "--fraction 0.6 --levels 4",
+            "levels: level 4 would leave the layer 'dense_1/kernel' without",
         ),
         ("--untrained-levels 0", "untrained_levels=0; it must be 1 or more"),
         ("--levels 2 2", "levels=(2, 2); there must be some, all different"),
