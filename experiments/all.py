@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from experiments import alignment, curves, imp, instability, rewinding, strong_lth
+from experiments import (
+    alignment,
+    curves,
+    deconstruct,
+    imp,
+    instability,
+    rewinding,
+    strong_lth,
+)
 from experiments.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment[Any], ...] = (
@@ -11,5 +19,6 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     rewinding.EXPERIMENT,
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
+    deconstruct.EXPERIMENT,
     strong_lth.EXPERIMENT,
 )

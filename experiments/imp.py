@@ -57,7 +57,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Arm = Literal[
-    "ticket", "reinit", "reinit_raw", "random_mask", "shuffled_weights", "small_dense"
+    "ticket",
+    "reinit",
+    "reinit_raw",
+    "random_mask",
+    "shuffled_weights",
+    "small_dense",
+    "reinit_signed",
+    "shuffled_weights_signed",
+    "constant",
+    "constant_signed",
 ]
 
 
@@ -236,8 +245,9 @@ def retrain(
     if len(ids) < cfg.replicas:
         raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
     found = _tickets(of, protocol, ids, level)
-    # A random mask keeps weights that the level's tickets have lost.
-    lost = level > 0 and "random_mask" in protocol.arms
+    # A random mask, say, keeps weights that the level's tickets have lost.
+    losing = {arm.name for arm in imp.ARMS if arm.lost}
+    lost = level > 0 and not losing.isdisjoint(protocol.arms)
     dense = _tickets(of, protocol, ids, 0) if lost else None
     params = setup.task.shapes[0]
     try:

@@ -329,3 +329,28 @@ STRONG_LTH: Table = {
         dict(**{**_LENET, "model": "lenet-100"}, validation=0, neurons=42),
     ),
 }
+
+DECONSTRUCT: Table = {
+    "mnist1d": (
+        "MLP 40-100-100-10 on MNIST-1D, Adam 5e-3, 3 replicas; no download. About a "
+        "minute on 2 cores.",
+        dict(validation=0, steps="1000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,200 steps, 3 replicas, four "
+        "densities. Some minutes on 2 cores.",
+        {
+            **_LENET, "validation": 0, "initializer": "glorot_normal", "steps": "1200it",
+            "levels": (1, 4, 8, 14), "untrained_levels": (1, 2, 4, 8, 12, 16), "every": 400,
+        },
+    ),
+    "lenet-mnist-paper": (
+        "Zhou et al.'s FC network: MNIST, Adam 1.2e-3, batch 60, 55 epochs, 24 levels, 5 "
+        "replicas. A GPU, or hours.",
+        {
+            **_LENET, "data": "mnist", "validation": 0, "initializer": "glorot_normal",
+            "steps": "55ep", "levels": tuple(range(1, 25)), "replicas": 5, "every": 5000,
+            "untrained_levels": tuple(range(1, 25)),
+        },
+    ),
+}

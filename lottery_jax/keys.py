@@ -50,6 +50,7 @@ class ReplicaKeys(NamedTuple):
       mask_shuffle: the permutation of a random mask, one for all levels.
       weight_shuffle: that of shuffled weights.
       score: scores that draw.
+      signs: the random signs of constants.
     """
 
     init: Key
@@ -59,6 +60,7 @@ class ReplicaKeys(NamedTuple):
     mask_shuffle: Key
     weight_shuffle: Key
     score: Key
+    signs: Key
 
 
 class NoiseKeys(NamedTuple):

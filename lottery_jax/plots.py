@@ -16,6 +16,10 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "shuffled_weights": ("#8661a8", "v"),
     "small_dense": ("#3f8f55", "P"),
     "dense": ("#222222", "X"),
+    "reinit_signed": ("#8c2f14", "<"),
+    "shuffled_weights_signed": ("#4b2a66", ">"),
+    "constant": ("#5cb8b2", "h"),
+    "constant_signed": ("#1f6f6b", "p"),
 }
 """Colour and marker of each arm, the same in every figure."""
 
@@ -86,7 +90,9 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    # Many lines leave no room for their names among them.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(values) > 9 else {}
+    axes.legend(frameon=False, fontsize=9, **beside)
     return figure
 
 

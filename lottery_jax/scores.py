@@ -10,6 +10,11 @@ at least, whatever the weights are: products of half-precision numbers underflow
 weights of equal score are cut by position. Of complex weights it is the magnitudes that are
 compared. Integers and bools are no weights: refused by name.
 
+The mask criteria of Zhou et al. (2019, figure 2 and section 5) ask about the initial
+weights w_i and the final ones w_f. `magnitude` is what they call large_final. Scores of
+one sign class put the other class last: there the weight goes first whose final value
+lies farthest on the wrong side of 0.
+
 Gradients are means over the batches given; the loss decides the mode of BatchNorm, and the
 losses of this library use batch statistics (training mode).
 """
@@ -42,6 +47,137 @@ def magnitude_increase(trained: Params, initial: Params) -> Scores:
     """|w_final| - |w_init|: weights that grew survive (Zhou et al. 2019, figure 2)."""
     pair = _wide(trained, "trained"), _wide(initial, "initial")
     return jax.tree.map(lambda f, i: jnp.abs(f) - jnp.abs(i), *pair)
+
+
+def small_final(trained: Params) -> Scores:
+    """-|w_final|: small weights survive, a control (Zhou et al. 2019, figure 2)."""
+    return jax.tree.map(lambda f: -jnp.abs(f), _wide(trained, "trained"))
+
+
+def large_init(initial: Params) -> Scores:
+    """|w_init|: weights that started large survive (Zhou et al. 2019, figure 2)."""
+    return jax.tree.map(jnp.abs, _wide(initial, "initial"))
+
+
+def small_init(initial: Params) -> Scores:
+    """-|w_init|: weights that started small survive (Zhou et al. 2019, figure 2)."""
+    return jax.tree.map(lambda i: -jnp.abs(i), _wide(initial, "initial"))
+
+
+def large_init_large_final(
+    trained: Params, initial: Params, mask: Mask | None = None
+) -> Scores:
+    """Weights survive that are large both at the start and at the end.
+
+    The smaller of two percentiles: that of |w_init| and that of |w_final| among the
+    survivors of the layer, so that the best n of a layer are those for which both lie
+    beyond a common percentile, whatever n is (Zhou et al. 2019, figure 2). Where two
+    weights share it, the one goes first that was the smaller at the start.
+
+    Args:
+      trained: the final weights.
+      initial: those at step 0, of the same shapes.
+      mask: the current mask; None if all survive.
+
+    Returns:
+      Percentiles (rank + 1) / survivors in (0, 1], half a rank lower where the initial
+      one is the smaller; 0 off the mask. Of equal magnitudes the first in the leaf ranks
+      lower. Ranked over all layers at once they keep one common percentile in each, and
+      do not see, as magnitudes do, that one layer's weights are larger than another's.
+
+    Raises:
+      ValueError: leaves that are no weights, or that do not fit.
+    """
+    pair = _wide(trained, "trained"), _wide(initial, "initial")
+    final, start = (jax.tree.map(jnp.abs, tree) for tree in pair)
+    return _both(final, start, mask)
+
+
+def small_init_small_final(
+    trained: Params, initial: Params, mask: Mask | None = None
+) -> Scores:
+    """Weights survive that are small both at the start and at the end, a control.
+
+    As `large_init_large_final`, of -|w_init| and -|w_final|.
+
+    Args:
+      trained: the final weights.
+      initial: those at step 0, of the same shapes.
+      mask: the current mask; None if all survive.
+    """
+    return _both(small_final(trained), small_init(initial), mask)
+
+
+def large_final_same_sign(trained: Params, initial: Params) -> Scores:
+    """w_final sign(w_init): large weights survive that kept their sign.
+
+    Those that changed it come last (Zhou et al. 2019, section 5, where all of these
+    score 0).
+    """
+    pair = _wide(trained, "trained"), _wide(initial, "initial")
+    return jax.tree.map(lambda f, i: jnp.real(f * jnp.conj(jnp.sign(i))), *pair)
+
+
+def large_final_diff_sign(trained: Params, initial: Params) -> Scores:
+    """-w_final sign(w_init): large weights survive that changed their sign, a control."""
+    return jax.tree.map(jnp.negative, large_final_same_sign(trained, initial))
+
+
+def magnitude_increase_same_sign(trained: Params, initial: Params) -> Scores:
+    """|w_final| - |w_init| of weights that kept their sign; the others come last.
+
+    (Zhou et al. 2019, section 5.)
+    """
+    return _of_class(large_final_same_sign, trained, initial)
+
+
+def magnitude_increase_diff_sign(trained: Params, initial: Params) -> Scores:
+    """|w_final| - |w_init| of weights that changed their sign, a control."""
+    return _of_class(large_final_diff_sign, trained, initial)
+
+
+_LAST = 2.0**64
+"""A power of two scales floats without rounding: their order is what it was."""
+
+_NOTHING = 2.0**-40
+"""The other class ranks below -_LAST * _NOTHING: no magnitude shrinks by so much."""
+
+
+def _of_class(
+    side: Callable[[Params, Params], Scores], trained: Params, initial: Params
+) -> Scores:
+    """How much magnitudes grew on one side of 0; below them those of the other side."""
+
+    def leaf(at: Array, grown: Array) -> Array:
+        return jnp.where(at > 0, grown, -_LAST * jnp.maximum(-at, _NOTHING))
+
+    grown = magnitude_increase(trained, initial)
+    return jax.tree.map(leaf, side(trained, initial), grown)
+
+
+def _both(final: Scores, initial: Scores, mask: Mask | None) -> Scores:
+    """The smaller percentile of two rankings within each leaf."""
+    alive = masks.ones_like(final) if mask is None else mask
+    masks.check(alive, final, "trained")
+    trees.same(final, initial, ("trained", "initial"))
+
+    def rank(x: Array, m: Array) -> Array:
+        # What is dead ranks below all others.
+        order = jnp.lexsort((x.reshape(-1), m.reshape(-1)))
+        places = jnp.arange(x.size, dtype=jnp.int32)
+        return jnp.zeros_like(places).at[order].set(places).reshape(x.shape)
+
+    def percentile(f: Array, i: Array, m: Array) -> Array:
+        of_final, of_initial = rank(f, m), rank(i, m)
+        number = jnp.sum(m, dtype=jnp.int32)
+        lower = jnp.minimum(of_final, of_initial) + 1 - (m.size - number)
+        # Two weights may share a lower rank: one by its end, one by its start.
+        lower = lower.astype(f.dtype) - 0.5 * (of_initial < of_final)
+        lower = lower / jnp.maximum(number, 1).astype(f.dtype)
+        lower = jnp.where(jnp.isnan(f) | jnp.isnan(i), jnp.nan, lower)
+        return jnp.where(m, lower, 0)
+
+    return jax.tree.map(percentile, *trees.gathered(final, initial, alive))
 
 
 def gradient(gradients: Params) -> Scores:
@@ -153,6 +289,42 @@ def _magnitude_increase(key: Key, inputs: Inputs) -> Scores:
     return magnitude_increase(inputs.trained, _given(inputs.initial))
 
 
+def _small_final(key: Key, inputs: Inputs) -> Scores:
+    return small_final(inputs.trained)
+
+
+def _large_init(key: Key, inputs: Inputs) -> Scores:
+    return large_init(_given(inputs.initial))
+
+
+def _small_init(key: Key, inputs: Inputs) -> Scores:
+    return small_init(_given(inputs.initial))
+
+
+def _large_init_large_final(key: Key, inputs: Inputs) -> Scores:
+    return large_init_large_final(inputs.trained, _given(inputs.initial), inputs.mask)
+
+
+def _small_init_small_final(key: Key, inputs: Inputs) -> Scores:
+    return small_init_small_final(inputs.trained, _given(inputs.initial), inputs.mask)
+
+
+def _large_final_same_sign(key: Key, inputs: Inputs) -> Scores:
+    return large_final_same_sign(inputs.trained, _given(inputs.initial))
+
+
+def _large_final_diff_sign(key: Key, inputs: Inputs) -> Scores:
+    return large_final_diff_sign(inputs.trained, _given(inputs.initial))
+
+
+def _magnitude_increase_same_sign(key: Key, inputs: Inputs) -> Scores:
+    return magnitude_increase_same_sign(inputs.trained, _given(inputs.initial))
+
+
+def _magnitude_increase_diff_sign(key: Key, inputs: Inputs) -> Scores:
+    return magnitude_increase_diff_sign(inputs.trained, _given(inputs.initial))
+
+
 def _gradient(key: Key, inputs: Inputs) -> Scores:
     return gradient(mean_gradient(key, inputs, inputs.trained))
 
@@ -180,6 +352,15 @@ SCORES: Mapping[str, Score] = {
     "magnitude": _magnitude,
     "movement": _movement,
     "magnitude_increase": _magnitude_increase,
+    "small_final": _small_final,
+    "large_init": _large_init,
+    "small_init": _small_init,
+    "large_init_large_final": _large_init_large_final,
+    "small_init_small_final": _small_init_small_final,
+    "large_final_same_sign": _large_final_same_sign,
+    "large_final_diff_sign": _large_final_diff_sign,
+    "magnitude_increase_same_sign": _magnitude_increase_same_sign,
+    "magnitude_increase_diff_sign": _magnitude_increase_diff_sign,
     "gradient": _gradient,
     "taylor": _taylor,
     "snip": _snip,

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+import typing
 from fractions import Fraction
 
 import jax
@@ -11,6 +13,7 @@ import optax
 import pytest
 import toys
 
+import experiments.imp
 import lottery_jax as lj
 from lottery_jax import imp, tickets, training
 from lottery_jax.execution import Execution
@@ -394,6 +397,140 @@ def test_shuffled_weights_are_the_tickets_in_other_places(study):
                             ticket.params[leaf][part],
                         )
                 toys.assert_equal(shuffled.model_state, ticket.model_state)
+
+
+@functools.cache
+def signed():
+    """A small study of the arms of signs and constants, rewound to step 2."""
+    plan = imp.Plan(
+        steps=4,
+        rewind_step=2,
+        chains=(imp.Chain("imp"), imp.Chain("lr_rewind", retrain="lr_rewind")),
+        arms=(
+            *("ticket", "reinit", "shuffled_weights", "reinit_signed"),
+            *("shuffled_weights_signed", "constant", "constant_signed"),
+        ),
+        validate_every=2,
+    )
+    tx, execution = optax.sgd(0.05, momentum=0.9), Execution(devices=2, chunk=1)
+    return toys.watched(toys.classification(), tx, plan, (0, 1), execution, levels=2)
+
+
+def began(arm, chain="imp", replica=0, level=2):
+    return signed().start(chain, replica, arm, level)
+
+
+@pytest.mark.parametrize("arm", ["reinit", "shuffled_weights"])
+@pytest.mark.parametrize("chain", ["imp", "lr_rewind"])
+def test_signed_arms_have_the_magnitudes_of_the_others_and_the_tickets_signs(
+    arm, chain
+):
+    for replica in (0, 1):
+        ticket, plain, own = (
+            began(name, chain, replica) for name in ("ticket", arm, f"{arm}_signed")
+        )
+        toys.assert_equal(own.mask, ticket.mask)
+        for name in SIZES:
+            t, p, o = (x.params[name]["kernel"] for x in (ticket, plain, own))
+            np.testing.assert_array_equal(o, np.abs(p) * np.sign(t))
+            assert (np.sign(p) != np.sign(t)).any()
+            np.testing.assert_array_equal(
+                own.params[name]["bias"], plain.params[name]["bias"]
+            )
+        toys.assert_equal(own.params["norm"], plain.params["norm"])
+        toys.assert_equal(own.model_state, plain.model_state)
+
+
+@pytest.mark.parametrize("chain", ["imp", "lr_rewind"])
+def test_constants_are_the_deviation_of_the_whole_layer_at_the_rewind_step(chain):
+    for replica in (0, 1):
+        path = imp.ticket_path(signed().folder, chain, 0, replica)
+        dense = tickets.load(path).params  # the whole network at the rewind step
+        for level in (1, 2):
+            ticket, random, own = (
+                began(name, chain, replica, level)
+                for name in ("ticket", "constant", "constant_signed")
+            )
+            mask = kernels(ticket.mask)
+            for name, alive in mask.items():
+                expected = np.float64(dense[name]["kernel"]).std()
+                for arm in (random, own):
+                    value = arm.params[name]["kernel"]
+                    assert len(np.unique(np.abs(value[alive]))) == 1
+                    np.testing.assert_allclose(np.abs(value[alive]), expected, 1e-6)
+                    assert (value[~alive] == 0).all()
+                t, r, o = (x.params[name]["kernel"] for x in (ticket, random, own))
+                np.testing.assert_array_equal(np.sign(o), np.sign(t))
+                assert {*np.sign(r[alive])} == {-1, 1} and (
+                    np.sign(r) != np.sign(t)
+                ).any()
+                # One draw for all levels and chains, another for each replica.
+                first = began("constant", "imp", replica, 1).params[name]["kernel"]
+                np.testing.assert_array_equal(np.sign(r[alive]), np.sign(first[alive]))
+            for arm in (random, own):
+                toys.assert_equal(arm.params["norm"], ticket.params["norm"])
+                toys.assert_equal(arm.model_state, ticket.model_state)
+    one, other = (began("constant", replica=i, level=1) for i in (0, 1))
+    assert (np.sign(one.params["hidden"]["kernel"]) != 0).any()
+    both = one.mask["hidden"]["kernel"] & other.mask["hidden"]["kernel"]
+    a, b = (np.sign(x.params["hidden"]["kernel"][both]) for x in (one, other))
+    assert (a != b).any()
+
+
+def test_at_level_0_they_are_what_their_arm_is():
+    study = signed()
+    for arm in study.plan.arms:
+        like = "reinit" if arm.startswith("reinit") else "ticket"
+        for chain in ("imp", "lr_rewind"):
+            loss, other = (
+                study.record("test_loss", chain, a)[:, 0] for a in (arm, like)
+            )
+            np.testing.assert_array_equal(loss, other)
+            later = study.record("test_loss", chain, arm)[:, 1:]
+            assert (
+                arm == like
+                or (later != study.record("test_loss", chain, like)[:, 1:]).all()
+            )
+
+
+def test_signs_are_even_and_differ_between_leaves_and_keys():
+    params = {"a": jnp.zeros((50, 40)), "b": jnp.zeros((50, 40), jnp.bfloat16)}
+    first, other = (arms.random_signs(jax.random.key(i), params) for i in (0, 1))
+    for name, x in first.items():
+        assert x.dtype == params[name].dtype and {*np.unique(x).tolist()} == {-1, 1}
+        assert abs(float(np.float32(x).sum())) < 6 * np.sqrt(2000)
+        assert (x != other[name]).any()
+    assert (np.float32(first["a"]) != np.float32(first["b"])).any()
+
+
+def test_a_level_of_constants_trains_again_from_the_same_weights():
+    """Tickets have lost weights that the deviation of a layer is one of."""
+    study, plan = signed(), toys.only(signed(), "imp")
+
+    def stored(level):
+        path = functools.partial(imp.ticket_path, study.folder, "imp", level)
+        return [[tickets.load(path(replica)) for replica in study.ids]]
+
+    again = functools.partial(
+        imp.retrain, study.task, study.tx, plan, stored(1), level=1, replicas=study.ids
+    )
+    found = again(dense=stored(0), where=lj.Where(study.execution))
+    at = np.index_exp[:1, :, :, 1:2]
+    for name in ("test_loss", "train_loss"):
+        expected = study.study.records[name][1][at]
+        np.testing.assert_array_equal(found.records[name][1], expected, err_msg=name)
+    with pytest.raises(ValueError, match="dense: the arm 'constant' needs the tickets"):
+        again()
+
+
+def test_every_arm_is_known_wherever_arms_are_listed():
+    names = {arm.name for arm in arms.ARMS}
+    assert names <= set(lj.plots.STYLES)
+    assert len(set(lj.plots.STYLES.values())) == len(lj.plots.STYLES)
+    assert set(typing.get_args(experiments.imp.Arm)) == names
+    text = pathlib.Path(__file__).parent.parent.joinpath("docs", "imp.md").read_text()
+    for name in names:
+        assert f"| `{name}` |" in text and f"| {name} |" in arms.__doc__
 
 
 def test_weights_off_the_mask_end_at_exactly_zero(study):

@@ -1,9 +1,11 @@
 """Every experiment at two steps, and those on connectivity as a user meets them."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ import lottery_jax as lj
 from experiments import (
     alignment,
     curves,
+    deconstruct,
     display,
     instability,
     metrics,
@@ -430,7 +433,86 @@ def test_curves_are_trained_and_drawn(finished):
     assert "barrier lower than the line's" in out
 
 
-@pytest.mark.parametrize("module", [alignment, curves])
-def test_every_preset_of_alignment_and_curves_makes_its_task(module, fake_data):
+def test_what_is_varied_of_a_ticket_is_compared_with_the_ticket_itself(finished):
+    folder, flags, out = finished("deconstruct")
+    results = load(folder)
+    shapes = {name: x.shape for name, x in results.data_vars.items()}
+    assert shapes["criterion_error"] == (2, 1, 3)
+    assert results["start"].values.tolist() == ["ticket", "constant", "reinit_signed"]
+    assert shapes["untrained_error"] == (13, 2, 2, 3)
+    ticket = results["start_error"].sel(start="ticket")
+    for family, name in (("criterion", "large_final"), ("pruned", "zero")):
+        at = results[f"{family}_error"].sel({family: name})
+        np.testing.assert_array_equal(at, ticket)
+    # A fifth of the first layer's 160 weights goes, a tenth of the head's 40.
+    np.testing.assert_allclose(results["density"], (128 + 36) / 200)
+    for name in ("criterion", "start", "pruned", "untrained_init"):
+        assert (folder / "figures" / f"{name}.png").exists()
+    assert "ticket better than constant: " in out
+    before = (folder / "results.nc").stat().st_mtime_ns
+    succeed(ALL["deconstruct"], flags, "--out", folder)
+    assert (folder / "results.nc").stat().st_mtime_ns == before
+
+
+def test_masks_of_criteria_have_their_counts_and_are_nested():
+    cfg = deconstruct.Config(model="mlp-4-4", subset=200, validation=0)
+    setup = deconstruct.prepare(cfg)
+    inits = [setup.task.init(jax.random.key(i))[0] for i in range(4)]
+    before, after = (
+        lj.types.Network(lj.trees.stack(inits[i : i + 2]), {}) for i in (0, 2)
+    )
+    for criterion in deconstruct.UNTRAINED:
+        dense = deconstruct.Dense(setup, [0, 1], before, after)
+        found = deconstruct.cut(dense, criterion, (1, 3))
+        for level, masks in zip((1, 3), found):
+            expected = deconstruct.counts(cfg, setup.task, level)[1:]
+            for row in range(2):
+                kept = [int(masks[n]["kernel"][row].sum()) for n in masks]
+                assert kept == expected.tolist(), criterion
+        outer, inner = found
+        assert all((outer[n]["kernel"] | ~inner[n]["kernel"]).all() for n in outer), (
+            criterion
+        )
+        size = np.abs(np.asarray(after.params["dense_0"]["kernel"]))
+        if criterion == "large_final":
+            m = inner["dense_0"]["kernel"]
+            assert all(size[r][m[r]].min() > size[r][~m[r]].max() for r in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            "--fraction 0.6 --levels 4",
+            "levels: level 4 would leave the layer 'dense_1/kernel' without",
+        ),
+        ("--untrained-levels 0", "untrained_levels=0; it must be 1 or more"),
+        ("--levels 2 2", "levels=(2, 2); there must be some, all different"),
+        ("--criteria random", "criteria=('random',); 'large_final' must be among them"),
+        ("--rates tail 0.1", "rates: .*tail"),
+    ],
+)
+def test_levels_and_criteria_that_cannot_be(flags, message, tmp_path):
+    out = ("--out", tmp_path / "run")
+    status, _, err = run(
+        ALL["deconstruct"], "--model mlp-4-4 --subset 200", flags, *out
+    )
+    assert status == 2 and re.search(message, err) or message in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_actions_are_refused_by_name():
+    cfg = deconstruct.Config(model="mlp-4", subset=200)
+    for field, must in (("starts", "reinit, "), ("pruned", "freeze, ")):
+        with pytest.raises(
+            ValueError, match=f"{field}='melt'; it must be one of {must}"
+        ):
+            deconstruct.prepare(dataclasses.replace(cfg, **{field: ("melt",)}))
+    with pytest.raises(ValueError, match="criteria='largest'; it must be one of large"):
+        deconstruct.prepare(dataclasses.replace(cfg, criteria=("largest",)))
+
+
+@pytest.mark.parametrize("module", [alignment, curves, deconstruct])
+def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         module.prepare(preset.config)

@@ -56,14 +56,18 @@ def test_scores_are_float32_at_least_and_every_rule_takes_them(name, dtype):
         for leaf in jax.tree.leaves(found):
             wide = "float64" if dtype == "float64" and name != "random" else "float32"
             assert leaf.dtype == wide and np.isfinite(np.asarray(leaf)).all()
+        ranked = np.concatenate([x.ravel() for x in jax.tree.leaves(found)])
+        beyond = int((ranked > np.sort(ranked)[12]).sum())  # ties go together
+        percentile = name in ("large_init_large_final", "small_init_small_final")
+        assert beyond == 27 or percentile  # which weights of two layers may share
         for rule, cut in RULES.items():
             kept = cut(found, inputs.mask)
-            number = {"open_lth": 27, "n_of_m": 20}.get(rule, 28)
+            number = {"open_lth": beyond, "n_of_m": 20}.get(rule, 28)
             assert int(masks.count(kept)) == number, rule
-            ranked = np.concatenate([x.ravel() for x in jax.tree.leaves(found)])
             alive = np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])
             if rule in ("global_topk", "to_density", "open_lth"):
-                assert ranked[alive].min() > ranked[~alive].max()
+                lowest, highest = ranked[alive].min(), ranked[~alive].max()
+                assert lowest > highest or (percentile and lowest == highest)
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

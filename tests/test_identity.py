@@ -56,6 +56,11 @@ HASHES = {
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
     "strong_lth": {"digits": "af49f475", "fashion": "b4193084"},
+    "deconstruct": {
+        "mnist1d": "abbcedd7",
+        "lenet-fashion": "89bedf2f",
+        "lenet-mnist-paper": "6fc32d0c",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -76,6 +81,7 @@ FREE = {
     "alignment": set(),
     "curves": set(),
     "strong_lth": {"replicas"},
+    "deconstruct": {"replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

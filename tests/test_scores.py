@@ -149,6 +149,101 @@ def test_functions_of_arrays_against_numpy(getkey):
     assert (draws["a"] != draws["b"]).all()
 
 
+def _order(of, alive=None):
+    """The weights of a layer from the first to go to the last, by NumPy."""
+    alive = np.ones(of.shape, bool) if alive is None else np.asarray(alive)
+    ranked = np.argsort(np.where(alive, of, -np.inf), axis=None, kind="stable")
+    return [place for place in ranked if alive.reshape(-1)[place]]
+
+
+def both_beyond(final, initial, keep):
+    """The highest common percentile beyond which both lie for `keep` weights or more."""
+    ranks = []
+    for of in (final, initial):
+        rank = np.empty(of.size, int)
+        rank[_order(of)] = np.arange(of.size)
+        ranks.append(rank)
+    for percentile in range(of.size, -1, -1):
+        kept = (ranks[0] >= percentile) & (ranks[1] >= percentile)
+        if kept.sum() >= keep:
+            return kept.reshape(of.shape)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_both_large_means_beyond_a_common_percentile_at_every_density(side):
+    function = {1: scores.large_init_large_final, -1: scores.small_init_small_final}
+    trained, initial = params_of(0), params_of(1)
+    found = function[side](trained, initial)
+    for name in SIZES:
+        f, i = (np.asarray(p[name]["kernel"]) for p in (trained, initial))
+        score = np.asarray(found[name]["kernel"])
+        assert len(np.unique(score)) == score.size  # nothing is left to accident
+        for keep in range(1, f.size + 1):
+            both = both_beyond(side * np.abs(f), side * np.abs(i), keep)
+            best = np.zeros(f.size, bool)
+            best[_order(score)[-keep:]] = True
+            assert best.sum() == keep and not (best.reshape(f.shape) & ~both).any()
+            # Of two weights that share the percentile one is over, and never more.
+            assert both.sum() - keep in (0, 1)
+
+
+def test_percentiles_are_of_the_survivors_and_dead_weights_are_last():
+    trained, initial, mask = params_of(0), params_of(1), mask_of(2)
+    found = scores.large_init_large_final(trained, initial, mask)
+    for name in SIZES:
+        f, i, m, s = (
+            np.asarray(t[name]["kernel"]) for t in (trained, initial, mask, found)
+        )
+        alone = scores.large_init_large_final({"w": f[m]}, {"w": i[m]})["w"]
+        np.testing.assert_array_equal(s[m], alone)
+        assert (s[~m] == 0).all() and (s[m] > 0).all() and s.max() <= 1
+    # A nan has no rank, and is the first to go.
+    f = {"w": jnp.array([1.0, np.nan, 3.0])}
+    found = scores.large_init_large_final(f, {"w": jnp.array([2.0, 9.0, 3.0])})
+    kept = prune.global_topk(found, masks.ones_like(f), keep=2, prunable={"w": True})
+    assert kept["w"].tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="mask: leaf 'w' has shape"):
+        scores.large_init_large_final(f, f, {"w": jnp.ones(2, bool)})
+    with pytest.raises(ValueError, match="w.*initial"):
+        scores.small_init_small_final(f, {"w": jnp.ones(2)})
+
+
+def test_small_and_large_are_opposites_in_numpy():
+    f, i = params_of(0), params_of(1)
+    size = lambda tree: jax.tree.map(lambda x: np.abs(np.asarray(x)), tree)  # noqa: E731
+    assert_close(scores.small_final(f), jax.tree.map(np.negative, size(f)))
+    assert_close(scores.large_init(i), size(i))
+    assert_close(scores.small_init(i), jax.tree.map(np.negative, size(i)))
+
+
+def signed(name):
+    """One sign class by its criterion, the other from the nearest to 0 on, by NumPy."""
+
+    def order(f, i):
+        kept_sign = (f * i > 0).reshape(-1)
+        wanted = kept_sign if name.endswith("same_sign") else ~kept_sign
+        size = np.abs(f) - (np.abs(i) if name.startswith("magnitude") else 0)
+        first = [place for place in _order(-np.abs(f)) if not wanted[place]]
+        return first + [place for place in _order(size) if wanted[place]]
+
+    return order
+
+
+@pytest.mark.parametrize("name", [n for n in scores.SCORES if n.endswith("_sign")])
+def test_one_sign_class_is_ranked_and_the_other_comes_last(name, getkey):
+    inputs = inputs_of(4)
+    found = scores.by_name(name)(getkey(), inputs)
+    for layer in SIZES:
+        f, i = (
+            np.asarray(t[layer]["kernel"]) for t in (inputs.trained, inputs.initial)
+        )
+        s = np.asarray(found[layer]["kernel"])
+        assert _order(s) == signed(name)(f, i)
+        assert len(np.unique(s)) == s.size
+        kept = (f * i > 0) == name.endswith("same_sign")
+        assert 0 < kept.sum() < kept.size and s[kept].min() > s[~kept].max()
+
+
 @pytest.mark.parametrize(
     "name, formula",
     [
@@ -157,6 +252,17 @@ def test_functions_of_arrays_against_numpy(getkey):
         (
             "magnitude_increase",
             lambda i: scores.magnitude_increase(i.trained, i.initial),
+        ),
+        ("small_final", lambda i: scores.small_final(i.trained)),
+        ("large_init", lambda i: scores.large_init(i.initial)),
+        ("small_init", lambda i: scores.small_init(i.initial)),
+        (
+            "large_init_large_final",
+            lambda i: scores.large_init_large_final(i.trained, i.initial, i.mask),
+        ),
+        (
+            "small_init_small_final",
+            lambda i: scores.small_init_small_final(i.trained, i.initial, i.mask),
         ),
     ],
 )
@@ -233,7 +339,9 @@ def test_missing_inputs_are_named(name, getkey):
         scores.by_name(name)(getkey(), inputs_of(0))
 
 
-@pytest.mark.parametrize("name", ["movement", "magnitude_increase", "snip"])
+@pytest.mark.parametrize(
+    "name", ["movement", "magnitude_increase", "snip", "large_init", "small_init"]
+)
 def test_a_missing_initial_network_is_named(name, getkey):
     inputs = inputs_of(0)._replace(initial=None, loss=loss)
     with pytest.raises(ValueError, match="inputs.initial"):

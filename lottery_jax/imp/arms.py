@@ -8,10 +8,19 @@
 | random_mask | the chain's, permuted | the chain's own |
 | shuffled_weights | the chain's | the chain's surviving ones, permuted in each layer |
 | small_dense | a dense narrower network of as many weights | a fresh draw, from step 0 |
+| reinit_signed | the chain's | those of reinit, with the signs of the chain's own |
+| shuffled_weights_signed | the chain's | those of shuffled_weights, with these signs |
+| constant | the chain's | +c or -c at random |
+| constant_signed | the chain's | +c or -c, with the signs of the chain's own |
 
-Level 0 is the dense network for every arm: nothing is permuted there, so random_mask and
-shuffled_weights repeat the ticket. Layers that are counted but never cut keep their mask
-in every arm; shuffled_weights permutes their weights all the same.
+Level 0 is the dense network for every arm: nothing is permuted there, so random_mask,
+shuffled_weights and constant repeat the ticket. Layers that are counted but never cut keep
+their mask in every arm; what shuffles, signs or sets weights does so there all the same.
+
+The constant c is the standard deviation of all the layer's weights at k, the pruned ones
+included; of the initial draw at k = 0. Signs and constants are those of prunable leaves:
+biases and norms are what they are without. The last four, with reinit and
+shuffled_weights, are the "mask-1 actions" of Zhou et al. (2019), section 3.
 
 A new arm is one more record in `ARMS`.
 """
@@ -26,7 +35,7 @@ import optax
 
 from lottery_jax import masks, permutations
 from lottery_jax.execution import Execution, Where
-from lottery_jax.keys import ReplicaKeys
+from lottery_jax.keys import ReplicaKeys, settled
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.training import loop
 from lottery_jax.training.programs import program
@@ -51,7 +60,8 @@ class Given(NamedTuple):
       keys: of the replica; the same at every level, so random masks are nested.
       mask: the chain's.
       chain: the chain's network at the start of the level, unmasked.
-      own: the row's own network at the rewind step, for fresh draws.
+      own: the row's own dense network at the rewind step: a fresh draw where the arm has
+        one.
     """
 
     keys: ReplicaKeys
@@ -87,7 +97,7 @@ class Arm(NamedTuple):
       untrained: begins with its initialisation, whatever the rewind step is.
       from_step_0: trains from step 0 at every level.
       narrow: its own network and mask are a narrow dense one with as many weights.
-      lost: trains weights that the level's tickets have lost.
+      lost: begins from weights that the level's tickets have lost.
     """
 
     name: str
@@ -120,6 +130,33 @@ def _shuffled_weights(given: Given, how: Shuffling) -> tuple[Network, Mask]:
     return given.chain._replace(params=params), given.mask
 
 
+def _constant(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    signs = random_signs(given.keys.signs, given.chain.params)
+    return _constants(given, signs, how)
+
+
+def _constant_signed(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    return _constants(given, given.chain.params, how)
+
+
+def _constants(given: Given, signs: Params, how: Shuffling) -> tuple[Network, Mask]:
+    """The chain's network with a constant of each prunable layer, of these signs."""
+    constant = constants(given.own.params)
+    params = with_signs(constant, signs, how.prunable, given.chain.params)
+    return given.chain._replace(params=params), given.mask
+
+
+def _signed(begin: Begin) -> Begin:
+    """What another arm begins with, with the signs of the chain's weights."""
+
+    def signed(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+        network, mask = begin(given, how)
+        params = with_signs(network.params, given.chain.params, how.prunable)
+        return network._replace(params=params), mask
+
+    return signed
+
+
 ARMS = (
     Arm("ticket", _ticket),
     Arm("reinit", _own, fresh=True),
@@ -127,6 +164,10 @@ ARMS = (
     Arm("random_mask", _random_mask, lost=True),
     Arm("shuffled_weights", _shuffled_weights),
     Arm("small_dense", _own, fresh=True, from_step_0=True, narrow=True),
+    Arm("reinit_signed", _signed(_own), fresh=True),
+    Arm("shuffled_weights_signed", _signed(_shuffled_weights)),
+    Arm("constant", _constant, lost=True),
+    Arm("constant_signed", _constant_signed, lost=True),
 )
 
 
@@ -310,3 +351,63 @@ def _shuffle_leaf(key: Key, p: Array, m: Array) -> Array:
     survivors = jnp.zeros_like(flat).at[beyond].set(flat, mode="drop")
     dealt = survivors[permutations.at(key, rank, number)]
     return jnp.where(alive, dealt, flat).reshape(p.shape)
+
+
+# --- signs and constants --------------------------------------------------------------
+
+
+def with_signs(
+    params: Params,
+    signs: Params,
+    prunable: PrunableLike = None,
+    others: Params | None = None,
+) -> Params:
+    """The magnitudes of some weights with the signs of others, in each prunable leaf.
+
+    Args:
+      params: whose magnitudes.
+      signs: whose signs, of the same shapes; a weight of exactly 0 has none and becomes 0.
+      prunable: leaves that take part.
+      others: what the other leaves are; None for those of `params`.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    rest = leaves if others is None else jax.tree.leaves(others)
+    flags = masks.resolve(params, prunable)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jnp.abs(p) * jnp.sign(s) if take else other
+            for p, s, other, take in zip(leaves, jax.tree.leaves(signs), rest, flags)
+        ],
+    )
+
+
+def constants(params: Params) -> Params:
+    """Every weight as the standard deviation of its leaf (Zhou et al. 2019, section 3).
+
+    That of all the leaf's weights, about their mean; computed in float32 at least.
+    """
+
+    def leaf(p: Array) -> Array:
+        wide = jnp.asarray(p).astype(jnp.promote_types(p.dtype, jnp.float32))
+        return jnp.full_like(p, jnp.std(wide).astype(p.dtype))
+
+    return jax.tree.map(leaf, params)
+
+
+@settled
+def random_signs(key: Key, params: Params) -> Params:
+    """+1 or -1 for every weight, evenly; one draw per leaf and key.
+
+    Args:
+      key: of the draw.
+      params: whose shapes and dtypes they have.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.random.rademacher(jax.random.fold_in(key, i), p.shape, p.dtype)
+            for i, p in enumerate(leaves)
+        ],
+    )

@@ -1,14 +1,15 @@
 """One stored level again: under another task, optimizer, length or arm."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import training, trees
+from lottery_jax import masks, training, trees
 from lottery_jax.errors import is_a, optimizer, several, whole
 from lottery_jax.execution import Where, default_execution
 from lottery_jax.imp import arms, levels, results, store
@@ -18,7 +19,7 @@ from lottery_jax.imp.results import Moment, Study
 from lottery_jax.imp.study import check_task
 from lottery_jax.storage import tickets
 from lottery_jax.training import checked
-from lottery_jax.types import Task
+from lottery_jax.types import Mask, Network, Task
 
 
 def retrain(
@@ -42,8 +43,9 @@ def retrain(
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
       replicas: the ids of the replicas, for their keys; or how many, from 0.
-      dense: the tickets of level 0 of the same chains and replicas. The arm "random_mask"
-        needs them: it trains weights that `found` has not kept.
+      dense: the tickets of level 0 of the same chains and replicas. Arms need them that
+        begin from weights which `found` has not kept: "random_mask" trains them, and
+        "constant" and "constant_signed" look at all of a layer.
       where: devices, who watches; checkpoints go into its folder.
 
     Returns:
@@ -69,15 +71,19 @@ def retrain(
     execution = (where.execution or default_execution()).check()
     bench = levels.set_up(task, tx, plan, ids, execution, where=where)
     mask, networks = store.stack(task, found)
-    if dense is not None:
-        rest = store.stack(task, dense)[1].params
+    own = None if dense is None else store.stack(task, dense)[1]
+    if own is not None:
         params = jax.tree.map(
-            lambda m, p, r: np.where(m, p, r), mask, networks.params, rest
+            lambda m, p, r: np.where(m, p, r), mask, networks.params, own.params
         )
         networks = networks._replace(params=params)
     mask, networks = execution.spread((mask, networks))
     kept = _trunks_of_fresh_draws(bench, levels.first_kept(bench, where), where)
     kept = kept._replace(mask=mask)
+    if own is not None:
+        # The dense networks are the rows' own, but where these are fresh draws.
+        fresh, of_rows = bench.rows.having("fresh"), trees.rows(own, bench.rows.pair)
+        kept = kept._replace(trunk=levels.where_rows(fresh, kept.trunk, of_rows))
     runs = levels.starts(bench, kept, max(level, 1), where, networks)
     bench, early = results.settled(bench, where, level, 0)
     done = training.train(
@@ -98,6 +104,58 @@ def retrain(
     changes = (results.Change(level, *change) for change in done.changes)
     moment = Moment(level + 1, kept, records, (*early, *changes, *late))
     return results.outcome(bench, moment, networks)
+
+
+def tickets_from(
+    found: Sequence[Mask],
+    networks: Network | Sequence[Network],
+    metadata: Mapping[str, Any] | None = None,
+) -> list[list[tickets.Ticket]]:
+    """Masks and networks in memory as tickets: what `retrain` takes, without a study.
+
+        found = imp.tickets_from([mask_of_one_criterion, mask_of_another], initial)
+        study = imp.retrain(task, tx, plan, found, level=1, replicas=3)
+
+    Args:
+      found: a mask for each chain, of all replicas: bool leaves `[R, ...]`.
+      networks: what the tickets start from, unmasked, `[R, ...]`: for all chains, or one
+        stack for each.
+      metadata: of every ticket; JSON-able.
+
+    Returns:
+      Tickets by chain and replica, on the host. Their weights are 0 off the mask.
+
+    Raises:
+      ValueError: no masks, or a mask that does not fit its networks; names the leaf.
+    """
+    must = "a mask for each chain, such as [mask, mask]"
+    chains = several("found", found, must)
+    each = several(
+        "networks",
+        (networks,) * len(chains) if isinstance(networks, Network) else networks,
+        "a lottery_jax.Network for all chains, or a list with one for each",
+    )
+    if not chains or len(each) != len(chains):
+        raise ValueError(
+            f"networks: there are {len(each)} for the {len(chains)} masks of `found`; "
+            "there must be some masks, and one stack of networks for all or for each"
+        )
+
+    def of_chain(mask: Mask, network: Network) -> list[tickets.Ticket]:
+        is_a("networks", network, Network, "a lottery_jax.Network(params, model_state)")
+        masks.check(mask, network.params)
+        mask, (params, state) = trees.host((mask, network))
+        params = jax.tree.map(
+            lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params
+        )
+
+        def ticket(i: int) -> tickets.Ticket:
+            own_mask, weights, model_state = trees.rows((mask, params, state), i)
+            return tickets.Ticket(own_mask, weights, model_state, dict(metadata or {}))
+
+        return [ticket(i) for i in range(trees.count(mask))]
+
+    return [of_chain(mask, network) for mask, network in zip(chains, each)]
 
 
 def _by_chain(field: str, given: object) -> tuple[tuple[tickets.Ticket, ...], ...]:
@@ -128,7 +186,7 @@ def _check(
         return
     if any(chain.keeps_weights for chain in plan.chains):
         raise ValueError(
-            f"arms: {lost[0]!r} trains weights that no ticket of a chain with "
+            f"arms: {lost[0]!r} begins from weights that no ticket of a chain with "
             "retrain='lr_rewind' or 'finetune' has kept; leave it out"
         )
     if dense is None:

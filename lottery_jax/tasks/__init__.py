@@ -1,5 +1,8 @@
 """Everything that is trained, as a `Task`."""
 
+from lottery_jax.tasks.anchored import Anchored as Anchored
+from lottery_jax.tasks.anchored import anchor as anchor
+from lottery_jax.tasks.anchored import anchored as anchored
 from lottery_jax.tasks.classification import classification as classification
 from lottery_jax.tasks.curve import Ends as Ends
 from lottery_jax.tasks.curve import between as between
