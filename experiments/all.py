@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import alignment, curves, imp, instability, rewinding
+from experiments import alignment, at_init, curves, imp, instability, rewinding
 from experiments.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment[Any], ...] = (
@@ -11,4 +11,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     rewinding.EXPERIMENT,
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
+    at_init.EXPERIMENT,
 )
