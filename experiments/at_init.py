@@ -270,7 +270,7 @@ def _results(
                 full[:-1, :, i] = by_method[:, :, arms.index(arm)]
         full[-1, :, 0] = other[-1]
         out[name] = ((*axes, *(("layer",) if further else ())), full)
-    out |= {f"dense_{name}": (("replica",), value) for name, value in dense.items()}
+    out |= {f"dense_test_{name}": (("replica",), value) for name, value in dense.items()}
     coordinates = {
         "method": [*names, RANDOM],
         "density": list(cfg.densities),
@@ -302,7 +302,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     judged = []
     for name in results["method"].values.tolist():
         for density in results["density"].values.tolist():
-            at = values.sel(method=name, density=density)
+            where = {"method": name, "density": density}
+            at = values.sel(where)
             same = {"metric": metric, "replicas": replicas}
             ticket, claims = at.sel(check="original").values, {}
 
@@ -320,16 +321,16 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             for reference in (RANDOM, AFTER):
                 if name in (RANDOM, AFTER):
                     continue
-                other = values.sel(method=reference, density=density, check="original")
+                other = values.sel(
+                    {"method": reference, "density": density, "check": "original"}
+                )
                 claim = f"better than {reference}"
                 claims[claim] = verdicts.better(
                     ticket, other.values, claim=claim, **same
                 )
-            gone = empty.sel(method=name, density=density, check="original").values.any()
-            if gone:
+            if empty.sel(where | {"check": "original"}).values.any():
                 reason = "the original has lost layers, so that little can hurt it"
                 claims = {c: v._replace(reason=reason) for c, v in claims.items()}
-            where = {"method": name, "density": density}
             judged += [Judged(where, claim, v) for claim, v in claims.items()]
     return judged
 
@@ -358,13 +359,13 @@ def tables(outcome: Outcome) -> list[Rows]:
     rows = []
     for name in results["method"].values.tolist():
         for density in results["density"].values.tolist():
-            at = {"method": name, "density": density}
             cells, gone = [], []
             for check in CHECKS:
-                ran = np.isfinite(results["alive"].sel(**at, check=check)).any()
-                own = values.sel(**at, check=check).values
+                at = {"method": name, "density": density, "check": check}
+                ran = np.isfinite(results["alive"].sel(at)).any()
+                own = values.sel(at).values
                 cells.append(display.mean_range(own, 1) if ran else "")
-                number = empty.sel(**at, check=check).values
+                number = empty.sel(at).values
                 if ran and number.any():
                     gone.append(f"{check} {number.max()}")
             rows.append([name, f"{100 * density:g}", *cells, ", ".join(gone)])
@@ -389,7 +390,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     )
 
     def line(name: str, check: str) -> np.ndarray:
-        at = values.sel(method=name, check=check)
+        at = values.sel({"method": name, "check": check})
         return at.transpose("replica", "density").values
 
     names = results["method"].values.tolist()
@@ -406,7 +407,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         label = name.replace(" ", "_")
         title = f"{name}: {caption}"
         yield label, plots.against_density(density, lines, title=title, **style)
-        own = results["layer_density"].sel(method=name, check="original")
+        own = results["layer_density"].sel({"method": name, "check": "original"})
         own = own.mean("replica")
         layers = {
             str(layer): own.sel(layer=layer).values
