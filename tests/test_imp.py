@@ -509,6 +509,42 @@ def test_a_level_under_other_data_length_and_arms():
     assert again.records["train_loss"][1][0, 0, 0, 0, 0] > first  # the labels moved
 
 
+def test_masks_and_networks_in_memory_become_the_tickets_of_their_study():
+    study = toys.one_chain().study
+    expected = imp.tickets_of(study)
+    masks, begun = study.masks, study.rewound
+    for networks in (
+        jax.tree.map(lambda x: x[0], begun),
+        [jax.tree.map(lambda x: x[0], begun)],
+    ):
+        found = imp.tickets_from(
+            [jax.tree.map(lambda x: x[0], masks)], networks, {"note": "here"}
+        )
+        for one, other in zip(found[0], expected[0], strict=True):
+            own = jax.tree.map(lambda m, p: np.where(m, p, 0), other.mask, other.params)
+            toys.assert_equal(one[:3], (other.mask, own, other.model_state))
+            assert one.metadata == {"note": "here"}
+            assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(one[:3]))
+
+
+def test_masks_and_networks_that_do_not_fit_are_no_tickets():
+    study = toys.one_chain().study
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
+    mask, network = first(study.masks), first(study.rewound)
+
+    def refused(match, found, networks):
+        with pytest.raises(ValueError, match=match):
+            imp.tickets_from(found, networks)
+
+    refused("found=a dict; it must be a mask for each chain", mask, network)
+    refused("networks: there are 0 for the 0 masks", [], network)
+    refused("networks: there are 1 for the 2 masks", [mask] * 2, [network])
+    refused("networks=a dict; it must be a lottery_jax.Network", [mask], network.params)
+    refused("networks=a dict; .*Network", [mask], [network.params])
+    refused("mask: leaf .* has shape", [first(mask)], network)
+    refused("mask: leaf .* has dtype float32", [network.params], network)
+
+
 def _with(ticket, **changes):
     return ticket._replace(**changes)
 

@@ -23,6 +23,7 @@ from lottery_jax.imp.results import Records as Records
 from lottery_jax.imp.results import Study as Study
 from lottery_jax.imp.results import tickets_of as tickets_of
 from lottery_jax.imp.retraining import retrain as retrain
+from lottery_jax.imp.retraining import tickets_from as tickets_from
 from lottery_jax.imp.store import ticket_path as ticket_path
 from lottery_jax.imp.study import check_task as check_task
 from lottery_jax.imp.study import run as run

@@ -1,14 +1,15 @@
 """One stored level again: under another task, optimizer, length or arm."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import training, trees
+from lottery_jax import masks, training, trees
 from lottery_jax.errors import is_a, optimizer, several, whole
 from lottery_jax.execution import Where, default_execution
 from lottery_jax.imp import arms, levels, results, store
@@ -18,7 +19,7 @@ from lottery_jax.imp.results import Moment, Study
 from lottery_jax.imp.study import check_task
 from lottery_jax.storage import tickets
 from lottery_jax.training import checked
-from lottery_jax.types import Task
+from lottery_jax.types import Mask, Network, Task
 
 
 def retrain(
@@ -98,6 +99,58 @@ def retrain(
     changes = (results.Change(level, *change) for change in done.changes)
     moment = Moment(level + 1, kept, records, (*early, *changes, *late))
     return results.outcome(bench, moment, networks)
+
+
+def tickets_from(
+    found: Sequence[Mask],
+    networks: Network | Sequence[Network],
+    metadata: Mapping[str, Any] | None = None,
+) -> list[list[tickets.Ticket]]:
+    """Masks and networks in memory as tickets: what `retrain` takes, without a study.
+
+        found = imp.tickets_from([mask_of_one_criterion, mask_of_another], initial)
+        study = imp.retrain(task, tx, plan, found, level=1, replicas=3)
+
+    Args:
+      found: a mask for each chain, of all replicas: bool leaves `[R, ...]`.
+      networks: what the tickets start from, unmasked, `[R, ...]`: for all chains, or one
+        stack for each.
+      metadata: of every ticket; JSON-able.
+
+    Returns:
+      Tickets by chain and replica, on the host. Their weights are 0 off the mask.
+
+    Raises:
+      ValueError: no masks, or a mask that does not fit its networks; names the leaf.
+    """
+    must = "a mask for each chain, such as [mask, mask]"
+    chains = several("found", found, must)
+    each = several(
+        "networks",
+        (networks,) * len(chains) if isinstance(networks, Network) else networks,
+        "a lottery_jax.Network for all chains, or a list with one for each",
+    )
+    if not chains or len(each) != len(chains):
+        raise ValueError(
+            f"networks: there are {len(each)} for the {len(chains)} masks of `found`; "
+            "there must be some masks, and one stack of networks for all or for each"
+        )
+
+    def of_chain(mask: Mask, network: Network) -> list[tickets.Ticket]:
+        is_a("networks", network, Network, "a lottery_jax.Network(params, model_state)")
+        masks.check(mask, network.params)
+        mask, (params, state) = trees.host((mask, network))
+        params = jax.tree.map(
+            lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params
+        )
+
+        def ticket(i: int) -> tickets.Ticket:
+            own_mask, weights, model_state = trees.rows((mask, params, state), i)
+            return tickets.Ticket(own_mask, weights, model_state, dict(metadata or {}))
+
+        return [ticket(i) for i in range(trees.count(mask))]
+
+    return [of_chain(mask, network) for mask, network in zip(chains, each)]
 
 
 def _by_chain(field: str, given: object) -> tuple[tuple[tickets.Ticket, ...], ...]:
