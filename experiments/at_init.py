@@ -35,7 +35,6 @@ from lottery_jax import (
     plots,
     prune,
     scores,
-    tickets,
     training,
     trees,
     verdicts,
@@ -93,10 +92,6 @@ def prepare(cfg: Config) -> Setup:
     errors.at_least("score_batches", cfg.score_batches, 1)
     errors.at_least("synflow_rounds", cfg.synflow_rounds, 1)
     task = make_task(cfg)
-    try:
-        trees.matching(task.shapes[0], cfg.exclude)
-    except ValueError as error:
-        raise ValueError(f"exclude: {error}") from None
     where = masks.of_task(task), task.exclude
     for name in cfg.methods:
         for density in cfg.densities:
@@ -153,7 +148,9 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     others = [masks_of(name, inverted=True) for name in cfg.methods]
     rest = dataclasses.replace(
         plan,
-        chains=_chains([f"{n}-inverted" for n in cfg.methods] + [RANDOM], cfg.densities),
+        chains=_chains(
+            [f"{n}-inverted" for n in cfg.methods] + [RANDOM], cfg.densities
+        ),
         arms=("ticket",),
     )
     others.append(masks_of(RANDOM, inverted=False))
@@ -207,20 +204,9 @@ def retrain(
       ids: of the replicas.
       where: it runs.
     """
-    full = masks.ones_like(trees.rows(start.params, 0))
     number = len(setup.cfg.densities)
-
-    def ticket(mask: Mask, i: int) -> tickets.Ticket:
-        params, state = trees.rows(start, i)
-        params = jax.tree.map(lambda m, p: np.where(m, p, 0), mask, params)
-        return tickets.Ticket(mask, params, state, {})
-
-    cut = [
-        [ticket(trees.rows(of, (d, i)), i) for i in range(len(ids))]
-        for of in found
-        for d in range(number)
-    ]
-    whole = [ticket(jax.tree.map(np.asarray, full), i) for i in range(len(ids))]
+    chains = [trees.rows(of, d) for of in found for d in range(number)]
+    full = jax.tree.map(np.ones_like, chains[0])
     named = display.names(plan, ids)
     metric = recipes.metric(setup.cfg)
     with display.watched(where, names=named, last=1, metric=metric) as place:
@@ -228,10 +214,10 @@ def retrain(
             setup.task,
             setup.tx,
             plan,
-            cut,
+            imp.tickets_from(chains, start),
             level=1,
             replicas=ids,
-            dense=[whole] * len(cut),
+            dense=imp.tickets_from([full], start) * len(chains),
             where=place,
         )
 
@@ -270,7 +256,9 @@ def _results(
                 full[:-1, :, i] = by_method[:, :, arms.index(arm)]
         full[-1, :, 0] = other[-1]
         out[name] = ((*axes, *(("layer",) if further else ())), full)
-    out |= {f"dense_test_{name}": (("replica",), value) for name, value in dense.items()}
+    out |= {
+        f"dense_test_{name}": (("replica",), value) for name, value in dense.items()
+    }
     coordinates = {
         "method": [*names, RANDOM],
         "density": list(cfg.densities),
@@ -296,43 +284,45 @@ def lost(results: "xr.Dataset") -> "xr.DataArray":
 
 def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """Which checks hurt, and how does each method compare with the references?"""
-    metric = recipes.metric(cfg)
-    values, empty = tested(results, metric), lost(results)
-    replicas = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
+    values, empty = tested(results, recipes.metric(cfg)), lost(results)
     judged = []
     for name in results["method"].values.tolist():
         for density in results["density"].values.tolist():
             where = {"method": name, "density": density}
-            at = values.sel(where)
-            same = {"metric": metric, "replicas": replicas}
-            ticket, claims = at.sel(check="original").values, {}
-
-            def harmless(value: Any, claim: str) -> verdicts.Verdict:
-                found = verdicts.matching(value, ticket, cfg.tolerance, **same)  # noqa: B023
-                return found._replace(claim=claim)
-
-            for check in list(CHECKS)[1:]:
-                other = at.sel(check=check).values
-                if np.isfinite(other).any():
-                    claim = f"better than {check}"
-                    claims[claim] = verdicts.better(ticket, other, claim=claim, **same)
-                    claim = f"{check} does not hurt"
-                    claims[claim] = harmless(other, claim)
-            for reference in (RANDOM, AFTER):
-                if name in (RANDOM, AFTER):
-                    continue
-                other = values.sel(
-                    {"method": reference, "density": density, "check": "original"}
-                )
-                claim = f"better than {reference}"
-                claims[claim] = verdicts.better(
-                    ticket, other.values, claim=claim, **same
-                )
+            claims = _claims(values, where, cfg)
             if empty.sel(where | {"check": "original"}).values.any():
                 reason = "the original has lost layers, so that little can hurt it"
-                claims = {c: v._replace(reason=reason) for c, v in claims.items()}
-            judged += [Judged(where, claim, v) for claim, v in claims.items()]
+                claims = [one._replace(reason=reason) for one in claims]
+            judged += [Judged(where, one.claim, one) for one in claims]
     return judged
+
+
+def _claims(
+    values: "xr.DataArray", where: dict[str, Any], cfg: Config
+) -> list[verdicts.Verdict]:
+    """The verdicts on one method at one density."""
+    names = [f"replica {i}" for i in values["replica"].values]
+    same: dict[str, Any] = dict(
+        metric=recipes.metric(cfg), replicas=verdicts.Replicas(names)
+    )
+
+    def of(method: str, check: str) -> np.ndarray:
+        at = where | {"method": method, "check": check}
+        return values.sel(at).transpose("replica").values
+
+    ticket, found = of(where["method"], "original"), []
+    for check in list(CHECKS)[1:]:
+        other = of(where["method"], check)
+        if np.isfinite(other).any():  # it was trained
+            claim = f"better than {check}"
+            found.append(verdicts.better(ticket, other, claim=claim, **same))
+            harm = verdicts.matching(other, ticket, cfg.tolerance, **same)
+            found.append(harm._replace(claim=f"{check} does not hurt"))
+    if where["method"] not in (RANDOM, AFTER):
+        for reference in (RANDOM, AFTER):
+            claim, other = f"better than {reference}", of(reference, "original")
+            found.append(verdicts.better(ticket, other, claim=claim, **same))
+    return found
 
 
 def conclusions(outcome: Outcome) -> list[str]:
@@ -371,7 +361,9 @@ def tables(outcome: Outcome) -> list[Rows]:
             rows.append([name, f"{100 * density:g}", *cells, ", ".join(gone)])
     dense = shown.of(results[f"dense_test_{outcome.metric.name}"].values)
     title = f"Test {shown.name} in {shown.unit}: mean [min, max] of "
-    title += f"{results.sizes['replica']} replicas; dense {display.mean_range(dense, 1)}"
+    title += (
+        f"{results.sizes['replica']} replicas; dense {display.mean_range(dense, 1)}"
+    )
     header = ["method", "density %", *CHECKS, "layers lost (most)"]
     return [Rows(title, header, rows)]
 
@@ -410,8 +402,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         own = results["layer_density"].sel({"method": name, "check": "original"})
         own = own.mean("replica")
         layers = {
-            str(layer): own.sel(layer=layer).values
-            for layer in results["layer"].values
+            str(layer): own.sel(layer=layer).values for layer in results["layer"].values
         }
         yield f"layers_{label}", plots.layer_densities(density, layers, title)
 

@@ -260,12 +260,13 @@ def of_task(
     """
     params, model_state, stream = task.init(own.init)
 
-    def loss(params: Params, model_state: ModelState, batch: Batch, key: Key) -> Array:
+    def plain(params: Params, model_state: ModelState, batch: Batch, key: Key) -> Array:
         return task.loss(params, model_state, stream, batch, key)[0]
 
+    loss: BatchLoss = plain
     # Only where it matters: other tasks need not say what their output layer is.
     if check(method).temperature != 1:
-        loss = tempered(loss, task.head, method.temperature)
+        loss = tempered(plain, task.head, method.temperature)
     inputs = Inputs(
         trained=params,
         mask=masks.ones_like(params),
@@ -276,9 +277,7 @@ def of_task(
         outputs=task.outputs,
     )
     flags = masks.of_task(task)
-    found = prune(
-        method, own.score, inputs, keep, prunable=flags, exclude=task.exclude
-    )
+    found = prune(method, own.score, inputs, keep, prunable=flags, exclude=task.exclude)
     return Network(params, model_state), found
 
 

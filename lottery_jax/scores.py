@@ -315,7 +315,9 @@ def flow_gradient(inputs: Inputs, params: Params) -> Params:
     power = jnp.log2(jnp.where(fits, whole, part)) + jnp.where(fits, 0.0, 100.0)
     power = jnp.where(jnp.isfinite(power), jnp.round(power), 0.0).astype(jnp.int32)
     less = jnp.where(fits, 0, power // 2)
-    size, total = (jnp.ldexp(one, -jnp.clip(p, -120, 120)) for p in (less, power - less))
+    size, total = (
+        jnp.ldexp(one, -jnp.clip(p, -120, 120)) for p in (less, power - less)
+    )
     return jax.grad(lambda p: total * flow(p, size))(params)
 
 

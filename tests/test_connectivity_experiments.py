@@ -14,6 +14,7 @@ import pytest
 import lottery_jax as lj
 from experiments import (
     alignment,
+    at_init,
     curves,
     display,
     instability,
@@ -430,7 +431,29 @@ def test_curves_are_trained_and_drawn(finished):
     assert "barrier lower than the line's" in out
 
 
-@pytest.mark.parametrize("module", [alignment, curves])
+def test_checks_of_pruning_at_init_keep_what_each_layer_has(finished):
+    folder, _, out = finished("at_init")
+    results = load(folder)
+    assert results["method"].values.tolist() == ["snip", at_init.AFTER, "random"]
+    layers = results["layer_density"].transpose("check", ...)
+    kept = layers.sel({"method": ["snip", at_init.AFTER]})
+    for check in ("shuffled", "reinit"):
+        np.testing.assert_array_equal(kept.sel(check=check), kept.sel(check="original"))
+    assert (kept.sel({"method": "snip", "check": "inverted"}) != kept[0, 0]).any()
+    # Exact counts, and nothing where nothing is trained.
+    trained = np.isfinite(results["alive"])
+    checks = results["check"].values.tolist()
+    for method, number in (("snip", 4), (at_init.AFTER, 3), ("random", 1)):
+        for i, check in enumerate(checks):
+            at = {"method": method, "check": check}
+            assert trained.sel(at).all() == trained.sel(at).any() == (i < number)
+    assert set(results["alive"].values[trained.values]) == {(40 * 4 + 4 * 10) // 2}
+    for name in ("methods", "snip", "magnitude_after_training", "layers_snip"):
+        assert (folder / "figures" / f"{name}.png").exists()
+    assert "snip: shuffled does not hurt" in out
+
+
+@pytest.mark.parametrize("module", [alignment, at_init, curves])
 def test_every_preset_of_alignment_and_curves_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         module.prepare(preset.config)

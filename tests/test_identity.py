@@ -74,6 +74,7 @@ FREE = {
     "rewinding": {"threshold", "tolerance", "replicas"},
     "alignment": set(),
     "curves": set(),
+    "at_init": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 
