@@ -170,7 +170,8 @@ def trained(
     cfg, task, tx, plan = setup
     own = keys.of_replicas(cfg.seed, ids)
     runs = training.fresh(task, tx, own.init, own.noise, where=where)
-    start = trees.host(runs.state.network)
+    # Without the copies that fill the devices.
+    start = trees.rows(trees.host(runs.state.network), slice(len(ids)))
     done = training.train(
         task, tx, runs, plan.steps, every=cfg.validate_every, stage="dense", where=where
     )
@@ -415,7 +416,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     tiny="--model mlp-4 --subset 200 --steps 2it --validate-every 2 --methods snip "
-    "--densities 0.5 --replicas 2",
+    "--densities 0.5 --replicas 3",
     prepare=prepare,
     one=one,
     judge=judge,

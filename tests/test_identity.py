@@ -55,6 +55,12 @@ HASHES = {
     },
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
+    "at_init": {
+        "mnist1d": "1ffa1fe3",
+        "lenet-fashion": "475ea5c7",
+        "conv2-fashion": "89cce5f3",
+        "resnet20-cifar10": "4171dadb",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
