@@ -132,14 +132,15 @@ def mean_gradient(key: Key, inputs: Inputs, params: Params) -> Params:
     loss = inputs.loss
     if loss is None or inputs.batches is None:
         raise ValueError("this score needs inputs.loss and inputs.batches")
-    return _mean(jax.grad(loss), key, inputs, masks.apply(inputs.mask, params))
+    return _mean(jax.grad(loss), key, inputs, params)
 
 
 def _mean(
     derivative: Callable[..., Params], key: Key, inputs: Inputs, params: Params
 ) -> Params:
-    """The mean over the batches of a derivative of the loss, in float32 at least."""
+    """The mean over the batches of a derivative at the masked weights, float32 at least."""
     zeros = jax.tree.map(jnp.zeros_like, _wide(params, "params"))
+    params = masks.apply(inputs.mask, params)
     number = jax.tree.leaves(inputs.batches)[0].shape[0]
 
     def one(total: Params, item: tuple[Key, Batch]) -> tuple[Params, None]:

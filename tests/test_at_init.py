@@ -14,6 +14,7 @@ import lottery_jax as lj
 from experiments import at_init as experiment
 from experiments.experiment import Outcome
 from lottery_jax import at_init, imp, keys, masks, models, scores, trees
+from lottery_jax.models import layers
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -206,11 +207,11 @@ def test_synflow_is_conserved_from_layer_to_layer(model, shape, getkey):
     np.testing.assert_allclose(sums, sums[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("factor, layers", [(3.0, 91), (1e-3, 9)])
-def test_synflow_ranks_where_the_flow_itself_is_no_float32(factor, layers, getkey):
+@pytest.mark.parametrize("factor, depth", [(3.0, 91), (1e-3, 9)])
+def test_synflow_ranks_where_the_flow_itself_is_no_float32(factor, depth, getkey):
     """A chain of layers, residual every second one, against NumPy in float64."""
     rng = np.random.default_rng(0)
-    weights = factor * rng.random((layers, 3, 3)).astype(np.float32)
+    weights = factor * rng.random((depth, 3, 3)).astype(np.float32)
     params = {"kernel": jnp.asarray(weights)}
 
     def outputs(params, state, batch):
@@ -404,7 +405,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x, train=False, weights=None):
         x = x.reshape(x.shape[0], 4, 2, 1)
-        x = nn.Conv(3, (3, 3), name="conv")(x)
+        x = layers.Conv(3, name="conv")(x)  # convolves all replicas in one primitive
         x = lj.models.BatchNorm(name="norm")(x, train, weights)
         return nn.Dense(self.num_classes, name="head")(
             jax.nn.relu(x).reshape(x.shape[0], -1)
@@ -490,13 +491,13 @@ def results_of(errors, densities=(0.2, 0.02)):
     for i, method in enumerate(methods):
         for check, value in errors[method].items():
             error[i, :, checks.index(check)] = value + np.array([0.0, 0.001, 0.002])
-    layers = np.where(np.isfinite(error), 0.1, np.nan)[..., None].repeat(2, axis=-1)
+    density = np.where(np.isfinite(error), 0.1, np.nan)[..., None].repeat(2, axis=-1)
     return xr.Dataset(
         {
             "test_error": (axes, error),
             "diverged": (axes, np.where(np.isfinite(error), 0, np.nan)),
             "alive": (axes, np.where(np.isfinite(error), 10, np.nan)),
-            "layer_density": ((*axes, "layer"), layers),
+            "layer_density": ((*axes, "layer"), density),
             "dense_test_error": (("replica",), np.full(3, 0.1)),
         },
         {
