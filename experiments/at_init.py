@@ -290,18 +290,16 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     for name in results["method"].values.tolist():
         for density in results["density"].values.tolist():
             where = {"method": name, "density": density}
-            claims = _claims(values, where, cfg)
-            if empty.sel(where | {"check": "original"}).values.any():
-                reason = "the original has lost layers, so that little can hurt it"
-                claims = [one._replace(reason=reason) for one in claims]
+            gone = empty.sel(where | {"check": "original"}).values.any()
+            claims = _claims(values, where, cfg, bool(gone))
             judged += [Judged(where, one.claim, one) for one in claims]
     return judged
 
 
 def _claims(
-    values: "xr.DataArray", where: dict[str, Any], cfg: Config
+    values: "xr.DataArray", where: dict[str, Any], cfg: Config, gone: bool
 ) -> list[verdicts.Verdict]:
-    """The verdicts on one method at one density."""
+    """The verdicts on one method at one density; gone: the original has lost layers."""
     names = [f"replica {i}" for i in values["replica"].values]
     same: dict[str, Any] = dict(
         metric=recipes.metric(cfg), replicas=verdicts.Replicas(names)
@@ -318,7 +316,11 @@ def _claims(
             claim = f"better than {check}"
             found.append(verdicts.better(ticket, other, claim=claim, **same))
             harm = verdicts.matching(other, ticket, cfg.tolerance, **same)
-            found.append(harm._replace(claim=f"{check} does not hurt"))
+            harm = harm._replace(claim=f"{check} does not hurt")
+            if gone:
+                reason = "the original has lost layers: there is little to be hurt"
+                harm = harm._replace(answer="undecided", reason=reason)
+            found.append(harm)
     if where["method"] not in (RANDOM, AFTER):
         for reference in (RANDOM, AFTER):
             claim, other = f"better than {reference}", of(reference, "original")
