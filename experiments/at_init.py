@@ -407,6 +407,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         layers = {
             str(layer): own.sel(layer=layer).values for layer in results["layer"].values
         }
+        title = f"{name}: {outcome.networks}\nmean of {number} replicas"
         yield f"layers_{label}", plots.layer_densities(density, layers, title)
 
 
