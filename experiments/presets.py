@@ -321,13 +321,13 @@ AT_INIT: Table = {
         dict(steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Some "
-        "minutes on 2 cores.",
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Ten "
+        "minutes on 2 cores, by estimate.",
         {**_LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
     ),
     "conv2-fashion": (
         "A narrow Conv-2 (4 channels) on Fashion-MNIST, 300 steps of batch 32, 3 replicas. "
-        "Some minutes on 2 cores.",
+        "Ten minutes on 2 cores, by estimate.",
         {
             **_LENET, "model": "conv-2-4", "validation": 0, "batch_size": 32,
             "learning_rate": 2e-3, "steps": "300it", "validate_every": 300,
