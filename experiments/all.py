@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments import (
     alignment,
+    at_init,
     curves,
     deconstruct,
     imp,
@@ -20,5 +21,6 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
     deconstruct.EXPERIMENT,
+    at_init.EXPERIMENT,
     strong_lth.EXPERIMENT,
 )

@@ -354,3 +354,34 @@ DECONSTRUCT: Table = {
         },
     ),
 }
+
+AT_INIT: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, four methods, four densities, 3 "
+        "replicas; no download. About a minute on 2 cores.",
+        dict(steps="1000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Ten "
+        "minutes on 2 cores, by estimate.",
+        {**_LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
+    ),
+    "conv2-fashion": (
+        "A narrow Conv-2 (4 channels) on Fashion-MNIST, 300 steps of batch 32, 3 replicas. "
+        "Ten minutes on 2 cores, by estimate.",
+        {
+            **_LENET, "model": "conv-2-4", "validation": 0, "batch_size": 32,
+            "learning_rate": 2e-3, "steps": "300it", "validate_every": 300,
+            "methods": ("snip", "grasp", "synflow"),
+            "densities": (0.2, 0.05, 0.02, 0.01),
+        },
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10, as Frankle et al.: 160 epochs, lr 0.1 with two drops. For "
+        "a GPU; no results are stored.",
+        dict(
+            **_CIFAR, model="resnet-20", batch_size=128, drops=("80ep", "120ep"),
+            steps="160ep", densities=(0.5, 0.2, 0.1, 0.05, 0.02), validate_every=391,
+        ),
+    ),
+}

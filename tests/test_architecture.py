@@ -43,7 +43,7 @@ ARROWS = {
     "models": ("convolution", "data", "units"),
     "tasks": ("models", "masks"),
     # Methods.
-    "imp": ("training",),
+    "imp": ("training", "at_init"),
     "connectivity": ("training", "tasks", "units"),
     "strong": ("masks", "keys"),
     "transfer": ("imp",),

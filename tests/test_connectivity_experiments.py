@@ -16,6 +16,7 @@ import pytest
 import lottery_jax as lj
 from experiments import (
     alignment,
+    at_init,
     curves,
     deconstruct,
     display,
@@ -512,7 +513,29 @@ def test_unknown_actions_are_refused_by_name():
         deconstruct.prepare(dataclasses.replace(cfg, criteria=("largest",)))
 
 
-@pytest.mark.parametrize("module", [alignment, curves, deconstruct])
+def test_checks_of_pruning_at_init_keep_what_each_layer_has(finished):
+    folder, _, out = finished("at_init")
+    results = load(folder)
+    assert results["method"].values.tolist() == ["snip", at_init.AFTER, "random"]
+    layers = results["layer_density"].transpose("check", ...)
+    kept = layers.sel({"method": ["snip", at_init.AFTER]})
+    for check in ("shuffled", "reinit"):
+        np.testing.assert_array_equal(kept.sel(check=check), kept.sel(check="original"))
+    assert (kept.sel({"method": "snip", "check": "inverted"}) != kept[0, 0]).any()
+    # Exact counts, and nothing where nothing is trained.
+    trained = np.isfinite(results["alive"])
+    checks = results["check"].values.tolist()
+    for method, number in (("snip", 4), (at_init.AFTER, 3), ("random", 1)):
+        for i, check in enumerate(checks):
+            at = {"method": method, "check": check}
+            assert trained.sel(at).all() == trained.sel(at).any() == (i < number)
+    assert set(results["alive"].values[trained.values]) == {(40 * 4 + 4 * 10) // 2}
+    for name in ("methods", "snip", "magnitude_after_training", "layers_snip"):
+        assert (folder / "figures" / f"{name}.png").exists()
+    assert "snip: shuffled does not hurt" in out
+
+
+@pytest.mark.parametrize("module", [alignment, at_init, curves, deconstruct])
 def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         module.prepare(preset.config)

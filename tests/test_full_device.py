@@ -198,7 +198,19 @@ def measured(where):
     return found, where.room.within(where.execution), ()
 
 
-SCENARIOS = (study, retraining, instability, pruned_on_the_way, measured)
+def pruned_at_init(where):
+    found = imp.prune_at_init(task(), "synflow", (0.5, 0.2), replicas=2, where=where)
+    return found[:2], where.room.within(where.execution), ()
+
+
+SCENARIOS = (
+    study,
+    retraining,
+    instability,
+    pruned_on_the_way,
+    measured,
+    pruned_at_init,
+)
 
 
 @functools.cache

@@ -60,6 +60,11 @@ HASHES = {
         "mnist1d": "abbcedd7",
         "lenet-fashion": "89bedf2f",
         "lenet-mnist-paper": "6fc32d0c",
+    "at_init": {
+        "mnist1d": "1ffa1fe3",
+        "lenet-fashion": "475ea5c7",
+        "conv2-fashion": "89cce5f3",
+        "resnet20-cifar10": "4171dadb",
     },
 }
 
@@ -82,6 +87,7 @@ FREE = {
     "curves": set(),
     "strong_lth": {"replicas"},
     "deconstruct": {"replicas"},
+    "at_init": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -37,11 +37,15 @@ def mask_of(seed):
     }
 
 
-def loss(params, model_state, batch, key):
+def outputs(params, model_state, batch):
     hidden = jnp.tanh(
         batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"][None]
     )
-    out = hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+def loss(params, model_state, batch, key):
+    out = outputs(params, model_state, batch)
     return model_state * jnp.mean((out - batch["y"]) ** 2)
 
 
@@ -64,7 +68,7 @@ def inputs_of(seed):
 
 def call(name):
     score = scores.by_name(name)
-    return lambda key, inputs: score(key, inputs._replace(loss=loss))
+    return lambda key, inputs: score(key, inputs._replace(loss=loss, outputs=outputs))
 
 
 cut = jax.jit(lambda s, m: prune.global_topk(s, m, fraction=0.4))

@@ -9,6 +9,8 @@ or arm.
 
 from lottery_jax.imp import arms as arms
 from lottery_jax.imp.arms import ARMS as ARMS
+from lottery_jax.imp.initial import AtInit as AtInit
+from lottery_jax.imp.initial import prune_at_init as prune_at_init
 from lottery_jax.imp.plan import Chain as Chain
 from lottery_jax.imp.plan import Geometric as Geometric
 from lottery_jax.imp.plan import Linear as Linear

@@ -12,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import errors, keys, masks, prune, scores, training, transforms, trees
+from lottery_jax import (
+    at_init,
+    errors,
+    keys,
+    masks,
+    prune,
+    scores,
+    training,
+    transforms,
+    trees,
+)
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
@@ -528,6 +538,7 @@ def _cut(
                 model_state=source.model_state,
                 loss=loss,
                 batches=batches,
+                outputs=task.outputs,
             )
             where: dict[str, Any] = dict(prunable=flags, exclude=task.exclude)
             return prune_chain(chain, key, inputs, jnp.asarray(seen.keep), **where)
@@ -575,13 +586,7 @@ _SCORE_BATCHES = 8
 
 def _score_batches(task: Task, noise: Key) -> PyTree:
     """The first batches of a row's data order, for scores that need gradients."""
-    own = keys.noise_keys(noise)
-    number = min(_SCORE_BATCHES, task.steps_per_epoch)
-
-    def one(step: Array) -> PyTree:
-        return task.batch(task.data, task.order(own.order, step), own.batch, step)
-
-    return jax.lax.map(one, jnp.arange(number, dtype=jnp.int32))
+    return at_init.first_batches(task, noise, _SCORE_BATCHES)
 
 
 # --- the end of a level ---------------------------------------------------------------

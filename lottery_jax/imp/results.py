@@ -158,7 +158,7 @@ def emptied(
     ]
 
 
-_SAID = 12
+SAID = 12
 """Networks that a warning names."""
 
 
@@ -199,8 +199,8 @@ def warn_of_emptied(
         for (chain, arm), of_arm in where.items()
         for replica, names in of_arm.items()
     ]
-    if len(said) > _SAID:
-        said = [*said[:_SAID], f"and {len(said) - _SAID} more, see Study.emptied"]
+    if len(said) > SAID:
+        said = [*said[:SAID], f"and {len(said) - SAID} more, see Study.emptied"]
     whole = int((measured["alive"] == 0).sum())
     more = f" {whole} networks have no prunable weight left at all." if whole else ""
     warnings.warn(

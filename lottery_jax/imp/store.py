@@ -195,6 +195,7 @@ def _score(task: Task, data: PyTree, score: Score) -> identity.Traced:
             model_state=model_state,
             loss=lambda p, m, b, k: task.loss(p, m, stream, b, k)[0],
             batches=levels._score_batches(task._replace(data=data), key),
+            outputs=task.outputs,
         )
         return score(key, inputs)
 
