@@ -60,6 +60,7 @@ HASHES = {
         "mnist1d": "abbcedd7",
         "lenet-fashion": "89bedf2f",
         "lenet-mnist-paper": "6fc32d0c",
+    },
     "at_init": {
         "mnist1d": "1ffa1fe3",
         "lenet-fashion": "475ea5c7",
