@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from experiments import alignment, curves, imp, instability, rewinding
+from experiments import (
+    alignment,
+    curves,
+    imp,
+    instability,
+    rewinding,
+    supermask,
+)
 from experiments.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment[Any], ...] = (
@@ -11,4 +18,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     rewinding.EXPERIMENT,
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
+    supermask.EXPERIMENT,
 )

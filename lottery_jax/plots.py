@@ -90,6 +90,73 @@ def against_density(
     return figure
 
 
+def by_name(
+    values: Mapping[str, np.ndarray],
+    *,
+    label: str,
+    title: str = "",
+    reference: float | None = None,
+    reference_label: str = "",
+) -> Any:
+    """Points in a row for each name, such as the columns of a paper's table.
+
+    Args:
+      values: per name `[replicas]`; nan entries are left out. The first name is at the
+        top.
+      label: of the values, with their unit.
+      title: above the axes.
+      reference: a dashed vertical line, such as chance.
+      reference_label: what it is.
+
+    Returns:
+      A matplotlib figure: every replica, and bars of the mean from min to max, with the
+      mean as a number.
+    """
+    figure, axes = _figure()
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    color = STYLES["ticket"][0]
+    for place, y in enumerate(values.values()):
+        y = np.asarray(y, float)[np.isfinite(y)]
+        if not y.size:
+            continue
+        mean = y.mean()
+        axes.errorbar(
+            mean,
+            place,
+            xerr=[[mean - y.min()], [y.max() - mean]],
+            color=color,
+            marker="o",
+            markersize=5,
+            elinewidth=1.2,
+            capsize=3,
+        )
+        axes.plot(y, np.full(len(y), place), ".", color="#777777", markersize=3)
+        axes.annotate(
+            f"{mean:.1f}",
+            (mean, place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in values])
+    axes.set_ylim(len(values) - 0.5, -0.7)
+    if reference is not None:
+        axes.axvline(reference, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            reference_label,
+            (reference, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
 def layer_densities(
     density: np.ndarray, layers: Mapping[str, np.ndarray], title: str = ""
 ) -> Any:
