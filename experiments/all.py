@@ -5,6 +5,7 @@ from typing import Any
 from experiments import (
     alignment,
     curves,
+    edge_popup,
     imp,
     instability,
     rewinding,
@@ -19,4 +20,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
     supermask.EXPERIMENT,
+    edge_popup.EXPERIMENT,
 )

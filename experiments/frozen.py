@@ -125,7 +125,7 @@ def trained(setup: Setup, runs: Runs, stage: str, where: Place) -> Trained:
         every=setup.cfg.every,
         validate=True,
         stage=stage,
-        where=where.below(stage.replace(" ", "-")),
+        where=where.below(stage.replace(",", "").replace(" ", "-")),
     )
 
 

@@ -319,6 +319,52 @@ SUPERMASK: Table = {
     ),
 }
 
+# Ramanujan et al. train scores by SGD: rate 0.1, momentum 0.9, weight decay 1e-4, batch 128.
+_SCORES: Fields = dict(score_weight_decay=1e-4)
+
+EDGE_POPUP: Table = {
+    "mnist1d": (
+        "MLPs of three widths on MNIST-1D, five densities, three laws, 3 replicas; no "
+        "download. About a minute on 2 cores.",
+        dict(**_SCORES, widths=("mlp-50-50", "mlp-100-100", "mlp-200-200")),
+    ),
+    "lenet-fashion": (
+        "LeNets of three widths on Fashion-MNIST, five densities, three laws, 3 replicas. "
+        "About ten minutes on 2 cores.",
+        dict(
+            **_LENET, **_SCORES,
+            widths=("lenet-150-50", "lenet-300-100", "lenet-600-200"),
+        ),
+    ),
+    "conv2-cifar10": (
+        "A narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas. About ten "
+        "minutes on 2 cores.",
+        dict(
+            **_SCORES, data="cifar10", model="conv-2-16", batch_size=128,
+            learning_rate=1e-3, steps="1000it", score_steps="1000it", every=250,
+            densities=(0.1, 0.5, 0.9), laws=("kaiming_normal", "signed_kaiming_constant"),
+            replicas=2,
+        ),
+    ),
+    "conv4-cifar10-paper": (
+        "Ramanujan et al.'s Conv-4 on CIFAR-10: 100 epochs, and wider ones. For a GPU "
+        "(not run).",
+        dict(
+            **_SCORES, data="cifar10", augment=("flip", "crop"), model="conv-4",
+            batch_size=60, learning_rate=3e-4, steps="100ep", score_steps="100ep",
+            widths=("conv-4-32", "conv-4", "conv-4-96"), every=1000,
+        ),
+    ),
+    "conv6-cifar10-paper": (
+        "The same with Conv-6. For a GPU (not run).",
+        dict(
+            **_SCORES, data="cifar10", augment=("flip", "crop"), model="conv-6",
+            batch_size=60, learning_rate=3e-4, steps="100ep", score_steps="100ep",
+            widths=("conv-6-32", "conv-6", "conv-6-96"), every=1000,
+        ),
+    ),
+}
+
 ALIGNMENT: Table = {
     "mnist1d": (
         "MLPs of three widths on MNIST-1D, Adam 1e-3, 3 replicas; no download. Some "

@@ -90,6 +90,70 @@ def against_density(
     return figure
 
 
+def against(
+    x: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    logarithmic: bool = False,
+    ticks: Sequence[str] | None = None,
+    baseline: float | None = None,
+    baseline_label: str = "",
+) -> Any:
+    """Lines over any quantity: mean over replicas, bars from min to max.
+
+    Args:
+      x: `[N]`, rising.
+      values: per label `[replicas, N]`; nan entries are left out.
+      xlabel: what x is, with its unit.
+      ylabel: what the values are, with their unit.
+      title: above the axes.
+      logarithmic: whether the horizontal axis is.
+      ticks: what is written below each x; None for round numbers.
+      baseline: a dashed horizontal line.
+      baseline_label: what it is.
+    """
+    figure, axes = _figure()
+    styles = _styles(list(values))
+    for label, y in values.items():
+        color, marker = styles[label]
+        seen = np.isfinite(y).any(axis=0)
+        at = y[:, seen]
+        mean = np.nanmean(at, axis=0)
+        axes.errorbar(
+            x[seen],
+            mean,
+            yerr=np.stack([mean - np.nanmin(at, axis=0), np.nanmax(at, axis=0) - mean]),
+            label=label.replace("_", " "),
+            color=color,
+            marker=marker,
+            markersize=4,
+            linewidth=1.5,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    if baseline is not None:
+        axes.axhline(
+            baseline,
+            color="#222222",
+            linewidth=0.8,
+            linestyle=(0, (4, 3)),
+            label=baseline_label,
+        )
+    if logarithmic:
+        axes.set_xscale("log")
+    if ticks is not None:
+        axes.set_xticks(x, ticks, fontsize=8)
+        axes.set_xticks([], minor=True)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def by_name(
     values: Mapping[str, np.ndarray],
     *,
