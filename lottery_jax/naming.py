@@ -7,6 +7,7 @@ say, the answer is None, and whoever asks has to be told.
 Names are key paths (`trees.paths`), shapes those of all leaves of the tree by their names.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -98,6 +99,51 @@ def input_axes(name: str, shapes: Shapes) -> tuple[int, ...] | None:
     if _WEIGHT.fullmatch(own):
         return _outputs_first(name, shapes)
     return None
+
+
+def fans(name: str, shapes: Shapes) -> tuple[int, int] | None:
+    """Fan in and fan out of a weight matrix, as initialisers count them; None if unknown.
+
+    Windows of convolutions count in both; layers that are stacked in one array do in
+    neither. Known where `input_axes` is, but for kernels without a bias of which some
+    axes may be either, of a window or of a stack: those of three dimensions that are not
+    called `conv...`, of four that are called `dense...` or `linear...`, of more.
+
+    Args:
+      name: of the leaf, of two dimensions or more.
+      shapes: of all leaves.
+    """
+    axes = input_axes(name, shapes)
+    if axes is None:
+        return None
+    shape = shapes[name]
+    inputs = math.prod(shape[a] for a in axes)
+    if axes[0] > 0:  # outputs first, behind those of a stack
+        (at,) = axes
+        outputs, window = shape[at - 1], math.prod(shape[at + 1 :])
+        return inputs * window, outputs * window
+    stacked = _stacked(name, shapes, axes)
+    if stacked is None:
+        return None
+    window = math.prod(shape[stacked : axes[0]])
+    return inputs * window, math.prod(shape[axes[-1] + 1 :]) * window
+
+
+def _stacked(name: str, shapes: Shapes, axes: tuple[int, ...]) -> int | None:
+    """How many axes of a kernel with inputs before outputs are those of stacked layers."""
+    ndim, bias = len(shapes[name]), _bias(_beside(name, shapes))
+    if bias is not None:
+        return len(bias) + axes[-1] + 1
+    if axes != (-2,):  # of an attention, which has no window
+        return ndim + axes[0]
+    layer = _last_two(name)[0]
+    plain = re.match("(?i)dense|linear", layer)
+    window = (
+        ndim == 2
+        or (ndim == 3 and re.match("(?i)conv", layer))
+        or (ndim == 4 and not plain)
+    )
+    return 0 if window else None
 
 
 def _inputs_first(name: str, shapes: Shapes) -> tuple[int, ...] | None:

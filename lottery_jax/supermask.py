@@ -19,8 +19,18 @@ and as a `Task` whose params are scores, for everything that trains tasks:
     task = lj.supermask.task(task, method, law="signed_kaiming_constant")
     done = lj.train(task, optax.sgd(0.1, momentum=0.9), steps=3000, replicas=3)
 
-The frozen weights, and how many of each layer are kept, are the model state: runs of several
-laws and densities train side by side, in one program.
+Scores have the structure of the weights. Those of leaves without a mask (biases, norms)
+are there, get no gradient and mean nothing.
+
+The frozen weights, and how many of each layer are kept, are the model state, which differs
+from run to run. So several densities and laws are one batch of runs and one program:
+
+    tasks = [
+        lj.supermask.task(task, lj.supermask.edge_popup(density), law=law)
+        for density in (0.3, 0.5, 0.7) for law in ("kaiming_normal", "xavier_normal")
+    ]
+    runs = [training.fresh(own, tx, keys.init, keys.noise) for own in tasks]
+    done = training.train(tasks[0], tx, training.concatenate(runs), 3000)
 
 References:
   Zhou, Lan, Liu and Yosinski, Deconstructing Lottery Tickets: Zeros, Signs, and the
@@ -31,12 +41,13 @@ References:
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
 from lottery_jax import errors, masks, naming, prune, trees
 from lottery_jax.keys import settled
@@ -56,28 +67,12 @@ from lottery_jax.types import (
     Task,
 )
 
+Inputs: TypeAlias = Mapping[str, int | Sequence[int]]
+"""By patterns of key paths: the axes of a weight matrix over which one output sums."""
 
-class Method(Protocol):
-    """A way from scores to the weights of the network that is applied; see `bernoulli`."""
-
-    @property
-    def samples(self) -> int:
-        """Masks that an evaluation takes the mean over; 0 where nothing is drawn."""
-        ...
-
-    def counts(self, weights: Params) -> tuple[int, ...]:
-        """How many weights each prunable leaf keeps; empty where scores decide."""
-        ...
-
-    def init(self, key: Key, weights: Params) -> Scores:
-        """Scores to begin with; structure and shapes of the weights, float32."""
-        ...
-
-    def params(
-        self, scores: Scores, weights: Params, keep: Array, key: Key | None = None
-    ) -> Params:
-        """The weights of the network that is applied: differentiable in the scores."""
-        ...
+_Axes = tuple[tuple[str, tuple[int, ...]], ...]
+_Fans = tuple[int, int] | None
+_Flags = tuple[bool, ...]
 
 
 # --- Bernoulli ------------------------------------------------------------------------
@@ -91,61 +86,94 @@ class Bernoulli:
       rescale: whether kernels are multiplied by size / survivors of the mask drawn.
       samples: masks that an evaluation takes the mean over; 0 for one by threshold.
       prunable: which leaves have masks.
+      inputs: axes of inputs, by pattern.
     """
 
     rescale: bool = False
     samples: int = 10
     prunable: PrunableLike = None
-
-    def counts(self, weights: Params) -> tuple[int, ...]:
-        """None: scores decide."""
-        return ()
+    inputs: _Axes = ()
 
     def init(self, key: Key, weights: Params) -> Scores:
-        """Scores of 0: probabilities of one half."""
-        return jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+        """Scores of 0: probabilities of one half.
 
-    @settled
+        Args:
+          key: unused; nothing is drawn.
+          weights: arrays or shapes.
+
+        Returns:
+          Structure and shapes of the weights, float32.
+        """
+        _flags(weights, self.prunable)
+        return _zeros(weights)
+
     def params(
-        self, scores: Scores, weights: Params, keep: Any = (), key: Key | None = None
+        self, scores: Scores, weights: Params, keep: Any = None, key: Key | None = None
     ) -> Params:
         """The weights under a mask that is drawn, or without a key by threshold.
 
         Args:
-          scores: structure and shapes of the weights.
-          weights: frozen.
-          keep: unused.
-          key: of the draw; None keeps weights whose probability is above one half.
-        """
-        flags = masks.resolve(weights, self.prunable)
-        leaves, structure = jax.tree.flatten(weights)
-        out = []
-        for i, (w, s, take) in enumerate(zip(leaves, jax.tree.leaves(scores), flags)):
-            if take:
-                probability = jax.nn.sigmoid(s)
-                if key is None:
-                    hard = probability > 0.5
-                else:
-                    own = jax.random.fold_in(key, i)
-                    hard = jax.random.uniform(own, s.shape, jnp.float32) < probability
-                m = hard.astype(jnp.float32)
-                m = jax.lax.stop_gradient(m - probability) + probability
-                w = w * m
-                if self.rescale:
-                    alive = jnp.sum(hard, dtype=jnp.float32)
-                    w = w * (w.size / jnp.maximum(alive, 1))
-            out.append(w)
-        return jax.tree.unflatten(structure, out)
+          scores: structure and shapes of the weights, real.
+          weights: frozen; where there is a mask, floating-point of any precision.
+          keep: unused: scores decide how many weights are kept.
+          key: of the draw; None keeps the weights whose probability is above one half.
 
-    def mask(self, scores: Scores) -> Mask:
-        """The weights whose probability is above one half."""
-        flags = masks.resolve(scores, self.prunable)
-        leaves, structure = jax.tree.flatten(scores)
-        kept = [s > 0 if f else jnp.ones(s.shape, bool) for s, f in zip(leaves, flags)]
-        return jax.tree.unflatten(structure, kept)
+        Returns:
+          Weights: differentiable in the scores and, on the mask, in the weights.
+
+        Raises:
+          ValueError: scores that do not fit, integers with a mask; names the leaf.
+        """
+        flags = _flags(weights, self.prunable)
+        _check_scores(scores, weights)
+        return _Drawn(self.rescale)(scores, weights, flags, keep, key)
+
+    def probabilities(self, scores: Scores) -> PyTree:
+        """With which probability each weight is kept, float32; 1 without a mask."""
+        flags = _flags(scores, self.prunable, "scores")
+        return _by_leaf(flags, jax.nn.sigmoid, jnp.ones_like, scores)
+
+    def mask(self, scores: Scores, keep: Any = None) -> Mask:
+        """The weights whose probability is above one half.
+
+        Nothing keeps such a mask from missing a whole layer, as it does for scores of 0:
+        `masks.layer_densities(method.mask(scores))` tells.
+
+        Args:
+          scores: of one network.
+          keep: unused: scores decide how many weights are kept.
+        """
+        flags = _flags(scores, self.prunable, "scores")
+        return _by_leaf(flags, _likely, _all, scores)
 
     def wrap(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """`apply(params, ...)` as `wrapped(scores, weights, ..., mask_key=None)`."""
+        """An `apply(params, ...)` as a function of scores and weights.
+
+        Args:
+          apply: of any library; its first argument is a pytree of weights.
+
+        Returns:
+          `wrapped(scores, weights, ..., mask_key=None)`, which draws a mask by `mask_key`,
+          a key of its own for each step. Without one the mask is that of `mask`.
+
+        Example:
+          >>> import optax
+          >>> from lottery_jax import supermask
+          >>> method = supermask.bernoulli(rescale=True)
+          >>> apply = method.wrap(lambda params, x: x @ params["kernel"])
+          >>> weights = {"kernel": jax.random.normal(jax.random.key(0), (4, 1))}
+          >>> x, y = jnp.eye(4), jnp.ones((4, 1))
+          >>> def loss(scores, key):
+          ...     return jnp.mean((apply(scores, weights, x, mask_key=key) - y) ** 2)
+          >>> scores, tx = method.init(jax.random.key(1), weights), optax.adam(0.1)
+          >>> state = tx.init(scores)
+          >>> for step in range(3):
+          ...     gradients = jax.grad(loss)(scores, jax.random.key(step))
+          ...     updates, state = tx.update(gradients, state)
+          ...     scores = optax.apply_updates(scores, updates)
+          >>> apply(scores, weights, x).shape
+          (4, 1)
+        """
         return _wrapped(self, apply)
 
 
@@ -154,21 +182,82 @@ def bernoulli(
     rescale: bool = False,
     samples: int = 10,
     prunable: PrunableLike = None,
+    inputs: Inputs | None = None,
 ) -> Bernoulli:
-    """Masks that are drawn, each weight with a trained probability (Zhou et al., 5).
+    """Masks that are drawn, each weight with a trained probability (Zhou et al., 5.1).
+
+    A weight is kept with probability sigmoid(s), rounded up to a multiple of 2^-24: from
+    one half on every float32 is one, 0 stays impossible, 1 certain. It is compared with
+    24 bits, of which eight are its own and sixteen are drawn for 256 weights together.
+    So each probability is what it says, and weights of one layer are as good as
+    independent: the covariance of two is 2^-18 at most, and 0 but for those 256.
 
     Args:
       rescale: dynamic weight rescaling: kernels are multiplied by size / survivors of the
-        mask that was drawn.
-      samples: masks that an evaluation takes the mean over; 0 keeps the weights whose
-        probability is above one half instead.
+        mask that was drawn (of which one at least is counted). The factor belongs to the
+        weights and is a constant in the gradient: the paper (section 5.2) multiplies "the
+        underlying weights" and speaks of no derivative.
+      samples: masks that an evaluation takes the mean over, the same draws in each; 0
+        keeps the weights whose probability is above one half instead.
       prunable: which leaves have masks; None for those of `masks.prunable`.
+      inputs: for laws of weights, where names do not say what a layer's inputs are.
 
     Raises:
-      ValueError: samples below 0.
+      ValueError: samples below 0; a flag that is none; inputs that are no axes.
     """
     errors.flag("rescale", rescale)
-    return Bernoulli(rescale, errors.whole("samples", samples, 0), prunable)
+    samples = errors.whole("samples", samples, 0)
+    return Bernoulli(bool(rescale), samples, prunable, _axes(inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """From scores to weights by a draw, or by threshold."""
+
+    rescale: bool
+
+    @settled
+    def __call__(
+        self, scores: Scores, weights: Params, flags: _Flags, keep: Any, key: Key | None
+    ) -> Params:
+        leaves, structure = jax.tree.flatten(weights)
+        out = []
+        for i, (w, s, take) in enumerate(zip(leaves, jax.tree.leaves(scores), flags)):
+            if take:
+                probability = jax.nn.sigmoid(s.astype(jnp.float32))
+                if key is None:
+                    kept = _likely(s)
+                else:
+                    kept = _coins(jax.random.fold_in(key, i), probability)
+                if self.rescale:
+                    alive = jnp.sum(kept, dtype=jnp.int32).astype(jnp.float32)
+                    w = w * (w.size / jnp.maximum(alive, 1)).astype(w.dtype)
+                w = _through(kept, probability, w)
+            out.append(w)
+        return jax.tree.unflatten(structure, out)
+
+
+def _likely(scores: Array) -> Array:
+    return scores > 0
+
+
+_TOGETHER = 256
+"""Weights whose probabilities are compared with the same sixteen of their 24 bits."""
+
+
+def _coins(key: Key, probability: Array) -> Array:
+    """True with the probabilities given: a draw of 24 bits each is below them."""
+    size = probability.size
+    groups = -(-size // _TOGETHER)
+    # Words by the hash itself, two from each call; `jax.random.bits` throws half away.
+    pair = jax.random.bits(key, (2,), jnp.uint32)
+    number = groups * (_TOGETHER // 4 + 1)
+    words = threefry_2x32(pair, jax.lax.iota(jnp.uint32, number))
+    shared = (words[:groups, None] >> 16).astype(jnp.float32) / 2**16
+    own = jax.lax.bitcast_convert_type(words[groups:], jnp.uint8)
+    drawn = own.reshape(groups, _TOGETHER).astype(jnp.float32) + shared
+    drawn = drawn.reshape(-1)[:size].reshape(probability.shape)
+    return drawn < probability * 256
 
 
 # --- edge-popup -----------------------------------------------------------------------
@@ -181,115 +270,220 @@ class EdgePopup:
     Attributes:
       density: share of each layer that is kept.
       prunable: which leaves have masks.
+      inputs: axes of inputs, by pattern.
     """
 
     density: float
     prunable: PrunableLike = None
+    inputs: _Axes = ()
     samples = 0
 
     def counts(self, weights: Params) -> tuple[int, ...]:
-        """`round(density * size)` of each prunable leaf, half to even."""
-        share = masks.exact(self.density)
-        flags = masks.resolve(weights, self.prunable)
-        return tuple(
-            masks.exact_round(share * math.prod(w.shape))
-            for w, take in zip(jax.tree.leaves(weights), flags)
-            if take
-        )
+        """How many weights each leaf with a mask keeps, in tree order.
 
-    @settled
+        Args:
+          weights: arrays or shapes.
+
+        Raises:
+          ValueError: a layer would keep none.
+        """
+        return _counts(weights, self.density, _flags(weights, self.prunable))
+
     def init(self, key: Key, weights: Params) -> Scores:
-        """U(-1, 1) / sqrt(fan in): Kaiming uniform with a = sqrt(5), of the authors' code."""
-        leaves, structure = jax.tree.flatten(weights)
-        fans = _fans(weights, self.prunable)
-        out = []
-        for i, (w, fan) in enumerate(zip(leaves, fans)):
-            if fan is None:
-                out.append(jnp.zeros(w.shape, jnp.float32))
-                continue
-            draw = jax.random.uniform(
-                jax.random.fold_in(key, i), w.shape, jnp.float32, -1.0, 1.0
-            )
-            out.append(draw / math.sqrt(fan))
-        return jax.tree.unflatten(structure, out)
+        """U(-1, 1) / sqrt(fan in): Kaiming uniform with a = sqrt(5), as published.
+
+        Args:
+          key: draws the scores.
+          weights: arrays or shapes.
+
+        Returns:
+          Structure and shapes of the weights, float32; 0 without a mask.
+
+        Raises:
+          ValueError: a layer whose fan is not known, or that would keep no weight.
+        """
+        flags = _flags(weights, self.prunable)
+        _counts(weights, self.density, flags)
+        return _uniform(key, weights, flags, _fans(weights, flags, self.inputs))
 
     def params(
         self, scores: Scores, weights: Params, keep: Any = None, key: Key | None = None
     ) -> Params:
+        """The weights of highest |score|, the others 0.
+
+        Args:
+          scores: structure and shapes of the weights, real.
+          weights: frozen; where there is a mask, floating-point of any precision.
+          keep: how many each leaf with a mask keeps, int32 `[leaves]`, may be traced; None
+            for the method's density.
+          key: unused; nothing is drawn.
+
+        Returns:
+          Weights: differentiable in the scores and, on the mask, in the weights.
+
+        Raises:
+          ValueError: scores that do not fit, integers with a mask; names the leaf. Not as
+            many numbers as leaves.
+        """
+        flags = _flags(weights, self.prunable)
+        _check_scores(scores, weights)
+        keep = self._keep(weights, flags, keep)
+        return _Highest()(scores, weights, flags, keep, key)
+
+    def mask(self, scores: Scores, keep: Any = None) -> Mask:
         """The weights of highest |score|.
 
         Args:
-          scores: structure and shapes of the weights.
-          weights: frozen.
-          keep: how many of each prunable leaf, int32; None for the method's density.
-          key: unused.
+          scores: of one network.
+          keep: as in `Frozen`, of another density; None for the method's own.
         """
-        keep = self.counts(weights) if keep is None else keep
-        flags = masks.resolve(weights, self.prunable)
-        leaves, structure = jax.tree.flatten(weights)
-        out, position = [], 0
-        for w, s, take in zip(leaves, jax.tree.leaves(scores), flags):
-            if take:
-                w = _popped(s, w, jnp.asarray(keep[position], jnp.int32))
-                position += 1
-            out.append(w)
-        return jax.tree.unflatten(structure, out)
+        flags = _flags(scores, self.prunable, "scores")
+        numbers = iter(self._keep(scores, flags, keep))
+        return _by_leaf(
+            flags,
+            lambda s: _highest(jnp.abs(s), jnp.asarray(next(numbers), jnp.int32)),
+            _all,
+            scores,
+        )
 
-    def mask(self, scores: Scores, keep: Any = None) -> Mask:
-        """The weights of highest |score|."""
-        keep = self.counts(scores) if keep is None else keep
-        size = jax.tree.map(jnp.abs, scores)
-        full = masks.ones_like(scores)
-        return prune.layerwise_topk(size, full, keep=keep, prunable=self.prunable)
+    def _keep(self, tree: PyTree, flags: _Flags, keep: Any) -> Any:
+        if keep is None:
+            return _counts(tree, self.density, flags)
+        if len(keep) != sum(flags):
+            must = f"numbers of weights for {sum(flags)} leaves with a mask"
+            raise errors.wrong("keep", errors.shown(keep), must)
+        return keep
 
     def wrap(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """`apply(params, ...)` as `wrapped(scores, weights, ..., mask_key=None)`."""
+        """An `apply(params, ...)` as a function of scores and weights.
+
+        Args:
+          apply: of any library; its first argument is a pytree of weights.
+
+        Returns:
+          `wrapped(scores, weights, ..., mask_key=None)`; there is nothing to draw.
+
+        Example:
+          >>> from lottery_jax import supermask
+          >>> method = supermask.edge_popup(0.5)
+          >>> apply = method.wrap(lambda params, x: x @ params["kernel"])
+          >>> weights = {"kernel": jnp.array([[1.0], [2.0], [3.0], [4.0]])}
+          >>> scores = {"kernel": jnp.array([[0.1], [-0.9], [0.5], [-0.2]])}
+          >>> apply(scores, weights, jnp.eye(4)).ravel().tolist()
+          [0.0, 2.0, 3.0, 0.0]
+          >>> total = lambda scores: apply(scores, weights, jnp.eye(4)).sum()
+          >>> jax.grad(total)(scores)["kernel"].ravel().tolist()
+          [1.0, -2.0, 3.0, -4.0]
+        """
         return _wrapped(self, apply)
 
 
-def edge_popup(density: float, *, prunable: PrunableLike = None) -> EdgePopup:
+def edge_popup(
+    density: float, *, prunable: PrunableLike = None, inputs: Inputs | None = None
+) -> EdgePopup:
     """The share of each layer with the highest |score| (Ramanujan et al. 2020, section 3).
+
+    Each layer keeps `round(density * size)` weights, half to even. Of equal |scores| the
+    one that comes first is left out first, as everywhere in `prune`.
 
     Args:
       density: share of each layer that is kept, in (0, 1).
       prunable: which leaves have masks; None for those of `masks.prunable`.
+      inputs: where names do not say what a layer's inputs are, by which scores and weights
+        are scaled: `{"hidden$": 0}` or `{"conv": (0, 1, 2)}`, windows included.
 
     Raises:
-      ValueError: density outside (0, 1).
+      ValueError: density outside (0, 1); inputs that are no axes.
     """
     errors.share("density", density)
-    return EdgePopup(float(density), prunable)
+    return EdgePopup(float(density), prunable, _axes(inputs))
 
 
-@jax.custom_vjp
-def _popped(scores: Array, weights: Array, keep: Array) -> Array:
-    """The `keep` weights of highest |score|, the others 0."""
-    return jnp.where(_highest(scores, keep), weights, jnp.zeros_like(weights))
+@dataclasses.dataclass(frozen=True)
+class _Highest:
+    """From scores to the weights of highest |score|."""
+
+    def __call__(
+        self, scores: Scores, weights: Params, flags: _Flags, keep: Any, key: Key | None
+    ) -> Params:
+        leaves, structure = jax.tree.flatten(weights)
+        out, position = [], 0
+        for w, s, take in zip(leaves, jax.tree.leaves(scores), flags):
+            if take:
+                size = jnp.abs(s)
+                kept = _highest(size, jnp.asarray(keep[position], jnp.int32))
+                w = _through(kept, size, w)
+                position += 1
+            out.append(w)
+        return jax.tree.unflatten(structure, out)
 
 
-def _highest(scores: Array, keep: Array) -> Array:
-    flat = jnp.abs(scores).reshape(-1)
+def _highest(values: Array, keep: Array) -> Array:
+    """The `keep` highest values, bool; of ties the last."""
+    flat = jax.lax.stop_gradient(values).reshape(-1)
     alive = jnp.ones(flat.shape, jnp.bool_)
     kept = prune._drop_lowest(flat, alive, flat.size - keep)
-    return kept.reshape(scores.shape)
+    return kept.reshape(values.shape)
 
 
-def _popped_forward(scores: Array, weights: Array, keep: Array) -> tuple[Array, Any]:
-    return _popped(scores, weights, keep), (scores, weights, keep)
+def _counts(tree: PyTree, density: float, flags: _Flags) -> tuple[int, ...]:
+    """`round(density * size)` of each leaf with a mask, half to even."""
+    share = masks.exact(density)
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(tree)]
+    found = [masks.exact_round(share * n) for n, take in zip(sizes, flags) if take]
+    if not all(found):
+        names = [name for name, take in zip(trees.paths(tree), flags) if take]
+        least, name = min(zip((n for n, f in zip(sizes, flags) if f), names))
+        raise errors.wrong(
+            "density",
+            density,
+            f"above {0.5 / least:.4g}, for layer {name!r} of {least} weights to keep one",
+        )
+    return tuple(found)
 
 
-def _popped_backward(seen: Any, gradient: Array) -> tuple[Array, Array, None]:
-    scores, weights, keep = seen
-    kept = _highest(scores, keep)
-    through = gradient * weights * jnp.sign(scores)
-    return through, jnp.where(kept, gradient, jnp.zeros_like(gradient)), None
+def _uniform(
+    key: Key, weights: Params, flags: _Flags, fans: tuple[_Fans, ...]
+) -> Scores:
+    leaves, structure = jax.tree.flatten(weights)
+    out = []
+    for i, (w, take, fan) in enumerate(zip(leaves, flags, fans)):
+        draw = jnp.zeros(w.shape, jnp.float32)
+        if take:
+            assert fan is not None
+            own = jax.random.fold_in(key, i)
+            with jax.threefry_partitionable(True):
+                draw = jax.random.uniform(own, w.shape, jnp.float32, -1.0, 1.0)
+            draw = draw / math.sqrt(fan[0])
+        out.append(draw)
+    return jax.tree.unflatten(structure, out)
 
 
-_popped.defvjp(_popped_forward, _popped_backward)
+# --- both -----------------------------------------------------------------------------
 
 
-def _wrapped(method: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of scores and weights instead of params."""
+@jax.custom_jvp
+def _through(kept: Array, measure: Array, weights: Array) -> Array:
+    """The weights under a mask; straight through it, the mask's derivatives are `measure`'s.
+
+    Exact, also for weights that are infinite off the mask. With a rule for tangents, not
+    cotangents, it can be differentiated both ways, and again.
+    """
+    return jnp.where(kept, weights, jnp.zeros_like(weights))
+
+
+@_through.defjvp
+def _through_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    kept, measure, weights = primals
+    _, moved, changed = tangents
+    of_mask = weights.astype(moved.dtype) * moved
+    of_weights = jnp.where(kept, changed, jnp.zeros_like(changed))
+    return _through(kept, measure, weights), of_mask.astype(weights.dtype) + of_weights
+
+
+def _wrapped(method: "Method", apply: Callable[..., Any]) -> Callable[..., Any]:
+    must = "a function of params and whatever else"
+    errors.is_a("apply", apply, Callable, must)  # type: ignore[arg-type]
 
     def wrapped(
         scores: Scores,
@@ -298,17 +492,116 @@ def _wrapped(method: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
         mask_key: Key | None = None,
         **kwargs: Any,
     ) -> Any:
-        trees.same(weights, scores, ("weights", "scores"))
         params = method.params(scores, weights, key=mask_key)
         return apply(params, *args, **kwargs)
 
     return wrapped
 
 
+def _zeros(tree: PyTree) -> Scores:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
+
+
+def _all(scores: Array) -> Array:
+    return jnp.ones(scores.shape, jnp.bool_)
+
+
+def _by_leaf(
+    flags: _Flags,
+    of_masked: Callable[[Array], Array],
+    of_others: Callable[[Array], Array],
+    tree: PyTree,
+) -> PyTree:
+    leaves, structure = jax.tree.flatten(tree)
+    made = [of_masked(x) if f else of_others(x) for x, f in zip(leaves, flags)]
+    return jax.tree.unflatten(structure, made)
+
+
+def _flags(
+    tree: PyTree,
+    prunable: PrunableLike,
+    field: str = "weights",
+    exclude: Sequence[str] = (),
+) -> _Flags:
+    """Which leaves have masks, in tree order."""
+    trees.check_arrays(tree, field)
+    flags = masks.cuttable(tree, prunable, exclude)
+    if not any(flags):
+        raise ValueError(f"prunable: none of the leaves {trees.paths(tree)} has a mask")
+    for i, (x, take) in enumerate(zip(jax.tree.leaves(tree), flags)):
+        if take and not jnp.issubdtype(x.dtype, jnp.floating):
+            name = f"{field}: dtype of leaf {trees.name_of(tree, i)!r}"
+            raise errors.wrong(name, x.dtype, "floating-point where there is a mask")
+    return tuple(flags)
+
+
+def _check_scores(scores: Scores, weights: Params) -> None:
+    trees.check_arrays(scores, "scores")
+    trees.same(weights, scores, ("weights", "scores"))
+    for i, s in enumerate(jax.tree.leaves(scores)):
+        if not jnp.issubdtype(s.dtype, jnp.floating):
+            name = f"scores: dtype of leaf {trees.name_of(scores, i)!r}"
+            raise errors.wrong(name, s.dtype, "floating-point")
+
+
+# --- fans -----------------------------------------------------------------------------
+
+
+def _axes(inputs: Inputs | None) -> _Axes:
+    """The axes of inputs by pattern, hashable."""
+    if inputs is None:
+        return ()
+    errors.is_a("inputs", inputs, Mapping, "a mapping of patterns to axes")
+    return tuple(
+        (
+            pattern,
+            (errors.whole(f"inputs[{pattern!r}]", axes),)
+            if np.ndim(axes) == 0
+            else errors.wholes(f"inputs[{pattern!r}]", axes),
+        )
+        for pattern, axes in inputs.items()
+    )
+
+
+def _fans(tree: PyTree, flags: _Flags, inputs: _Axes) -> tuple[_Fans, ...]:
+    """Fan in and fan out of the flagged leaves; None of the others.
+
+    Raises:
+      ValueError: neither a name nor `inputs` tells; says what to pass.
+    """
+    shapes = {name: tuple(x.shape) for name, x in trees.by_path(tree).items()}
+    given: dict[str, tuple[int, ...]] = {}
+    for pattern, axes in inputs:
+        for name, hit in trees.by_path(trees.matching(tree, pattern)).items():
+            if hit:
+                given.setdefault(name, axes)
+    found: list[_Fans] = []
+    for (name, shape), take in zip(shapes.items(), flags):
+        fan = None
+        if take and name in given:
+            axes = given[name]
+            if not all(-len(shape) <= a < len(shape) for a in axes):
+                must = f"axes of {name!r}, whose shape is {shape}"
+                raise errors.wrong("inputs", axes, must)
+            fan_in = math.prod(shape[a] for a in axes)
+            fan = fan_in, math.prod(shape) // fan_in
+        elif take:
+            fan = naming.fans(name, shapes)
+            if fan is None:
+                own = trees.pattern(name, list(shapes))
+                raise ValueError(
+                    f"neither the name {name!r} nor its shape {shape} says over which axes "
+                    "an output sums, by which weights and scores are scaled; pass them to "
+                    f"the method: inputs={{{own!r}: ...}}"
+                )
+        found.append(fan)
+    return tuple(found)
+
+
 # --- laws of the frozen weights -------------------------------------------------------
 
 Law = Callable[[Key, Array, int, int], Array]
-"""`(key, drawn, fan in, fan out) -> weights` of a prunable leaf, from its own draw."""
+"""`(key, drawn, fan in, fan out) -> weights` of a leaf, float32, from its own draw."""
 
 
 def _kaiming_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
@@ -319,7 +612,8 @@ def _kaiming_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
 def _signed_kaiming_constant(
     key: Key, drawn: Array, fan_in: int, fan_out: int
 ) -> Array:
-    return jax.random.rademacher(key, drawn.shape, jnp.float32) * math.sqrt(2 / fan_in)
+    signs = jax.random.rademacher(key, drawn.shape, jnp.float32)
+    return signs * math.sqrt(2 / fan_in)
 
 
 def _xavier_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
@@ -328,6 +622,7 @@ def _xavier_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
 
 
 def _signed_constant(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
+    drawn = drawn.astype(jnp.float32)
     return jnp.sign(drawn) * jnp.std(drawn)
 
 
@@ -339,22 +634,12 @@ LAWS: Mapping[str, Law] = {
 }
 """Laws of frozen weights by name.
 
-"signed_constant" is Zhou et al.'s: the sign of the task's own draw, times the standard
-deviation of the layer. The others are Ramanujan et al.'s (section 4), of variance
-2 / fan in, and 2 / (fan in + fan out) for Xavier.
+"signed_constant" is Zhou et al.'s (section 5.2): the sign of the task's own draw, times the
+standard deviation of that draw over the layer. The others are Ramanujan et al.'s (section
+3): of variance 2 / fan in, and of 2 / (fan in + fan out) for Xavier.
 """
 
-
-def _fans(tree: PyTree, prunable: PrunableLike) -> list[int | None]:
-    """The fan in of each prunable leaf; None for the others."""
-    shapes = {name: leaf.shape for name, leaf in trees.by_path(tree).items()}
-    found: list[int | None] = []
-    for (name, shape), take in zip(shapes.items(), masks.resolve(tree, prunable)):
-        axes = naming.input_axes(name, shapes) if take else None
-        if take and axes is None:
-            axes = tuple(range(len(shape) - 1))
-        found.append(math.prod(shape[a] for a in axes) if axes is not None else None)
-    return found
+_NEED_NO_FAN = ("signed_constant",)
 
 
 # --- as a task ------------------------------------------------------------------------
@@ -365,8 +650,8 @@ class Frozen(NamedTuple):
 
     Attributes:
       weights: frozen; those of leaves without a mask included.
-      keep: how many weights each prunable leaf keeps, int32 `[leaves]`; `[0]` where scores
-        decide.
+      keep: how many weights each leaf with a mask keeps, int32 `[leaves]`; `[0]` where
+        scores decide.
       inner: the model state of the network's own task.
     """
 
@@ -375,44 +660,81 @@ class Frozen(NamedTuple):
     inner: ModelState
 
 
+# Far from what an initialisation may fold into the same key.
+_ROLES = 0x5EED
+
+
 @dataclasses.dataclass(frozen=True)
-class _Supermask:
-    """The static part of the task; its methods are the Task's functions."""
+class _Draw:
+    """What is drawn: all that laws and densities are for.
+
+    Attributes:
+      inner: the network's own task.
+      law: of `LAWS`, or None.
+      of_law: leaves that are drawn by it.
+      fans: of these, where the law needs them, and of those with scores that are drawn.
+      masked: leaves with a mask.
+      keep: how many each of them keeps; empty where scores decide.
+      scaled: whether weights make up for those that are not kept.
+      uniform: whether scores are drawn.
+    """
 
     inner: Task
-    method: Any
     law: str | None
+    of_law: _Flags
+    fans: tuple[_Fans, ...]
+    masked: _Flags
+    keep: tuple[int, ...]
     scaled: bool
+    uniform: bool
 
     @settled
     def init(self, key: Key) -> tuple[Scores, Frozen, StreamState]:
         # Weights without a law are those that the task itself draws from this key.
-        of_law, of_scores = (jax.random.fold_in(key, i) for i in (1, 2))
         weights, state, stream = self.inner.init(key)
-        counts = self.method.counts(weights)
-        weights = self._drawn(of_law, weights, counts)
-        keep = jnp.asarray(np.array(counts, np.int32))
-        scores = self.method.init(of_scores, weights)
+        roles = jax.random.fold_in(key, _ROLES)
+        of_law, of_scores = (jax.random.fold_in(roles, i) for i in range(2))
+        weights = self._weights(of_law, weights)
+        if self.uniform:
+            scores = _uniform(of_scores, weights, self.masked, self.fans)
+        else:
+            scores = _zeros(weights)
+        keep = jnp.asarray(np.array(self.keep, np.int32))
         return scores, Frozen(weights, keep, state), stream
 
-    def _drawn(self, key: Key, weights: Params, counts: tuple[int, ...]) -> Params:
+    def _weights(self, key: Key, weights: Params) -> Params:
         leaves, structure = jax.tree.flatten(weights)
-        out, position = [], 0
-        fans = _fans(weights, self.method.prunable)
-        for i, (w, fan) in enumerate(zip(leaves, fans)):
-            if fan is not None:
-                if self.law is not None:
-                    own = jax.random.fold_in(key, i)
-                    fan_out = w.size // fan
-                    w = LAWS[self.law](own, w, fan, fan_out).astype(w.dtype)
-                if self.scaled:
-                    w = w * math.sqrt(w.size / counts[position])
-                position += 1
+        out, keep = [], iter(self.keep)
+        for i, (w, fan) in enumerate(zip(leaves, self.fans)):
+            if self.law is not None and self.of_law[i]:
+                own = jax.random.fold_in(key, i)
+                w = LAWS[self.law](own, w, *(fan or (0, 0))).astype(w.dtype)
+            if self.scaled and self.masked[i]:
+                w = w * math.sqrt(w.size / next(keep))
             out.append(w)
         return jax.tree.unflatten(structure, out)
 
+
+@dataclasses.dataclass(frozen=True)
+class _Supermask:
+    """What is made of scores: the same for every law and density.
+
+    Attributes:
+      inner: the network's own task.
+      rule: from scores to the weights that are applied.
+      masked: leaves with a mask.
+      counted: prunable leaves, those included that are never cut.
+      samples: masks that an evaluation takes the mean over.
+    """
+
+    inner: Task
+    rule: _Drawn | _Highest
+    masked: _Flags
+    counted: _Flags
+    samples: int
+
     def _params(self, scores: Scores, frozen: Frozen, key: Key | None = None) -> Params:
-        return self.method.params(scores, frozen.weights, frozen.keep, key)
+        return self.rule(scores, frozen.weights, self.masked, frozen.keep, key)
 
     @settled
     def loss(
@@ -443,10 +765,34 @@ class _Supermask:
             weights = self._params(params, model_state, draw)
             return self.inner.evaluate(weights, model_state.inner, data, key, split)
 
-        if not self.method.samples:
+        if not self.samples:
             return one(None)
-        found = jax.lax.map(one, jax.random.split(key, self.method.samples))
+        found = jax.lax.map(one, jax.random.split(key, self.samples))
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+
+    def statistics(self, params: Scores, model_state: Frozen, batch: Batch) -> Frozen:
+        assert self.inner.statistics is not None
+        weights = self._params(params, model_state)
+        moments = self.inner.statistics(weights, model_state.inner, batch)
+        return model_state._replace(inner=moments)
+
+    def pool(self, moments: Frozen) -> Frozen:
+        assert self.inner.pool is not None
+        # What is frozen is that of every batch.
+        weights, keep = jax.tree.map(lambda x: x[0], (moments.weights, moments.keep))
+        return Frozen(weights, keep, self.inner.pool(moments.inner))
+
+    def predict(
+        self,
+        params: Scores,
+        model_state: Frozen,
+        data: PyTree,
+        key: Key,
+        split: str,
+    ) -> Array:
+        assert self.inner.predict is not None
+        weights = self._params(params, model_state)
+        return self.inner.predict(weights, model_state.inner, data, key, split)
 
     def outputs(self, params: Scores, model_state: Frozen, batch: Batch) -> Array:
         assert self.inner.outputs is not None
@@ -454,13 +800,15 @@ class _Supermask:
         return self.inner.outputs(weights, model_state.inner, batch)
 
     def prunable(self, params: Scores) -> Prunable:
-        """The scores of what the network's own task prunes."""
-        return (self.inner.prunable or masks.prunable)(params)
+        return jax.tree.unflatten(jax.tree.structure(params), self.counted)
+
+
+Method: TypeAlias = Bernoulli | EdgePopup
 
 
 def task(
     task: Task,
-    method: Bernoulli | EdgePopup,
+    method: Method,
     *,
     law: Literal[
         "kaiming_normal", "signed_kaiming_constant", "xavier_normal", "signed_constant"
@@ -471,17 +819,35 @@ def task(
     """The task of finding a mask under which frozen random weights do another task.
 
     Its params are scores, its model state is `Frozen`. Leaves without a mask are frozen at
-    what the task draws: biases at 0, scales of norms at 1, as if they had none.
+    what the task draws: by default biases at 0 and scales of norms at 1, as if there were
+    none, which is what was published; with `norm_scale="uniform"` or `bias="torch"` they
+    are frozen at their draws. Leaves that the task excludes from pruning are frozen and
+    whole, and follow the law.
+
+    A training step draws its mask anew (Bernoulli). `evaluate` is the mean over the
+    method's samples; `predict`, `outputs` and `statistics`, which are of one network, are
+    those of the mask by threshold. Recomputing statistics keeps the frozen weights once
+    for each batch.
+
+    What weight decay there is acts on scores, as published.
 
     Args:
       task: what the network is for.
-      method: from `bernoulli` or `edge_popup`.
-      law: of the frozen weights, of `LAWS`; None for the task's own.
-      scaled: divide the frozen weights by the root of the density of their layer, so that
-        activations keep their size at every density; `edge_popup` only.
+      method: from `bernoulli` or `edge_popup`; its `prunable` counts, if it has one, else
+        the task's.
+      law: of the frozen weights, of `LAWS`; None for the task's own. Without one they are
+        those that the task draws from the same key: of the network that would be trained.
+      scaled: divide the frozen weights by the root of the density of their layer, exactly
+        (kept / size), so that activations keep their size at every density; `edge_popup`
+        only. (The authors' code divides by that of what is left out: the same at 0.5.)
 
     Raises:
-      ValueError: no task, an unknown method or law, scaled without a density.
+      ValueError: no task, an unknown method or law, scaled without a density, a density at
+        which a layer would keep no weight, a layer whose fan is not known, integers that
+        would have a mask. All of it before anything is compiled.
+
+    References:
+      Zhou et al. 2019, section 5; Ramanujan et al. 2020, sections 3 and 4.
     """
     must = "a lottery_jax.Task, as tasks.classification(...) makes"
     errors.is_a("task", task, Task, must)
@@ -490,18 +856,44 @@ def task(
     if law is not None:
         errors.one_of("law", law, LAWS)
     errors.flag("scaled", scaled)
-    if method.prunable is None and task.prunable is not None:
-        method = dataclasses.replace(method, prunable=task.prunable)
-    static = _Supermask(task.functions, method, law, scaled)
+    if scaled and not isinstance(method, EdgePopup):
+        must = "False with bernoulli, whose density is found; it has rescale=True"
+        raise errors.wrong("scaled", scaled, must)
+    shapes = task.shapes[0]
+    chosen = task.prunable if method.prunable is None else method.prunable
+    counted = _flags(shapes, chosen)
+    masked = _flags(shapes, chosen, exclude=task.exclude)
+    popup = isinstance(method, EdgePopup)
+    by_fan = counted if law not in (None, *_NEED_NO_FAN) else (False,) * len(counted)
+    need = tuple(a or (b and popup) for a, b in zip(by_fan, masked))
+    draw = _Draw(
+        inner=task.functions,
+        law=law,
+        of_law=counted,
+        fans=_fans(shapes, need, method.inputs),
+        masked=masked,
+        keep=_counts(shapes, method.density, masked)
+        if isinstance(method, EdgePopup)
+        else (),
+        scaled=bool(scaled),
+        uniform=popup,
+    )
+    rule = _Highest() if isinstance(method, EdgePopup) else _Drawn(method.rescale)
+    static = _Supermask(task.functions, rule, masked, counted, method.samples)
     return Task(
         data=task.data,
-        init=static.init,
+        init=draw.init,
         order=task.order,
         batch=task.batch,
         loss=static.loss,
         evaluate=static.evaluate,
         steps_per_epoch=task.steps_per_epoch,
+        statistics=static.statistics if task.statistics else None,
+        pool=static.pool if task.pool else None,
+        predict=static.predict if task.predict else None,
         outputs=static.outputs if task.outputs else None,
         prunable=static.prunable,
+        exclude=task.exclude,
+        head=task.head,
         validates=task.validates,
     )

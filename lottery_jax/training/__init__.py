@@ -27,6 +27,7 @@ from lottery_jax.training.measured import check as check
 from lottery_jax.training.measured import evaluate as evaluate
 from lottery_jax.training.programs import program as program
 from lottery_jax.training.runs import Trained as Trained
+from lottery_jax.training.runs import concatenate as concatenate
 from lottery_jax.training.runs import fresh as fresh
 from lottery_jax.training.runs import start_many as start_many
 from lottery_jax.training.runs import train as train

@@ -447,6 +447,39 @@ def _start(
     return execution.parallel(start, (0,))
 
 
+def concatenate(runs: Sequence[Runs]) -> Runs:
+    """Several batches of runs as one: they train side by side, in one program.
+
+    For tasks that differ in nothing but what their runs start from: any of these tasks
+    will do for `train`.
+
+    Args:
+      runs: batches, from `fresh` say, of one task and optimizer, or of such as have equal
+        trees and shapes.
+
+    Returns:
+      The runs in that order, their states on the host.
+
+    Raises:
+      ValueError: none, or one whose states have other leaves or shapes; names the leaf.
+    """
+    runs = errors.several("runs", runs, "a sequence of training.Runs")
+    if not runs:
+        raise errors.wrong("runs", (), "a sequence of one training.Runs at least")
+    parts: list[Runs] = []
+    for i, own in enumerate(runs):
+        field = f"runs[{i}]"
+        errors.is_a(field, own, Runs, "a training.Runs, as training.fresh(...) makes")
+        number = _keys(f"{field}.noise", own.noise)
+        state = trees.rows(trees.host(own.state), slice(number))
+        if parts:
+            names = "runs[0].state", f"{field}.state"
+            trees.same(trees.rows(parts[0].state, 0), trees.rows(state, 0), names)
+        joins, offset = (np.broadcast_to(x, (number,)) for x in (own.joins, own.offset))
+        parts.append(Runs(state, own.noise, joins, offset))
+    return trees.concatenate(parts)
+
+
 def start_many(
     tx: optax.GradientTransformation,
     networks: Network,
