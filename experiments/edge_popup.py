@@ -25,7 +25,7 @@ from experiments.experiment import Experiment, Outcome, dataset
 from experiments.frozen import FrozenRecipe
 from experiments.identity import FREE
 from experiments.recipes import Setup, make_task
-from lottery_jax import errors, masks, plots, supermask, verdicts
+from lottery_jax import errors, masks, plots, supermask, training, verdicts
 from lottery_jax.execution import Where
 from lottery_jax.types import Task
 
@@ -176,7 +176,7 @@ def popped(
         for law in cfg.laws
         for density in densities
     ]
-    runs = frozen.joined(parts, len(ids))
+    runs = training.concatenate(parts)
     done = frozen.trained(setup, runs, f"{cfg.model}, scores", where)
     shape = (len(cfg.laws), len(densities), len(ids))
     return {

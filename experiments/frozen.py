@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.identity import FREE, Where
 from experiments.recipes import Recipe, Setup, make_optimizer, make_task, parse_step
-from lottery_jax import keys, training, trees
+from lottery_jax import keys, training
 from lottery_jax.execution import Where as Place
 from lottery_jax.training import Runs, Trained
 from lottery_jax.types import Task
@@ -43,8 +43,15 @@ class FrozenRecipe(Where, Recipe):
     """Independent initialisations."""
 
 
-_OF_SCORES = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule")
-_OF_SCORES += ("batch_size", "steps")
+_OF_SCORES = (
+    "optimizer",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "batch_size",
+    "steps",
+)
 
 
 def of_scores(cfg: FrozenRecipe) -> FrozenRecipe:
@@ -97,21 +104,6 @@ def fresh(setup: Setup, ids: Sequence[int], where: Place, task: Task) -> Runs:
     """
     own = keys.of_replicas(setup.cfg.seed, ids)
     return training.fresh(task, setup.tx, own.init, own.noise, where=where.aside())
-
-
-def joined(parts: Sequence[Runs], number: int) -> Runs:
-    """Runs of several kinds as one batch: first all of the first kind, and so on.
-
-    Args:
-      parts: runs of one structure.
-      number: how many each has.
-    """
-    import jax.numpy as jnp
-
-    states = [trees.rows(trees.host(part.state), slice(number)) for part in parts]
-    zeros = np.zeros(number * len(parts), np.int32)
-    noise = jnp.concatenate([part.noise for part in parts])
-    return Runs(trees.concatenate(states), noise, zeros, zeros)
 
 
 def trained(setup: Setup, runs: Runs, stage: str, where: Place) -> Trained:

@@ -302,7 +302,7 @@ CURVES: Table = {
 # Scores have an optimizer of their own. Zhou et al. train masks by SGD at rate 100 for 2,000
 # epochs; Adam with a falling rate needs minutes.
 _MASKS: Fields = dict(
-    score_optimizer="adam", score_learning_rate=0.1, score_batch_size=100,
+    score_optimizer="adam", score_learning_rate=0.2, score_batch_size=100,
     initializer="glorot_normal",
 )
 

@@ -42,7 +42,7 @@ from lottery_jax import (
 from lottery_jax.execution import Where
 from lottery_jax.scores import magnitude, random
 from lottery_jax.training import Trained
-from lottery_jax.types import Key, Mask, Network, Params, Scores, Task
+from lottery_jax.types import Key, Mask, Network, Params, Prunable, Scores, Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,7 +130,7 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
         for law in WEIGHTS.values()
     ]
     # The two kinds of weights are a matter of model states: all train side by side.
-    both = frozen.joined(starts, number)
+    both = training.concatenate(starts)
     with display.watched(where) as place:
         own = frozen.fresh(trained, ids, place, task)
         dense = frozen.trained(trained, own, "trained weights", place)
@@ -159,6 +159,7 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
         "mask": list(LEARNED),
         "weights": list(WEIGHTS),
         "criterion": list(CRITERIA),
+        "level": np.arange(cfg.levels + 1),
         "split": list(SPLITS),
         "step": curves[0].steps,
     }
@@ -173,26 +174,23 @@ def measured(
 
     Both are those of masks that are drawn, and of the mask by threshold.
     """
+    method = supermask.bernoulli(prunable=masks.of_task(setup.task))
+    each = [trees.rows(done.networks.params, i) for i in range(len(done.places))]
     threshold = masked(cfg, rescale=LEARNED[name], by_threshold=True)
-    scores, flags = done.networks.params, masks.of_task(setup.task)
-    kept = jax.tree.map(lambda s: s > 0, scores)
-    drawn = jax.tree.map(jax.nn.sigmoid, scores)
-    sizes = [x[0].size for x in jax.tree.leaves(scores)]
-
-    def share(tree: Any) -> np.ndarray:
-        means = [
-            np.asarray(x, np.float64).reshape(len(x), -1).mean(axis=1)
-            for x in jax.tree.leaves(tree)
-        ]
-        return np.average(means, axis=0, weights=np.array(sizes) * np.array(flags_))
-
-    flags_ = masks.resolve(trees.rows(scores, 0), flags)
+    drawn = [_mean(method.probabilities(scores), method.prunable) for scores in each]
+    kept = [masks.density(method.mask(scores), method.prunable) for scores in each]
     return {
         "error": frozen.error(setup.task, done, "test", where),
         "threshold_error": frozen.error(threshold, done, "test", where),
-        "density": share(drawn),
-        "threshold_density": share(kept),
+        "density": np.array(drawn, float),
+        "threshold_density": np.array(kept, float),
     }
+
+
+def _mean(tree: Any, prunable: Prunable) -> float:
+    """The mean over all weights that are prunable."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(prunable))
+    return float(np.concatenate([np.ravel(x) for x, take in pairs if take]).mean())
 
 
 # --- heuristic masks ------------------------------------------------------------------
@@ -296,10 +294,10 @@ def best(results: "xr.Dataset", criterion: str = HEURISTIC) -> "xr.Dataset":
     Returns:
       `error` on test data, and `density`, with axes weights and replica.
     """
-    of_all = results["heuristic_error"]
+    of_all = results["heuristic_error"].sel(level=slice(1, None))  # 0 is no mask
     level = of_all.sel(criterion=HEURISTIC, split="validation").argmin("level")
     found = of_all.sel(criterion=criterion, split="test").isel(level=level)
-    density = results["heuristic_density"].isel(level=level)
+    density = results["heuristic_density"].sel(level=slice(1, None)).isel(level=level)
     return found.to_dataset(name="error").assign(density=density)
 
 
