@@ -40,6 +40,7 @@ References:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -230,8 +231,7 @@ class _Drawn:
                 else:
                     kept = _coins(jax.random.fold_in(key, i), probability)
                 if self.rescale:
-                    alive = jnp.sum(kept, dtype=jnp.int32).astype(jnp.float32)
-                    w = w * (w.size / jnp.maximum(alive, 1)).astype(w.dtype)
+                    w = w * (w.size / jnp.maximum(_number(kept), 1)).astype(w.dtype)
                 w = _through(kept, probability, w)
             out.append(w)
         return jax.tree.unflatten(structure, out)
@@ -239,6 +239,15 @@ class _Drawn:
 
 def _likely(scores: Array) -> Array:
     return scores > 0
+
+
+def _number(kept: Array) -> Array:
+    """How many are True, float32 `[]`; exact, but rounded above 2^24."""
+    # As products with ones, exact in rows: XLA counts slowly on CPU.
+    rows = kept.reshape(-1, kept.shape[-1]).astype(jnp.float32)
+    ones = jnp.ones(rows.shape[-1], jnp.float32)
+    counts = jnp.dot(rows, ones, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(counts.astype(jnp.int32)).astype(jnp.float32)
 
 
 _TOGETHER = 256
@@ -445,18 +454,16 @@ def _counts(tree: PyTree, density: float, flags: _Flags) -> tuple[int, ...]:
 def _uniform(
     key: Key, weights: Params, flags: _Flags, fans: tuple[_Fans, ...]
 ) -> Scores:
-    leaves, structure = jax.tree.flatten(weights)
-    out = []
-    for i, (w, take, fan) in enumerate(zip(leaves, flags, fans)):
-        draw = jnp.zeros(w.shape, jnp.float32)
-        if take:
-            assert fan is not None
-            own = jax.random.fold_in(key, i)
-            with jax.threefry_partitionable(True):
-                draw = jax.random.uniform(own, w.shape, jnp.float32, -1.0, 1.0)
-            draw = draw / math.sqrt(fan[0])
-        out.append(draw)
-    return jax.tree.unflatten(structure, out)
+    chosen = [fan for fan, take in zip(fans, flags) if take]
+    bounds = [1 / math.sqrt(fan[0]) for fan in chosen if fan is not None]
+    leaves, structure = jax.tree.flatten(_zeros(weights))
+    sizes = [x.size for x, take in zip(leaves, flags) if take]
+    with jax.threefry_partitionable(True):
+        draw = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
+    made = masks.scatter(leaves, list(flags), draw)
+    scaled = iter(bounds)
+    made = [x * next(scaled) if take else x for x, take in zip(made, flags)]
+    return jax.tree.unflatten(structure, made)
 
 
 # --- both -----------------------------------------------------------------------------
@@ -600,36 +607,54 @@ def _fans(tree: PyTree, flags: _Flags, inputs: _Axes) -> tuple[_Fans, ...]:
 
 # --- laws of the frozen weights -------------------------------------------------------
 
-Law = Callable[[Key, Array, int, int], Array]
-"""`(key, drawn, fan in, fan out) -> weights` of a leaf, float32, from its own draw."""
+Law: TypeAlias = Callable[[Key, list[Array], list[_Fans]], list[Array]]
+"""`(key, drawn, fans) -> weights` of the layers, float32, from the task's own draws."""
+
+Draw: TypeAlias = Callable[[Key, int], Array]
+Variance: TypeAlias = Callable[[int, int], float]
 
 
-def _kaiming_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
-    draw = jax.random.normal(key, drawn.shape, jnp.float32)
-    return draw * math.sqrt(2 / fan_in)
+def _by_fan(
+    draw: Draw,
+    variance: Variance,
+    key: Key,
+    drawn: list[Array],
+    fans: list[_Fans],
+) -> list[Array]:
+    """One draw of unit variance for all layers, each scaled by its fans.
+
+    One for each layer would take as many times as long to compile.
+    """
+    flat = draw(key, sum(w.size for w in drawn))
+    made = masks.scatter(drawn, [True] * len(drawn), flat)
+    return [w * math.sqrt(variance(*fan)) for w, fan in zip(made, fans) if fan]
 
 
-def _signed_kaiming_constant(
-    key: Key, drawn: Array, fan_in: int, fan_out: int
-) -> Array:
-    signs = jax.random.rademacher(key, drawn.shape, jnp.float32)
-    return signs * math.sqrt(2 / fan_in)
+def _signed_constant(key: Key, drawn: list[Array], fans: list[_Fans]) -> list[Array]:
+    wide = [w.astype(jnp.float32) for w in drawn]
+    return [jnp.sign(w) * jnp.std(w) for w in wide]
 
 
-def _xavier_normal(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
-    draw = jax.random.normal(key, drawn.shape, jnp.float32)
-    return draw * math.sqrt(2 / (fan_in + fan_out))
+def _normal(key: Key, number: int) -> Array:
+    return jax.random.normal(key, (number,), jnp.float32)
 
 
-def _signed_constant(key: Key, drawn: Array, fan_in: int, fan_out: int) -> Array:
-    drawn = drawn.astype(jnp.float32)
-    return jnp.sign(drawn) * jnp.std(drawn)
+def _signs(key: Key, number: int) -> Array:
+    return jax.random.rademacher(key, (number,), jnp.float32)
+
+
+def _kaiming(fan_in: int, fan_out: int) -> float:
+    return 2 / fan_in
+
+
+def _xavier(fan_in: int, fan_out: int) -> float:
+    return 2 / (fan_in + fan_out)
 
 
 LAWS: Mapping[str, Law] = {
-    "kaiming_normal": _kaiming_normal,
-    "signed_kaiming_constant": _signed_kaiming_constant,
-    "xavier_normal": _xavier_normal,
+    "kaiming_normal": functools.partial(_by_fan, _normal, _kaiming),
+    "signed_kaiming_constant": functools.partial(_by_fan, _signs, _kaiming),
+    "xavier_normal": functools.partial(_by_fan, _normal, _xavier),
     "signed_constant": _signed_constant,
 }
 """Laws of frozen weights by name.
@@ -704,15 +729,21 @@ class _Draw:
 
     def _weights(self, key: Key, weights: Params) -> Params:
         leaves, structure = jax.tree.flatten(weights)
-        out, keep = [], iter(self.keep)
-        for i, (w, fan) in enumerate(zip(leaves, self.fans)):
-            if self.law is not None and self.of_law[i]:
-                own = jax.random.fold_in(key, i)
-                w = LAWS[self.law](own, w, *(fan or (0, 0))).astype(w.dtype)
-            if self.scaled and self.masked[i]:
-                w = w * math.sqrt(w.size / next(keep))
-            out.append(w)
-        return jax.tree.unflatten(structure, out)
+        if self.law is not None:
+            drawn = [w for w, take in zip(leaves, self.of_law) if take]
+            fans = [fan for fan, take in zip(self.fans, self.of_law) if take]
+            made = iter(LAWS[self.law](key, drawn, fans))
+            leaves = [
+                next(made).astype(w.dtype) if take else w
+                for w, take in zip(leaves, self.of_law)
+            ]
+        if self.scaled:
+            keep = iter(self.keep)
+            leaves = [
+                w * math.sqrt(w.size / next(keep)) if take else w
+                for w, take in zip(leaves, self.masked)
+            ]
+        return jax.tree.unflatten(structure, leaves)
 
 
 @dataclasses.dataclass(frozen=True)
