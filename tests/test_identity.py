@@ -55,6 +55,14 @@ HASHES = {
     },
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
+    "supermask": {"mnist1d": "1f6d3ebc", "lenet-fashion": "4640d98f"},
+    "edge_popup": {
+        "mnist1d": "f81ea00e",
+        "lenet-fashion": "3fde0e43",
+        "conv2-cifar10": "1a7ca3bf",
+        "conv4-cifar10-paper": "091aa25d",
+        "conv6-cifar10-paper": "e3701b49",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -74,6 +82,8 @@ FREE = {
     "rewinding": {"threshold", "tolerance", "replicas"},
     "alignment": set(),
     "curves": set(),
+    "supermask": {"tolerance", "replicas"},
+    "edge_popup": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 
