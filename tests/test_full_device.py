@@ -358,4 +358,5 @@ def test_programs_of_many_replicas_are_compiled_in_one_place():
         "lottery_jax/training/programs.py",  # asks whether something is jitted
         "lottery_jax/convolution/primitives.py",  # one convolution
         "lottery_jax/keys.py",  # draws keys
+        "lottery_jax/selection.py",  # one mask, so that eager calls compile once
     }
