@@ -326,22 +326,23 @@ EDGE_POPUP: Table = {
     "mnist1d": (
         "MLPs of three widths on MNIST-1D, five densities, three laws, 3 replicas; no "
         "download. About a minute on 2 cores.",
-        dict(**_SCORES, widths=("mlp-50-50", "mlp-100-100", "mlp-200-200")),
+        dict(**_SCORES, widths=("mlp-25-25", "mlp-50-50", "mlp-100-100")),
     ),
     "lenet-fashion": (
-        "LeNets of three widths on Fashion-MNIST, five densities, three laws, 3 replicas. "
-        "About ten minutes on 2 cores.",
+        "LeNets of three widths on Fashion-MNIST, five densities, two laws, 3 replicas, "
+        "scores trained for 2,000 steps. Some minutes on 2 cores.",
         dict(
-            **_LENET, **_SCORES,
-            widths=("lenet-150-50", "lenet-300-100", "lenet-600-200"),
+            **_LENET, **_SCORES, score_steps="2000it",
+            widths=("lenet-75-25", "lenet-150-50", "lenet-300-100"),
+            laws=("kaiming_normal", "signed_kaiming_constant"),
         ),
     ),
     "conv2-cifar10": (
-        "A narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas. About ten "
-        "minutes on 2 cores.",
+        "A narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas, 500 steps. "
+        "Some minutes on 2 cores.",
         dict(
             **_SCORES, data="cifar10", model="conv-2-16", batch_size=128,
-            learning_rate=1e-3, steps="1000it", score_steps="1000it", every=250,
+            learning_rate=1e-3, steps="500it", score_steps="500it", every=250,
             densities=(0.1, 0.5, 0.9), laws=("kaiming_normal", "signed_kaiming_constant"),
             replicas=2,
         ),

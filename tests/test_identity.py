@@ -57,9 +57,9 @@ HASHES = {
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
     "supermask": {"mnist1d": "1f6d3ebc", "lenet-fashion": "4640d98f"},
     "edge_popup": {
-        "mnist1d": "f81ea00e",
-        "lenet-fashion": "3fde0e43",
-        "conv2-cifar10": "1a7ca3bf",
+        "mnist1d": "18aabba1",
+        "lenet-fashion": "b119bb84",
+        "conv2-cifar10": "cf8f2b78",
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },
