@@ -50,7 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from lottery_jax import errors, masks, naming, prune, trees
+from lottery_jax import errors, masks, naming, selection, trees
 from lottery_jax.keys import settled
 from lottery_jax.masks import PrunableLike
 from lottery_jax.types import (
@@ -350,7 +350,7 @@ class EdgePopup:
         numbers = iter(self._keep(scores, flags, keep))
         return _by_leaf(
             flags,
-            lambda s: _highest(jnp.abs(s), jnp.asarray(next(numbers), jnp.int32)),
+            lambda s: selection.keep_highest(jnp.abs(s), next(numbers)),
             _all,
             scores,
         )
@@ -420,19 +420,11 @@ class _Highest:
         for w, s, take in zip(leaves, jax.tree.leaves(scores), flags):
             if take:
                 size = jnp.abs(s)
-                kept = _highest(size, jnp.asarray(keep[position], jnp.int32))
+                kept = selection.keep_highest(size, keep[position])
                 w = _through(kept, size, w)
                 position += 1
             out.append(w)
         return jax.tree.unflatten(structure, out)
-
-
-def _highest(values: Array, keep: Array) -> Array:
-    """The `keep` highest values, bool; of ties the last."""
-    flat = jax.lax.stop_gradient(values).reshape(-1)
-    alive = jnp.ones(flat.shape, jnp.bool_)
-    kept = prune._drop_lowest(flat, alive, flat.size - keep)
-    return kept.reshape(values.shape)
 
 
 def _counts(tree: PyTree, density: float, flags: _Flags) -> tuple[int, ...]:
