@@ -361,7 +361,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     tiny="--model mlp-4 --widths mlp-3 mlp-4 --subset 200 --steps 2it --score-steps 2it "
-    "--densities 0.3 0.5 0.7 --laws kaiming_normal signed_kaiming_constant --replicas 2",
+    "--densities 0.3 0.5 --laws kaiming_normal signed_kaiming_constant --replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

@@ -54,24 +54,8 @@ def against_density(
     styles = _styles(list(chains if one_arm else values))
     for x, (label, y) in zip(density, values.items()):
         chain, _, _ = parts[label]
-        color, marker = styles[chain if one_arm else label]
-        seen = np.isfinite(y).any(axis=0)
-        y, x = y[:, seen], x[seen]
-        mean = np.nanmean(y, axis=0)
-        spread = np.abs(np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)]) - mean)
-        axes.errorbar(
-            100 * x,
-            mean,
-            yerr=spread,
-            label=label.replace("_", " "),
-            color=color,
-            marker=marker,
-            linestyle=_LINES[chains.index(chain) % len(_LINES)],
-            markersize=4,
-            linewidth=1.5,
-            elinewidth=0.9,
-            capsize=2,
-        )
+        line = _LINES[chains.index(chain) % len(_LINES)]
+        _mean_line(axes, 100 * x, y, label, styles[chain if one_arm else label], line)
     if baseline is not None:
         axes.axhline(baseline, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -118,22 +102,7 @@ def against(
     figure, axes = _figure()
     styles = _styles(list(values))
     for label, y in values.items():
-        color, marker = styles[label]
-        seen = np.isfinite(y).any(axis=0)
-        at = y[:, seen]
-        mean = np.nanmean(at, axis=0)
-        axes.errorbar(
-            x[seen],
-            mean,
-            yerr=np.stack([mean - np.nanmin(at, axis=0), np.nanmax(at, axis=0) - mean]),
-            label=label.replace("_", " "),
-            color=color,
-            marker=marker,
-            markersize=4,
-            linewidth=1.5,
-            elinewidth=0.9,
-            capsize=2,
-        )
+        _mean_line(axes, x, y, label, styles[label])
     if baseline is not None:
         axes.axhline(
             baseline,
@@ -511,6 +480,35 @@ def _figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     return figure, axes
+
+
+def _mean_line(
+    axes: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    label: str,
+    style: tuple[str, str],
+    line: str = "-",
+) -> None:
+    """A line of means over replicas `[replicas, N]`, with bars from min to max."""
+    seen = np.isfinite(y).any(axis=0)
+    y, x = y[:, seen], x[seen]
+    mean = np.nanmean(y, axis=0)
+    spread = np.abs(np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)]) - mean)
+    color, marker = style
+    axes.errorbar(
+        x,
+        mean,
+        yerr=spread,
+        label=label.replace("_", " "),
+        color=color,
+        marker=marker,
+        linestyle=line,
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=0.9,
+        capsize=2,
+    )
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
