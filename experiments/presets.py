@@ -338,13 +338,13 @@ EDGE_POPUP: Table = {
         ),
     ),
     "conv2-cifar10": (
-        "A narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas, 500 steps. "
-        "Some minutes on 2 cores.",
+        "A very narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas, 600 "
+        "steps. Some minutes on 2 cores.",
         dict(
-            **_SCORES, data="cifar10", model="conv-2-16", batch_size=128,
-            learning_rate=1e-3, steps="500it", score_steps="500it", every=250,
-            densities=(0.1, 0.5, 0.9), laws=("kaiming_normal", "signed_kaiming_constant"),
-            replicas=2,
+            **_SCORES, data="cifar10", model="conv-2-8", batch_size=64,
+            learning_rate=1e-3, steps="600it", score_steps="600it", score_batch_size=64,
+            every=200, densities=(0.1, 0.5, 0.9), replicas=2,
+            laws=("kaiming_normal", "signed_kaiming_constant"),
         ),
     ),
     "conv4-cifar10-paper": (

@@ -59,7 +59,7 @@ HASHES = {
     "edge_popup": {
         "mnist1d": "18aabba1",
         "lenet-fashion": "b119bb84",
-        "conv2-cifar10": "cf8f2b78",
+        "conv2-cifar10": "003053f8",
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },
