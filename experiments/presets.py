@@ -308,14 +308,17 @@ _MASKS: Fields = dict(
 
 SUPERMASK: Table = {
     "mnist1d": (
-        "MLP 40-100-100-10 on MNIST-1D, 3 replicas, masks trained for 3,000 steps; no "
-        "download. About a minute on 2 cores.",
-        dict(**_MASKS, score_steps="3000it"),
+        "MLP 40-100-100-10 on MNIST-1D, 3 replicas, weights and masks trained for 3,000 "
+        "steps; no download. About a minute on 2 cores.",
+        dict(**_MASKS, schedule="cosine", steps="3000it", score_steps="3000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, 3 replicas, masks trained for 6,000 steps. "
-        "Some minutes on 2 cores.",
-        {**_LENET, **_MASKS, "score_steps": "6000it", "every": 1000},
+        "LeNet-300-100 on Fashion-MNIST, 3 replicas, weights and masks trained on as many "
+        "examples, 12 epochs. Some minutes on 2 cores.",
+        {
+            **_LENET, **_MASKS, "schedule": "cosine", "steps": "10000it",
+            "score_steps": "6000it", "every": 1000,
+        },
     ),
 }
 

@@ -153,7 +153,11 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     curves = [done.curves for done in learned.values()]
     validation = np.stack([c.values["validation_error"] for c in curves])
     out["validation_error"] = ((*axes, "step"), validation.reshape(*shape, -1))
-    out["trained_error"] = (("replica",), frozen.error(task, dense, "test", place))
+    for split, name in (
+        ("test", "trained_error"),
+        ("validation", "trained_validation"),
+    ):
+        out[name] = (("replica",), frozen.error(task, dense, split, place))
     coordinates = {
         "replica": ids,
         "mask": list(LEARNED),
@@ -448,6 +452,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             title=caption,
             baseline=trained,
             baseline_label="trained weights",
+            legend="below",
         ),
     )
     validation = shown.of(results["validation_error"])
@@ -465,8 +470,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             ylabel=f"validation {shown.label}",
             xlabel="step of training the mask",
             title=f"{outcome.networks}\nmean and deviation of {number} replicas",
-            threshold=trained,
-            threshold_label="trained weights (test)",
+            threshold=float(shown.of(results["trained_validation"].mean())),
+            threshold_label="trained weights, at their end",
             logarithmic=False,
         ),
     )

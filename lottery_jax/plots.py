@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ def against_density(
     title: str = "",
     baseline: float | None = None,
     baseline_label: str = "dense",
+    legend: Literal["inside", "below"] = "inside",
 ) -> Any:
     """Lines over density, one per arm: mean over replicas, bars from min to max.
 
@@ -42,6 +43,7 @@ def against_density(
       title: above the axes.
       baseline: a horizontal line.
       baseline_label: its legend entry.
+      legend: where it stands; below, where many lines leave no room inside.
 
     Returns:
       A matplotlib figure; density falls from left to right on a logarithmic axis.
@@ -70,7 +72,11 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    if legend == "below":
+        outside = dict(loc="outside lower center", ncols=2)
+        figure.legend(frameon=False, fontsize=8, **outside)
+    else:
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
