@@ -55,7 +55,7 @@ HASHES = {
     },
     "alignment": {"mnist1d": "71315261", "resnet8-cifar10": "9bfbdd72"},
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
-    "supermask": {"mnist1d": "1f6d3ebc", "lenet-fashion": "4640d98f"},
+    "supermask": {"mnist1d": "0c1d7823", "lenet-fashion": "54696d1a"},
     "edge_popup": {
         "mnist1d": "18aabba1",
         "lenet-fashion": "b119bb84",
