@@ -329,7 +329,10 @@ EDGE_POPUP: Table = {
     "mnist1d": (
         "MLPs of three widths on MNIST-1D, five densities, three laws, 3 replicas; no "
         "download. About a minute on 2 cores.",
-        dict(**_SCORES, widths=("mlp-25-25", "mlp-50-50", "mlp-100-100")),
+        dict(
+            **_SCORES, score_steps="1500it",
+            widths=("mlp-25-25", "mlp-50-50", "mlp-100-100"),
+        ),
     ),
     "lenet-fashion": (
         "LeNets of three widths on Fashion-MNIST, five densities, two laws, 3 replicas, "

@@ -57,7 +57,7 @@ HASHES = {
     "curves": {"mnist1d": "029e7055", "lenet-fashion": "ef5a06bf"},
     "supermask": {"mnist1d": "0c1d7823", "lenet-fashion": "54696d1a"},
     "edge_popup": {
-        "mnist1d": "18aabba1",
+        "mnist1d": "55cc6d55",
         "lenet-fashion": "b119bb84",
         "conv2-cifar10": "003053f8",
         "conv4-cifar10-paper": "091aa25d",
