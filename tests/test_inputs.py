@@ -17,7 +17,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import connectivity, data, imp, training
+from lottery_jax import connectivity, data, imp, supermask, training
 from lottery_jax.connectivity import Measure, branches, points
 from lottery_jax.types import Network, Task
 
@@ -1255,6 +1255,59 @@ ENTRANCES = {
             "task": _NO_TASK,
             "kind": [("line", "kind='line'; it must be one of bezier, polygon")],
             "bends": [(1.5, "bends=1.5; it must be a whole number, 1 or more")],
+        },
+    ),
+    "supermask.task": (
+        supermask.task,
+        lambda g: dict(task=g.task, method=supermask.edge_popup(0.5)),
+        {
+            "task": _NO_TASK,
+            "method": [
+                ("popup", "method='popup'; it must be what supermask.bernoulli"),
+                (
+                    supermask.edge_popup(1e-3),
+                    r"density=0.001; it must be above 0.02083, for layer 'head/kernel'",
+                ),
+            ],
+            "law": [("normal", "law='normal'; it must be one of kaiming_normal, sig")],
+            "scaled": [(1, "scaled=1; it must be True or False")],
+        },
+    ),
+    "supermask.bernoulli": (
+        supermask.bernoulli,
+        lambda g: {},
+        {
+            "rescale": [(1, "rescale=1; it must be True or False")],
+            "samples": [
+                (-1, "samples=-1; it must be 0 or more"),
+                (1.5, "samples=1.5; it must be a whole number"),
+            ],
+            "prunable": [],  # seen with the weights
+            "inputs": [((0, 1), r"inputs=\(0, 1\); it must be a mapping")],
+        },
+    ),
+    "supermask.edge_popup": (
+        supermask.edge_popup,
+        lambda g: dict(density=0.5),
+        {
+            "density": [
+                (0.0, r"density=0.0; it must be in \(0, 1\)"),
+                (1, r"density=1; it must be in \(0, 1\)"),
+                ("half", r"density='half'; it must be a number in \(0, 1\)"),
+            ],
+            "prunable": [],  # seen with the weights
+            "inputs": [({"w": 0.5}, r"inputs\['w'\]=0.5; it must be a whole number")],
+        },
+    ),
+    "training.concatenate": (
+        training.concatenate,
+        lambda g: {},
+        {
+            "runs": [
+                (3, "runs=3; it must be a sequence of training.Runs"),
+                ([], r"runs=\(\); it must be a sequence of one"),
+                ([3], r"runs\[0\]=3; it must be a training.Runs"),
+            ],
         },
     ),
     "Where": (

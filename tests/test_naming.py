@@ -425,6 +425,59 @@ def test_the_axes_of_the_inputs_are_known_or_asked_for(name):
     assert found == weights
 
 
+# What a unit sums over, and how many units there are, windows in both; None if unknown.
+FANS = {
+    "linen dense": {"kernel": (6, 4)},
+    "linen conv": {"kernel": (9 * 6, 9 * 4)},
+    "linen conv without bias": {"kernel": (9 * 6, 9 * 4)},
+    "linen conv of sequences": {"kernel": (3 * 6, 3 * 4)},
+    "linen general": {"kernel": (6, 2 * 3)},
+    "linen general without bias": {"kernel": None},
+    "linen attention without biases": dict.fromkeys(
+        ["key/kernel", "query/kernel", "value/kernel", "out/kernel"], (6, 6)
+    ),
+    "linen scanned blocks": {
+        "blocks/Dense_0/kernel": (9, 6),
+        "blocks/Dense_1/kernel": (6, 9),
+        "blocks/attention/out/kernel": (6, 6),
+        "blocks/attention/query/kernel": (6, 6),
+    },
+    "haiku transposed conv": {"conv1_d_transpose/w": None},
+    "haiku stacked layers": {"__layer_stack_no_per_layer/linear/w": (6, 6)},
+    "equinox stacked linear": {"weight": (4, 5)},
+    "equinox conv": {"weight": (9 * 3, 9 * 4)},
+    "equinox conv of sequences": {"weight": (3 * 3, 3 * 4)},
+    "equinox stacked conv": {"weight": (9 * 2, 9 * 4)},
+    "equinox attention": {"query_proj/weight": (6, 6)},
+}
+
+
+@pytest.mark.parametrize("name", FANS)
+def test_fans_count_windows_and_no_stacks(name):
+    make, fans = TREES[name][0], FANS[name]
+    shapes = {path: x.shape for path, x in trees.by_path(make()).items()}
+    assert {path: naming.fans(path, shapes) for path in fans} == fans
+
+
+def test_fans_of_kernels_without_a_bias_are_known_by_what_the_layer_is_called():
+    shapes = {
+        "conv_0/kernel": (3, 3, 4, 5),
+        "Conv_1/kernel": (3, 4, 5),
+        "block/kernel": (3, 3, 4, 5),
+        "mix/kernel": (3, 4, 5),
+        "Dense_0/kernel": (3, 3, 4, 5),
+        "dense_1/kernel": (3, 4, 5),
+        "Conv_2/kernel": (2, 3, 3, 4, 5),
+    }
+    assert {name: naming.fans(name, shapes) for name in shapes} == {
+        "conv_0/kernel": (36, 45),
+        "Conv_1/kernel": (12, 15),
+        "block/kernel": (36, 45),
+    } | dict.fromkeys(["mix/kernel", "Dense_0/kernel", "dense_1/kernel"]) | {
+        "Conv_2/kernel": None
+    }
+
+
 # --- groups along the inputs ----------------------------------------------------------
 
 
