@@ -10,6 +10,14 @@ pytest.importorskip("matplotlib")
 DENSITY = np.array([1.0, 0.8, 0.64])
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
 def lines_of(figure):
     axes = figure.axes[0]
     return {
