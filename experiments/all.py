@@ -7,10 +7,12 @@ from experiments import (
     at_init,
     curves,
     deconstruct,
+    edge_popup,
     imp,
     instability,
     rewinding,
     strong_lth,
+    supermask,
 )
 from experiments.experiment import Experiment
 
@@ -21,6 +23,8 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     alignment.EXPERIMENT,
     curves.EXPERIMENT,
     deconstruct.EXPERIMENT,
+    supermask.EXPERIMENT,
+    edge_popup.EXPERIMENT,
     at_init.EXPERIMENT,
     strong_lth.EXPERIMENT,
 )

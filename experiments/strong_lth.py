@@ -461,7 +461,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     picks, candidates = results["pick"].values, results["candidate"].values
     yield (
         "error",
-        plots.against_count(
+        plots.against(
             {
                 f"one pick, {label('single')}": (picks, error("single", "median")),
                 "golden sums, of as many as a union bound asks": (
@@ -473,11 +473,12 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             xlabel="candidates of one sign",
             ylabel="median error of a weight",
             title=f"weights in [-1, 1], mean and range of {number} replicas",
+            logarithmic=(True, True),
         ),
     )
     yield (
         "subset_sums",
-        plots.against_count(
+        plots.against(
             {
                 f"median, {label('subset')} (log2)": (
                     candidates,
@@ -496,7 +497,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     steps = [strong.golden_steps(e) for e in results["golden_eps"].values]
     yield (
         "golden",
-        plots.against_count(
+        plots.against(
             {
                 "intervals": (inverse, np.array([steps], float)),
                 "kept": (inverse, results["golden_kept"].values),
@@ -504,7 +505,6 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             xlabel="ln(1/eps)",
             ylabel="neurons of a weight",
             title=f"golden sums, mean and range of {number} replicas",
-            logarithmic=(False, False),
         ),
     )
     yield (

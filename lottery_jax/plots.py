@@ -58,24 +58,8 @@ def against_density(
     styles = _styles(list(chains if one_arm else values))
     for x, (label, y) in zip(density, values.items()):
         chain, _, _ = parts[label]
-        color, marker = styles[chain if one_arm else label]
-        seen = np.isfinite(y).any(axis=0)
-        y, x = y[:, seen], x[seen]
-        mean = np.nanmean(y, axis=0)
-        spread = np.abs(np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)]) - mean)
-        axes.errorbar(
-            100 * x,
-            mean,
-            yerr=spread,
-            label=label.replace("_", " "),
-            color=color,
-            marker=marker,
-            linestyle=_LINES[chains.index(chain) % len(_LINES)],
-            markersize=4,
-            linewidth=1.5,
-            elinewidth=0.9,
-            capsize=2,
-        )
+        line = _LINES[chains.index(chain) % len(_LINES)]
+        _mean_line(axes, 100 * x, y, label, styles[chain if one_arm else label], line)
     if baseline is not None:
         axes.axhline(baseline, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -90,9 +74,133 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    # Many lines leave no room for their names among them.
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(values) > 9 else {}
-    axes.legend(frameon=False, fontsize=9, **beside)
+    if len(values) > 5:  # they leave no room for their names among them
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    else:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def against(
+    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    logarithmic: tuple[bool, bool] = (False, False),
+    ticks: Mapping[float, str] | None = None,
+    second: tuple[str, float] | None = None,
+    baseline: float | None = None,
+    baseline_label: str = "",
+) -> Any:
+    """Lines over any quantity: mean over replicas, bars from min to max.
+
+    Args:
+      values: per label what it is drawn over, `[N]`, and the values, `[replicas, N]`; nan
+        entries are left out. Means on a logarithmic axis are geometric.
+      xlabel: what lies on the horizontal axis, with its unit.
+      ylabel: what the values are, with their unit.
+      title: above the axes.
+      logarithmic: the horizontal and the vertical axis.
+      ticks: what is written below which places; None for round numbers.
+      second: a horizontal axis above: its label, and how many of these make one of those
+        below.
+      baseline: a dashed horizontal line.
+      baseline_label: its legend entry.
+    """
+    figure, axes = _figure()
+    styles = _styles(list(values))
+    for label, (x, y) in values.items():
+        _mean_line(axes, x, y, label, styles[label], geometric=logarithmic[1])
+    if baseline is not None:
+        axes.axhline(
+            baseline,
+            color="#222222",
+            linewidth=0.8,
+            linestyle=(0, (4, 3)),
+            label=baseline_label,
+        )
+    for axis, is_log in zip("xy", logarithmic):
+        getattr(axes, f"set_{axis}scale")("log" if is_log else "linear")
+    if ticks is not None:
+        axes.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+        axes.set_xticks([], minor=True)
+    if second is not None:
+        above, factor = second
+        axes.secondary_xaxis(
+            "top", functions=(lambda x: x * factor, lambda x: x / factor)
+        ).set_xlabel(above)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def by_name(
+    values: Mapping[str, np.ndarray],
+    *,
+    label: str,
+    title: str = "",
+    reference: float | None = None,
+    reference_label: str = "",
+) -> Any:
+    """Points in a row for each name, such as the columns of a paper's table.
+
+    Args:
+      values: per name `[replicas]`; nan entries are left out. The first name is at the
+        top.
+      label: of the values, with their unit.
+      title: above the axes.
+      reference: a dashed vertical line, such as chance.
+      reference_label: what it is.
+
+    Returns:
+      A matplotlib figure: every replica, and bars of the mean from min to max, with the
+      mean as a number.
+    """
+    figure, axes = _figure()
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    color = STYLES["ticket"][0]
+    for place, y in enumerate(values.values()):
+        y = np.asarray(y, float)[np.isfinite(y)]
+        if not y.size:
+            continue
+        mean = y.mean()
+        axes.errorbar(
+            mean,
+            place,
+            xerr=[[mean - y.min()], [y.max() - mean]],
+            color=color,
+            marker="o",
+            markersize=5,
+            elinewidth=1.2,
+            capsize=3,
+        )
+        axes.plot(y, np.full(len(y), place), ".", color="#777777", markersize=3)
+        axes.annotate(
+            f"{mean:.1f}",
+            (mean, place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in values])
+    axes.set_ylim(len(values) - 0.5, -0.7)
+    if reference is not None:
+        axes.axvline(reference, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            reference_label,
+            (reference, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize=10)
     return figure
 
 
@@ -345,59 +453,6 @@ def steps_against_density(
     return figure
 
 
-def against_count(
-    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-    logarithmic: tuple[bool, bool] = (True, True),
-    second: tuple[str, float] | None = None,
-) -> Any:
-    """Lines over a number of something: mean over samples, bars from min to max.
-
-    Args:
-      values: per label the counts `[K]` and the values `[samples, K]`. Means on a
-        logarithmic axis are geometric.
-      xlabel: what is counted.
-      ylabel: with its unit.
-      title: above the axes.
-      logarithmic: the horizontal and the vertical axis.
-      second: a horizontal axis above: its label, and how many of these make one of those
-        below.
-    """
-    figure, axes = _figure()
-    styles = _styles(list(values))
-    for label, (x, y) in values.items():
-        color, marker = styles[label]
-        mean = np.exp(np.log(y).mean(0)) if logarithmic[1] else y.mean(0)
-        axes.errorbar(
-            x,
-            mean,
-            yerr=np.abs(np.stack([y.min(0), y.max(0)]) - mean),
-            label=label,
-            color=color,
-            marker=marker,
-            markersize=4,
-            linewidth=1.5,
-            elinewidth=0.9,
-            capsize=2,
-        )
-    for axis, is_log in zip("xy", logarithmic):
-        getattr(axes, f"set_{axis}scale")("log" if is_log else "linear")
-    if second is not None:
-        label, factor = second
-        above = axes.secondary_xaxis(
-            "top", functions=(lambda x: x * factor, lambda x: x / factor)
-        )
-        above.set_xlabel(label)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
-
-
 def histogram(
     values: Mapping[str, np.ndarray],
     *,
@@ -483,6 +538,36 @@ def _figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     return figure, axes
+
+
+def _mean_line(
+    axes: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    label: str,
+    style: tuple[str, str],
+    line: str = "-",
+    geometric: bool = False,
+) -> None:
+    """A line of means over replicas `[replicas, N]`, with bars from min to max."""
+    seen = np.isfinite(y).any(axis=0)
+    y, x = y[:, seen], x[seen]
+    mean = np.exp(np.nanmean(np.log(y), axis=0)) if geometric else np.nanmean(y, axis=0)
+    spread = np.abs(np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)]) - mean)
+    color, marker = style
+    axes.errorbar(
+        x,
+        mean,
+        yerr=spread,
+        label=label.replace("_", " "),
+        color=color,
+        marker=marker,
+        linestyle=line,
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=0.9,
+        capsize=2,
+    )
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:

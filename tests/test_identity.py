@@ -67,6 +67,14 @@ HASHES = {
         "conv2-fashion": "89cce5f3",
         "resnet20-cifar10": "4171dadb",
     },
+    "supermask": {"mnist1d": "0c1d7823", "lenet-fashion": "54696d1a"},
+    "edge_popup": {
+        "mnist1d": "55cc6d55",
+        "lenet-fashion": "b119bb84",
+        "conv2-cifar10": "003053f8",
+        "conv4-cifar10-paper": "091aa25d",
+        "conv6-cifar10-paper": "e3701b49",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -89,6 +97,8 @@ FREE = {
     "strong_lth": {"replicas"},
     "deconstruct": {"replicas"},
     "at_init": {"tolerance", "replicas"},
+    "supermask": {"tolerance", "replicas"},
+    "edge_popup": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -10,6 +10,14 @@ pytest.importorskip("matplotlib")
 DENSITY = np.array([1.0, 0.8, 0.64])
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
 def lines_of(figure):
     axes = figure.axes[0]
     return {
@@ -137,7 +145,7 @@ def test_layers_are_drawn_in_percent_and_empty_ones_left_out():
 @pytest.mark.parametrize("logarithmic, mean", [(True, 3.0), (False, 5.0)])
 def test_errors_over_counts_are_averaged_as_their_axis_shows_them(logarithmic, mean):
     counts, values = np.array([4, 8]), np.array([[1.0, 2.0], [9.0, 2.0]])
-    figure = plots.against_count(
+    figure = plots.against(
         {"sums": (counts, values)},
         xlabel="candidates",
         ylabel="error",
@@ -187,3 +195,39 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path):
     figure = plots.against_density(DENSITY, {"ticket": np.ones((2, 3))}, ylabel="y")
     with pytest.raises(OSError, match=r"cannot write .*figure.png"):
         plots.save(figure, tmp_path / "figure")
+
+
+def test_lines_over_any_quantity_rise_with_it():
+    sizes = np.array([100, 400])
+    values = {"one": np.array([[1.0, 2.0], [3.0, np.nan]]), "two": np.ones((1, 2))}
+    figure = plots.against(
+        {label: (sizes, y) for label, y in values.items()},
+        xlabel="weights",
+        ylabel="accuracy (%)",
+        logarithmic=(True, False),
+        ticks={100: "narrow", 400: "wide"},
+        baseline=5.0,
+        baseline_label="trained",
+    )
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(lines_of(figure)["one"], [[100, 2], [400, 2]])
+    assert axes.get_xscale() == "log" and axes.get_xlim()[0] < 100
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks == ["narrow", "wide"]
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["trained", "one", "two"]
+
+
+def test_named_rows_show_their_mean_from_the_first_at_the_top():
+    values = {
+        "first": np.array([10.0, 20.0, np.nan]),
+        "second": np.array([30.0]),
+        "none": np.array([np.nan]),
+    }
+    figure = plots.by_name(values, label="accuracy (%)", reference=10.0)
+    axes = figure.axes[0]
+    found = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    np.testing.assert_array_equal(found, [[15, 0], [30, 1]])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert [t.get_text() for t in axes.get_yticklabels()] == list(values)
+    assert {"15.0", "30.0"} <= {text.get_text() for text in axes.texts}
