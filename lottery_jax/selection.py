@@ -8,20 +8,16 @@ a guess is one pass over memory; two guesses a pass, one in the middle of what i
 one where the cut would lie if what is left were spread evenly, find the place of a cut in
 about 9 passes, and in no more than the integers have bits. It is found as soon as the count
 is right, so the value itself need not be. What ties there is cut by position, which is found
-in the same way. A sort of 235,200 takes as long as 3,000 such passes.
+in the same way.
 
 The order: a nan is equal to -inf and lowest of all, -0.0 equals 0.0, and of equal scores the
 first in row-major order is the lower one. Subnormal numbers of float32, bfloat16 and float64
-count as 0 on every device, as XLA compares them on a CPU and a TPU; those of float16 do not.
-Integers and bools are compared as they are, as float32 they would be rounded from 2^24 on.
+count as 0 on every device, as XLA compares them on a CPU; those of float16 do not. Integers
+and bools are compared as they are: as float32 they would be rounded from 2^24 on.
 
 All of it is pure and runs under `jit`, `vmap` and in loops; numbers may be traced, and
 differ from row to row under `vmap`. Bounds are not checked here: what is more than there is
 counts as all, less than 0 as none.
-
-References:
-  Alabi, Blanchard, Gordon and Steinbach, Fast k-selection algorithms for graphics
-    processing units, 2012, section 3 (bisection)
 """
 
 from collections.abc import Callable
@@ -33,8 +29,8 @@ from jax import lax
 
 from lottery_jax.types import Array
 
-_FEW = 32
-"""Up to so many are ranked by comparing each with each: groups are small, and many."""
+_FEW = 16
+"""Up to so many are ranked by comparing each with each: such groups are many, as in n:m."""
 
 _FLUSHED = (jnp.float32, jnp.bfloat16, jnp.float64)  # subnormal numbers of these are 0
 
@@ -85,10 +81,23 @@ def above_rank(scores: Array, alive: Array, rank: Array | int) -> Array:
     """
     keys, flat = _ordered(scores.reshape(-1)), alive.reshape(-1)
     keys = jnp.where(flat, keys, _top(keys))
-    cut, _, _ = _cut_of_keys(keys, flat, jnp.maximum(jnp.asarray(rank, jnp.int32), 0))
+    rank = jnp.maximum(jnp.asarray(rank, jnp.int32), 0)
+    cut = _cut_of_keys(keys, flat, rank).low
     # The cut may lie below the value of that rank, with nothing in between.
     value = jnp.min(jnp.where(keys >= cut, keys, _top(keys)))
     return (flat & (keys > value)).reshape(scores.shape)
+
+
+class _Bracket(NamedTuple):
+    """Where a cut may lie: in [low, high].
+
+    `under` lie below low, and `over` below or on high.
+    """
+
+    low: Array
+    high: Array
+    under: Array
+    over: Array
 
 
 def _without(keys: Array, alive: Array | None, number: Array | int) -> Array:
@@ -99,16 +108,18 @@ def _without(keys: Array, alive: Array | None, number: Array | int) -> Array:
         return kept if alive is None else alive & kept
     if alive is not None:
         keys = jnp.where(alive, keys, _top(keys))
-    cut, below, span = _cut_of_keys(keys, alive, number)
-    places = lax.iota(jnp.uint32, keys.size)
+    cut, _, below, through = _cut_of_keys(keys, alive, number)
 
     def ties(a: Array, b: Array) -> tuple[Array, Array]:
         tied = (keys == cut) if alive is None else alive & (keys == cut)
+        # Made anew in each pass, the places take no memory.
+        places = lax.iota(jnp.uint32, keys.size)
         return _sums(tied & (places < a), tied & (places < b))
 
     zero, end = jnp.uint32(0), jnp.uint32(keys.size)
-    first, _ = _cut(ties, zero, end, span - below, number - below)
-    kept = (keys > cut) | ((keys == cut) & (places >= first))
+    first = _cut(ties, zero, end, through - below, number - below).low
+    late = lax.iota(jnp.uint32, keys.size) >= first
+    kept = (keys > cut) | ((keys == cut) & late)
     return kept if alive is None else alive & kept
 
 
@@ -123,29 +134,14 @@ def _ranks(keys: Array, alive: Array | None) -> Array:
     return jnp.sum(lower, axis=1, dtype=jnp.int32)
 
 
-def _cut_of_keys(
-    keys: Array, alive: Array | None, number: Array
-) -> tuple[Array, Array, Array]:
-    """Where to cut, how many lie below, and how many below the next key, about.
-
-    The dead have the largest key there is.
-    """
+def _cut_of_keys(keys: Array, alive: Array | None, number: Array) -> _Bracket:
+    """Where to cut flat keys; those of the dead are the largest there is."""
     low, high, total = _span(keys, alive)
 
     def below(a: Array, b: Array) -> tuple[Array, Array]:
         return _sums(keys < a, keys < b)
 
-    cut, found = _cut(below, low, high, total, number)
-    return cut, found, total
-
-
-class _Bracket(NamedTuple):
-    """Where a cut may lie: in [low, high], with `under` below low and `over` in all."""
-
-    low: Array
-    high: Array
-    under: Array
-    over: Array
+    return _cut(below, low, high, total, number)
 
 
 def _cut(
@@ -154,7 +150,7 @@ def _cut(
     high: Array,
     total: Array,
     number: Array,
-) -> tuple[Array, Array]:
+) -> _Bracket:
     """The largest cut in [low, high] below which no more than a number lie.
 
     Or any below which exactly that number lies.
@@ -167,7 +163,8 @@ def _cut(
       number: how many shall lie below.
 
     Returns:
-      The cut, and how many lie below.
+      The cut as `low`, how many lie below it as `under`, and if the cut is the only one
+      left, how many lie below or on it as `over`.
     """
 
     def unsettled(state: _Bracket) -> Array:
@@ -188,8 +185,7 @@ def _cut(
         return _Bracket(low, high, under, over)
 
     state = _Bracket(low, high, jnp.zeros_like(number), jnp.asarray(total, jnp.int32))
-    state = lax.while_loop(unsettled, closer, state)
-    return state.low, state.under
+    return lax.while_loop(unsettled, closer, state)
 
 
 # --- one pass over memory each --------------------------------------------------------
@@ -198,8 +194,8 @@ def _cut(
 def _sums(a: Array, b: Array) -> tuple[Array, Array]:
     """How many are True in each of two `[n]`, int32 `[]`.
 
-    Both in one reduction: on a CPU XLA vectorises that of a pair, and takes five times as
-    long over a single one.
+    Both in one reduction, which XLA vectorises on a CPU. A single sum it turns into a tree
+    of windows, which takes five times as long, and as much memory again.
     """
     zero, axes = jnp.int32(0), (0,)
     pair = a.astype(jnp.int32), b.astype(jnp.int32)
@@ -208,17 +204,14 @@ def _sums(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _span(keys: Array, alive: Array | None) -> tuple[Array, Array, Array]:
     """The smallest and the largest key of the alive, and how many are alive."""
-    low, high = _top(keys), jnp.zeros((), keys.dtype)
-    tops = keys if alive is None else jnp.where(alive, keys, high)
-    found = lax.reduce(
-        (keys, tops),
-        (low, high),
-        lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1])),
+    living = jnp.ones(keys.shape, jnp.bool_) if alive is None else alive
+    zero = jnp.zeros((), keys.dtype)
+    return lax.reduce(
+        (keys, jnp.where(living, keys, zero), living.astype(jnp.int32)),
+        (_top(keys), zero, jnp.int32(0)),
+        lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1]), x[2] + y[2]),
         (0,),
     )
-    if alive is None:
-        return *found, jnp.int32(keys.size)
-    return *found, _sums(alive, alive)[0]
 
 
 def _top(keys: Array) -> Array:

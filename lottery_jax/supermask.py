@@ -653,7 +653,8 @@ LAWS: Mapping[str, Law] = {
 
 "signed_constant" is Zhou et al.'s (section 5.2): the sign of the task's own draw, times the
 standard deviation of that draw over the layer. The others are Ramanujan et al.'s (section
-3): of variance 2 / fan in, and of 2 / (fan in + fan out) for Xavier.
+3): of variance 2 / fan in, and of 2 / (fan in + fan out) for Xavier. What a task draws as
+zeros stays zero under "signed_constant", and without a law.
 """
 
 _NEED_NO_FAN = ("signed_constant",)
@@ -664,6 +665,9 @@ _NEED_NO_FAN = ("signed_constant",)
 
 class Frozen(NamedTuple):
     """What a network of masked random weights has besides its scores.
+
+    The mask of a network is `method.mask(params, model_state.keep)`, with `bernoulli` also
+    without the numbers.
 
     Attributes:
       weights: frozen; those of leaves without a mask included.
@@ -677,7 +681,7 @@ class Frozen(NamedTuple):
     inner: ModelState
 
 
-# Far from what an initialisation may fold into the same key.
+# Far from what the inner task may fold into the same key.
 _ROLES = 0x5EED
 
 
@@ -790,7 +794,9 @@ class _Supermask:
 
         if not self.samples:
             return one(None)
-        found = jax.lax.map(one, jax.random.split(key, self.samples))
+        # Apart from what the inner evaluation draws; the same for all networks and steps.
+        draws = jax.random.split(jax.random.fold_in(key, _ROLES), self.samples)
+        found = jax.lax.map(one, draws)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
     def statistics(self, params: Scores, model_state: Frozen, batch: Batch) -> Frozen:

@@ -1,5 +1,6 @@
 """Masks that are trained: gradients by hand, exact counts, and a task like any other."""
 
+import doctest
 import functools
 import math
 
@@ -526,7 +527,8 @@ def test_what_is_said_of_a_network_is_said_of_its_masked_weights(name):
         }
         draws = [None]
         if method.samples:
-            draws = list(jax.random.split(KEY, method.samples))
+            own_key = jax.random.fold_in(KEY, supermask._ROLES)
+            draws = list(jax.random.split(own_key, method.samples))
         each = [
             inner.evaluate(
                 method.params(scores, frozen.weights, frozen.keep, draw),
@@ -717,6 +719,11 @@ def test_tasks_of_other_kinds_and_trees():
     assert frozen.keep.tolist() == [192, 84]
     toys.assert_equal(of_walkers, after)
     assert np.any(stream["cell"] != moved["cell"])
+
+
+def test_the_examples_of_the_docstrings_run_as_printed():
+    found = doctest.testmod(supermask)
+    assert found.attempted > 10 and not found.failed
 
 
 # --- what is refused ------------------------------------------------------------------
