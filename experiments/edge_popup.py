@@ -41,6 +41,8 @@ Law = Literal[
 ]
 
 NORMAL, CONSTANT = "kaiming_normal", "signed_kaiming_constant"
+EACH = "constants better than normal weights"
+"""A claim that is judged at each density."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +219,15 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
         ]
         whole = verdicts.combine(*parts, claim=f"{_shown(law)}: {claim}, at {top:g}")
         judged.append(Judged({"law": law, "density": top}, claim, whole))
-    if {NORMAL, CONSTANT} <= set(laws):
-        claim = "constants better than normal weights"
+    for kind in ("", "scaled_"):
+        constant, normal = f"{kind}{CONSTANT}", f"{kind}{NORMAL}"
+        if not {normal, constant} <= set(laws):
+            continue
+        claim = f"{_shown(kind)}{EACH}"
         for density in densities:
             verdict = verdicts.better(
-                error(CONSTANT, density),
-                error(NORMAL, density),
+                error(constant, density),
+                error(normal, density),
                 claim=f"density {density:g}: {claim}",
                 replicas=replicas,
             )
@@ -292,14 +297,15 @@ def tables(outcome: Outcome) -> list[Rows]:
 
 def conclusions(outcome: Outcome) -> list[str]:
     """The verdicts, a line each; those of each density in one."""
-    each = "constants better than normal weights"
-    several = [one for one in outcome.judged if one.claim == each]
-    lines = [o.verdict.describe() for o in outcome.judged if o.claim != each]
-    if several:
+    each = dict.fromkeys(o.claim for o in outcome.judged if o.claim.endswith(EACH))
+    lines = [o.verdict.describe() for o in outcome.judged if o.claim not in each]
+    for claim in each:
         found = answers(
-            several, "densities {}", lambda one: f"{one.where['density']:g}"
+            [one for one in outcome.judged if one.claim == claim],
+            "densities {}",
+            lambda one: f"{one.where['density']:g}",
         )
-        lines.append(f"{each}: {found}")
+        lines.append(f"{claim}: {found}")
     return lines
 
 

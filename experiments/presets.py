@@ -335,22 +335,26 @@ EDGE_POPUP: Table = {
         ),
     ),
     "lenet-fashion": (
-        "LeNets of three widths on Fashion-MNIST, five densities, two laws, 3 replicas, "
-        "scores trained for 2,000 steps. Some minutes on 2 cores.",
+        "LeNets of three widths on Fashion-MNIST, five densities, four laws, 3 replicas; "
+        "weights and scores are trained on as many examples. Some minutes on 2 cores.",
         dict(
-            **_LENET, **_SCORES, score_steps="2000it",
+            **{**_LENET, "steps": "6400it"}, **_SCORES, schedule="cosine",
+            score_steps="3000it",
             widths=("lenet-75-25", "lenet-150-50", "lenet-300-100"),
-            laws=("kaiming_normal", "signed_kaiming_constant"),
+            laws=(
+                "kaiming_normal", "scaled_kaiming_normal", "signed_kaiming_constant",
+                "scaled_signed_kaiming_constant",
+            ),
         ),
     ),
     "conv2-cifar10": (
-        "A very narrow Conv-2 on CIFAR-10, three densities, two laws, 2 replicas, 600 "
-        "steps. Some minutes on 2 cores.",
+        "A narrow Conv-2 on CIFAR-10, five densities, two laws, 3 replicas, 1,000 steps. "
+        "Some minutes on 2 cores.",
         dict(
-            **_SCORES, data="cifar10", model="conv-2-8", batch_size=64,
-            learning_rate=1e-3, steps="600it", score_steps="600it", score_batch_size=64,
-            every=200, densities=(0.1, 0.5, 0.9), replicas=2,
-            laws=("kaiming_normal", "signed_kaiming_constant"),
+            **_SCORES, data="cifar10", model="conv-2-16", batch_size=64,
+            learning_rate=1e-3, schedule="cosine", steps="1000it", score_steps="1000it",
+            score_batch_size=64, every=200,
+            laws=("scaled_kaiming_normal", "scaled_signed_kaiming_constant"),
         ),
     ),
     "conv4-cifar10-paper": (
@@ -435,17 +439,16 @@ AT_INIT: Table = {
         dict(steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Ten "
-        "minutes on 2 cores, by estimate.",
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Some "
+        "minutes on 2 cores.",
         {**_LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
     ),
     "conv2-fashion": (
-        "A narrow Conv-2 (4 channels) on Fashion-MNIST, 300 steps of batch 32, 3 replicas. "
-        "Ten minutes on 2 cores, by estimate.",
+        "A narrow Conv-2 (8 channels) on Fashion-MNIST, 600 steps, 3 replicas. Some "
+        "minutes on 2 cores.",
         {
-            **_LENET, "model": "conv-2-4", "validation": 0, "batch_size": 32,
-            "learning_rate": 2e-3, "steps": "300it", "validate_every": 300,
-            "methods": ("snip", "grasp", "synflow"),
+            **_LENET, "model": "conv-2-8", "validation": 0, "steps": "600it",
+            "validate_every": 600, "methods": ("snip", "grasp", "synflow"),
             "densities": (0.2, 0.05, 0.02, 0.01),
         },
     ),

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import display, frozen, metrics, presets, recipes
@@ -40,7 +39,7 @@ from lottery_jax import (
     verdicts,
 )
 from lottery_jax.execution import Where
-from lottery_jax.scores import magnitude, random
+from lottery_jax.scores import large_final_same_sign, magnitude, random
 from lottery_jax.training import Trained
 from lottery_jax.types import Key, Mask, Network, Params, Prunable, Scores, Task
 
@@ -200,16 +199,13 @@ def _mean(tree: Any, prunable: Prunable) -> float:
 # --- heuristic masks ------------------------------------------------------------------
 
 
-def same_sign(initial: Params, final: Params) -> Scores:
-    """Large at the end, without having changed sign: `sign(w_i) w_f` (Zhou et al., 4)."""
-    return jax.tree.map(lambda i, f: jnp.sign(i) * f, initial, final)
-
-
 Criterion = Callable[[Key, Params, Params], Scores]
 """`(key, initial, final) -> scores`, of one network."""
 
 CRITERIA: Mapping[str, Criterion] = {
-    "large final, same sign": lambda key, initial, final: same_sign(initial, final),
+    "large final, same sign": lambda key, initial, final: large_final_same_sign(
+        final, initial
+    ),
     "large final": lambda key, initial, final: magnitude(final),
     "random": lambda key, initial, final: random(key, initial),
 }

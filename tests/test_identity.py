@@ -64,14 +64,14 @@ HASHES = {
     "at_init": {
         "mnist1d": "1ffa1fe3",
         "lenet-fashion": "475ea5c7",
-        "conv2-fashion": "89cce5f3",
+        "conv2-fashion": "50883a88",
         "resnet20-cifar10": "4171dadb",
     },
     "supermask": {"mnist1d": "0c1d7823", "lenet-fashion": "54696d1a"},
     "edge_popup": {
         "mnist1d": "55cc6d55",
-        "lenet-fashion": "b119bb84",
-        "conv2-cifar10": "003053f8",
+        "lenet-fashion": "1e02a5c5",
+        "conv2-cifar10": "dfde332f",
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },

@@ -149,7 +149,7 @@ def test_heuristic_masks_keep_what_numpy_keeps():
         )
         for _ in range(2)
     )
-    scores = supermask.same_sign(initial, final)
+    scores = lj.scores.large_final_same_sign(final, initial)
     counts = supermask.kept(cfg, task)
     found = supermask._masks(scores, counts, task)
     kernels = [p for p in lj.trees.paths(initial) if p.endswith("kernel")]
