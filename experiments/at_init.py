@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from experiments import display, metrics, presets, recipes
+from experiments.dense import Dense, train
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -30,7 +31,6 @@ from lottery_jax import (
     at_init,
     errors,
     imp,
-    keys,
     masks,
     plots,
     prune,
@@ -128,7 +128,9 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     cfg, task, _, plan = setup
     names = (*cfg.methods, AFTER)
     with display.watched(where, metric=recipes.metric(cfg)) as place:
-        start, after, dense = trained(setup, ids, place.below("dense"))
+        dense = train(setup, ids, place)
+        whole = training.evaluate(task, dense.trained, "test", where=place.aside())
+    after, start = largest(dense), dense.initial
 
     def masks_of(name: str, inverted: bool) -> Mask:
         how = dataclasses.replace(method(cfg, name), inverted=inverted)
@@ -155,36 +157,22 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     )
     others.append(masks_of(RANDOM, inverted=False))
     alone = retrain(setup, rest, others, start, ids, where.below("baselines"))
-    return _results(cfg, ids, names, checked, alone, dense)
+    return _results(cfg, ids, names, checked, alone, whole)
 
 
-def trained(
-    setup: Setup, ids: list[int], where: Place
-) -> tuple[Network, Mask, dict[str, np.ndarray]]:
-    """Trains the dense networks.
-
-    Returns:
-      The networks at step 0, masks of the weights that are largest at the end
-      (`[density, replica, ...]`), and what is tested at the end.
-    """
-    cfg, task, tx, plan = setup
-    own = keys.of_replicas(cfg.seed, ids)
-    runs = training.fresh(task, tx, own.init, own.noise, where=where)
-    # Without the copies that fill the devices.
-    start = trees.rows(trees.host(runs.state.network), slice(len(ids)))
-    done = training.train(
-        task, tx, runs, plan.steps, every=cfg.validate_every, stage="dense", where=where
-    )
-    size = jax.tree.map(np.asarray, scores.magnitude(trees.host(done.networks.params)))
+def largest(dense: Dense) -> Mask:
+    """Masks of the weights that are largest after training, `[density, replica, ...]`."""
+    cfg, task, _, _ = dense.setup
+    size = jax.tree.map(np.asarray, scores.magnitude(dense.trained.params))
     how = {"prunable": masks.of_task(task), "exclude": task.exclude}
 
     def mask(density: float, i: int) -> Mask:
         own = trees.rows(size, i)
         return prune.to_density(own, masks.ones_like(own), density, **how)
 
-    of = [trees.stack([mask(d, i) for i in range(len(ids))]) for d in cfg.densities]
-    tested = training.evaluate(task, done.networks, "test", where=where)
-    return start, trees.host(trees.stack(of)), tested
+    replicas = range(len(dense.ids))
+    of = [trees.stack([mask(d, i) for i in replicas]) for d in cfg.densities]
+    return trees.host(trees.stack(of))
 
 
 def retrain(
@@ -207,7 +195,6 @@ def retrain(
     """
     number = len(setup.cfg.densities)
     chains = [trees.rows(of, d) for of in found for d in range(number)]
-    full = jax.tree.map(np.ones_like, chains[0])
     named = display.names(plan, ids)
     metric = recipes.metric(setup.cfg)
     with display.watched(where, names=named, last=1, metric=metric) as place:
@@ -218,7 +205,7 @@ def retrain(
             imp.tickets_from(chains, start),
             level=1,
             replicas=ids,
-            dense=imp.tickets_from([full], start) * len(chains),
+            dense=start,
             where=place,
         )
 

@@ -16,13 +16,14 @@ Supermask, 2019, sections 2 to 5.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import display, metrics, presets, recipes
+from experiments.dense import Dense, train
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -192,36 +193,6 @@ def counts(cfg: Config, task: Task, level: int, name: str = "levels") -> np.ndar
     return found
 
 
-class Dense(NamedTuple):
-    """What is taken apart: dense networks of some replicas.
-
-    Attributes:
-      setup: of the study.
-      ids: of the replicas.
-      initial: the networks before training, `[R, ...]`, on the host.
-      trained: those at its end.
-    """
-
-    setup: Setup
-    ids: list[int]
-    initial: Network
-    trained: Network
-
-
-def train(setup: Setup, ids: list[int], where: Place) -> Dense:
-    """Trains the dense networks."""
-    cfg, task, tx, protocol = setup
-    own = keys.of_replicas(cfg.seed, ids)
-    runs = training.fresh(task, tx, own.init, own.noise, where=where)
-    # Rows beyond the replicas fill up the devices.
-    initial = trees.rows(trees.host(runs.state.network), slice(len(ids)))
-    stage, place = "dense networks", where.below("dense")
-    done = training.train(
-        task, tx, runs, protocol.steps, every=cfg.every, stage=stage, where=place
-    )
-    return Dense(setup, ids, initial, trees.host(done.networks))
-
-
 def cut(dense: Dense, criterion: Criterion, levels: Sequence[int]) -> list[Mask]:
     """The masks of a criterion, `[R, ...]` each, by level.
 
@@ -294,10 +265,6 @@ def retrained(
     Returns:
       nan for those that diverged.
     """
-    whole = None
-    if isinstance(networks, Network):
-        full = jax.tree.map(lambda p: np.ones(p.shape, bool), networks.params)
-        whole = imp.tickets_from([full] * len(found), networks)
     study = imp.retrain(
         task,
         dense.setup.tx,
@@ -305,7 +272,7 @@ def retrained(
         imp.tickets_from(found, networks),
         level=1,
         replicas=dense.ids,
-        dense=whole,
+        dense=networks if isinstance(networks, Network) else None,
         where=where,
     )
     metric = recipes.metric(dense.setup.cfg)

@@ -519,8 +519,15 @@ def test_a_level_of_constants_trains_again_from_the_same_weights():
     for name in ("test_loss", "train_loss"):
         expected = study.study.records[name][1][at]
         np.testing.assert_array_equal(found.records[name][1], expected, err_msg=name)
+    # The same as a stack of networks, which all chains have in common.
+    whole = [Network(t.params, t.model_state) for t in stored(0)[0]]
+    same = again(dense=lj.trees.stack(whole), where=lj.Where(study.execution))
+    for name in ("test_loss", "train_loss"):
+        np.testing.assert_array_equal(same.records[name][1], found.records[name][1])
     with pytest.raises(ValueError, match="dense: the arm 'constant' needs the tickets"):
         again()
+    with pytest.raises(ValueError, match="dense=1 networks; it must be a stack of"):
+        again(dense=lj.trees.stack(whole[:1]))
 
 
 def test_every_arm_is_known_wherever_arms_are_listed():

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from lottery_jax import masks, training, trees
-from lottery_jax.errors import is_a, optimizer, several, whole
+from lottery_jax.errors import is_a, optimizer, several, whole, wrong
 from lottery_jax.execution import Where, default_execution
 from lottery_jax.imp import arms, levels, results, store
 from lottery_jax.imp.levels import Bench, Kept
@@ -30,7 +30,7 @@ def retrain(
     *,
     level: int,
     replicas: int | Sequence[int],
-    dense: Sequence[Sequence[tickets.Ticket]] | None = None,
+    dense: Sequence[Sequence[tickets.Ticket]] | Network | None = None,
     where: Where | None = None,
 ) -> Study:
     """Trains one level of tickets again.
@@ -43,9 +43,10 @@ def retrain(
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
       replicas: the ids of the replicas, for their keys; or how many, from 0.
-      dense: the tickets of level 0 of the same chains and replicas. Arms need them that
-        begin from weights which `found` has not kept: "random_mask" trains them, and
-        "constant" and "constant_signed" look at all of a layer.
+      dense: the tickets of level 0 of the same chains and replicas, or the networks that
+        the tickets of all chains are parts of, `[R, ...]`. Arms need them that begin from
+        weights which `found` has not kept: "random_mask" trains them, and "constant" and
+        "constant_signed" look at all of a layer.
       where: devices, who watches; checkpoints go into its folder.
 
     Returns:
@@ -66,12 +67,17 @@ def retrain(
     optimizer(tx)
     check_task(task, plan, 0)
     found = _by_chain("found", found)
-    dense = None if dense is None else _by_chain("dense", dense)
+    if isinstance(dense, Network):
+        if (number := checked.networks("dense", dense, task)) != len(ids):
+            must = f"a stack of {len(ids)}, one for each replica"
+            raise wrong("dense", f"{number} networks", must)
+    elif dense is not None:
+        dense = _by_chain("dense", dense)
     _check(plan, ids, found, level, dense)
     execution = (where.execution or default_execution()).check()
     bench = levels.set_up(task, tx, plan, ids, execution, where=where)
     mask, networks = store.stack(task, found)
-    own = None if dense is None else store.stack(task, dense)[1]
+    own = None if dense is None else _whole(task, dense, len(plan.chains))
     if own is not None:
         params = jax.tree.map(
             lambda m, p, r: np.where(m, p, r), mask, networks.params, own.params
@@ -168,14 +174,30 @@ def _by_chain(field: str, given: object) -> tuple[tuple[tickets.Ticket, ...], ..
     return rows
 
 
+def _whole(
+    task: Task, dense: Sequence[Sequence[tickets.Ticket]] | Network, chains: int
+) -> Network:
+    """The dense networks of all tickets, `[chain * replica, ...]`, on the host."""
+    if not isinstance(dense, Network):
+        return store.stack(task, dense)[1]
+    number = trees.count(dense.params)
+    stacks = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype),
+        Network(*task.shapes[:2]),
+    )
+    fitted = trees.fitted(trees.host(dense), stacks, ("dense", "the task's"))
+    return trees.rows(fitted, np.tile(np.arange(number), chains))
+
+
 def _check(
     plan: Plan,
     ids: tuple[int, ...],
     found: Sequence[Sequence[tickets.Ticket]],
     level: int,
-    dense: Sequence[Sequence[tickets.Ticket]] | None,
+    dense: Sequence[Sequence[tickets.Ticket]] | Network | None,
 ) -> None:
-    for name, given in (("found", found), ("dense", found if dense is None else dense)):
+    level_0 = found if dense is None or isinstance(dense, Network) else dense
+    for name, given in (("found", found), ("dense", level_0)):
         if [len(row) for row in given] != [len(ids)] * len(plan.chains):
             raise ValueError(
                 f"{name}: there must be a ticket for each of {len(plan.chains)} chains and "
