@@ -74,10 +74,7 @@ def against_density(
     _density_axis(axes, density)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    if len(values) > 5:  # they leave no room for their names among them
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    else:
-        axes.legend(frameon=False, fontsize=9)
+    _names(figure, axes)
     return figure
 
 
@@ -133,7 +130,7 @@ def against(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    _names(figure, axes)
     return figure
 
 
@@ -568,6 +565,14 @@ def _mean_line(
         elinewidth=0.9,
         capsize=2,
     )
+
+
+def _names(figure: Any, axes: Any) -> None:
+    """The legend; below the axes where many lines leave no room for their names."""
+    if len(axes.get_legend_handles_labels()[1]) > 4:
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    else:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
