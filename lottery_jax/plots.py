@@ -569,8 +569,11 @@ def _mean_line(
 
 def _names(figure: Any, axes: Any) -> None:
     """The legend; below the axes where many lines leave no room for their names."""
-    if len(axes.get_legend_handles_labels()[1]) > 4:
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 4:
+        columns = 3 if max(map(len, names)) <= 30 else 2
+        place = "outside lower center"
+        figure.legend(frameon=False, fontsize=8, loc=place, ncols=columns)
     else:
         axes.legend(frameon=False, fontsize=9)
 
