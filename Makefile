@@ -12,13 +12,17 @@ CORE_TESTS := $(filter-out %/test_data.py %/test_experiments.py %/test_notebooks
 	%/test_connectivity_experiments.py %/test_package.py %/test_benchmarks.py %/test_interruption.py %/test_docs.py \
 	%/test_processes.py %/test_identity.py %/test_groups.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test lint types core-tests bench clean
+.PHONY: demo test slow-tests lint types core-tests bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.imp
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Batteries over every member of a kind, and runs that are killed.
+slow-tests: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ types: $(VENV)/.test
 
 # The newest Python and, without the lock, the newest packages.
 core-tests: $(VENV)/.core
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(CORE_TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(CORE_TESTS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -44,8 +44,8 @@ def test_code_runs_as_printed(block, tmp_path):
     assert done.stdout.strip()
 
 
-def test_readme_has_its_four_examples():
-    assert len(BLOCKS) == 4
+def test_readme_has_its_five_examples():
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize(

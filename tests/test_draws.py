@@ -20,6 +20,8 @@ from lottery_jax.execution import Execution
 from lottery_jax.models import initializers
 from lottery_jax.tasks import classification, curve
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "x64": (lambda: jax.enable_x64(True),),
     "not partitionable": (lambda: jax.threefry_partitionable(False),),

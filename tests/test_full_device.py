@@ -27,7 +27,7 @@ from lottery_jax.execution.memory import at_once
 from lottery_jax.imp import levels
 from lottery_jax.training import programs, segment
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -19,6 +19,8 @@ import pytest
 
 from lottery_jax import checkpoints, records
 
+pytestmark = pytest.mark.slow
+
 xr = pytest.importorskip("xarray")
 
 ROOT = pathlib.Path(__file__).parent.parent

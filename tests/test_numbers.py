@@ -17,6 +17,8 @@ from lottery_jax.data import Dataset
 from lottery_jax.models import normalization
 from lottery_jax.tasks import classification
 
+pytestmark = pytest.mark.slow
+
 # What PyTorch's float32 is off from its own float64 on the inputs of `float32_cases`, root
 # mean squares over the seeds named there. Of 40 seeds those are used at which no ReLU and
 # no pooling is near a tie: one activation that changes sides moves all gradients by 1e-3,

@@ -21,6 +21,8 @@ from lottery_jax.optimizers.states import places
 from lottery_jax.optimizers.updates import loss_arguments, update_with
 from lottery_jax.trees import shapes_of
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"kernel": (4, 3), "bias": (4,)}
 STEPS, SHRINKS, K = 40, 17, 11
 COSINE = optax.cosine_decay_schedule(0.1, 50)

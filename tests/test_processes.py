@@ -18,7 +18,7 @@ import lottery_jax as lj
 from lottery_jax.execution import Execution, processes
 from lottery_jax.execution.processes import LostProcessError, Meeting
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 HERE = pathlib.Path(__file__).resolve().parent
 
