@@ -348,10 +348,10 @@ EDGE_POPUP: Table = {
         ),
     ),
     "conv2-cifar10": (
-        "A narrow Conv-2 on CIFAR-10, five densities, two laws, 3 replicas, 1,000 steps. "
+        "A narrow Conv-2 (8 channels) on CIFAR-10, five densities, two laws, 3 replicas. "
         "Some minutes on 2 cores.",
         dict(
-            **_SCORES, data="cifar10", model="conv-2-16", batch_size=64,
+            **_SCORES, data="cifar10", model="conv-2-8", batch_size=64,
             learning_rate=1e-3, schedule="cosine", steps="1000it", score_steps="1000it",
             score_batch_size=64, every=200,
             laws=("scaled_kaiming_normal", "scaled_signed_kaiming_constant"),

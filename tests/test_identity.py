@@ -71,7 +71,7 @@ HASHES = {
     "edge_popup": {
         "mnist1d": "55cc6d55",
         "lenet-fashion": "1e02a5c5",
-        "conv2-cifar10": "dfde332f",
+        "conv2-cifar10": "92058df3",
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },
