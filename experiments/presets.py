@@ -444,8 +444,8 @@ AT_INIT: Table = {
         {**_LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
     ),
     "conv2-fashion": (
-        "A narrow Conv-2 (8 channels) on Fashion-MNIST, 600 steps, 3 replicas. Some "
-        "minutes on 2 cores.",
+        "A narrow Conv-2 (8 channels) on Fashion-MNIST, 600 steps, 3 replicas. A "
+        "quarter of an hour on 2 cores.",
         {
             **_LENET, "model": "conv-2-8", "validation": 0, "steps": "600it",
             "validate_every": 600, "methods": ("snip", "grasp", "synflow"),
