@@ -124,8 +124,9 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     generator = np.random.default_rng(2)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params, model_state, stream = draw(generator, number, shapes)
-    if sizes.method:  # how many each layer keeps is a part of the state
-        keep = np.array(METHODS[sizes.method].counts(shapes[1].weights), np.int32)
+    method = METHODS[sizes.method] if sizes.method else None
+    if isinstance(method, supermask.EdgePopup):  # how many each layer keeps is state
+        keep = np.array(method.counts(shapes[1].weights), np.int32)
         keep = np.broadcast_to(keep, (number, *keep.shape))
         model_state = model_state._replace(keep=keep)
 

@@ -380,7 +380,7 @@ def _flatten(scores: Scores, mask: Mask, flags: list[bool]) -> tuple[Array, Arra
         for s, m, take in zip(jax.tree.leaves(scores), jax.tree.leaves(mask), flags)
         if take
     ]
-    flat, alive = (jnp.concatenate(parts) for parts in zip(*pick))
+    flat, alive = (selection.joined(parts) for parts in zip(*pick))
     return flat, alive
 
 

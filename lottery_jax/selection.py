@@ -20,7 +20,7 @@ differ from row to row under `vmap`. Bounds are not checked here: what is more t
 counts as all, less than 0 as none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -98,6 +98,26 @@ class _Bracket(NamedTuple):
     high: Array
     under: Array
     over: Array
+
+
+@jax.jit
+def joined(parts: Sequence[Array]) -> Array:
+    """Vectors one after another.
+
+    Each is copied whole: XLA fuses a concatenation with what follows, and then asks of every
+    number which vector it comes from. On a CPU 0.5 ms become 5 so in a pruning step of LeNet.
+
+    Args:
+      parts: one at least; of several dtypes the result has the one that holds all.
+    """
+    if not all(jax.typeof(x).sharding.mesh.empty for x in parts):
+        return jnp.concatenate(parts)  # a new vector would lie on no mesh
+    out = jnp.zeros(sum(x.size for x in parts), jnp.result_type(*parts))
+    start = 0
+    for x in parts:
+        out = lax.dynamic_update_slice(out, x.astype(out.dtype), (start,))
+        start += x.size
+    return out
 
 
 def _without(keys: Array, alive: Array | None, number: Array | int) -> Array:
