@@ -2,8 +2,6 @@
 
 import functools
 import json
-import pathlib
-import typing
 from fractions import Fraction
 
 import jax
@@ -13,7 +11,6 @@ import optax
 import pytest
 import toys
 
-import experiments.imp
 import lottery_jax as lj
 from lottery_jax import imp, tickets, training
 from lottery_jax.execution import Execution
@@ -528,16 +525,6 @@ def test_a_level_of_constants_trains_again_from_the_same_weights():
         again()
     with pytest.raises(ValueError, match="dense=1 networks; it must be a stack of"):
         again(dense=lj.trees.stack(whole[:1]))
-
-
-def test_every_arm_is_known_wherever_arms_are_listed():
-    names = {arm.name for arm in arms.ARMS}
-    assert names <= set(lj.plots.STYLES)
-    assert len(set(lj.plots.STYLES.values())) == len(lj.plots.STYLES)
-    assert set(typing.get_args(experiments.imp.Arm)) == names
-    text = pathlib.Path(__file__).parent.parent.joinpath("docs", "imp.md").read_text()
-    for name in names:
-        assert f"| `{name}` |" in text and f"| {name} |" in arms.__doc__
 
 
 def test_weights_off_the_mask_end_at_exactly_zero(study):

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import typing
 
 import jax
 import numpy as np
@@ -734,3 +735,13 @@ def test_constant_rates_keep_no_counter_and_warmed_ones_start_at_zero():
     momenta = [gradient, gradient * 1.9, gradient * 2.71]
     expected = [0.03 * i / 10000 * m for i, m in enumerate(momenta)]
     np.testing.assert_allclose(sizes, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_every_arm_is_known_wherever_arms_are_listed():
+    names = {arm.name for arm in ARMS}
+    assert names <= set(lj.plots.STYLES)
+    assert len(set(lj.plots.STYLES.values())) == len(lj.plots.STYLES)
+    assert set(typing.get_args(imp.Arm)) == names
+    text = pathlib.Path(__file__).parent.parent.joinpath("docs", "imp.md").read_text()
+    for name in names:
+        assert f"| `{name}` |" in text and f"| {name} |" in lj.imp.arms.__doc__
