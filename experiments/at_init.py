@@ -26,6 +26,7 @@ from experiments.dense import Dense, train
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
+from experiments.imp import tested
 from experiments.recipes import Recipe, Setup, make_optimizer, make_task, parse_step
 from lottery_jax import (
     at_init,
@@ -258,11 +259,6 @@ def _results(
 
 
 # --- what came out --------------------------------------------------------------------
-
-
-def tested(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
-    """What networks are compared by, at the end; those that diverged are nan."""
-    return results[f"test_{metric.name}"].where(results["diverged"] == 0)
 
 
 def lost(results: "xr.Dataset") -> "xr.DataArray":
