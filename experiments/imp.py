@@ -67,6 +67,7 @@ Arm = Literal[
     "shuffled_weights_signed",
     "constant",
     "constant_signed",
+    "random_ticket",
 ]
 
 

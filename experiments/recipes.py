@@ -29,7 +29,7 @@ class Recipe:
     """What is trained, a name of `experiments.recipes.TASKS`."""
     data: str = "mnist1d"
     """Data set: mnist1d and digits need no download; mnist, fashion_mnist, kmnist,
-    cifar10, cifar100, svhn are read through tensorflow-datasets."""
+    cifar10, cifar100, svhn are read through tensorflow-datasets; usps from its files."""
     validation: int | None = None
     """Training examples held out for validation; None for the data set's default."""
     subset: int | None = None
@@ -40,6 +40,16 @@ class Recipe:
     """Factor by which training images are blurred; None for none."""
     normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
     """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
+    inputs: Literal["own", "grey28"] = dataclasses.field(
+        default="own", metadata=UNLESS_DEFAULT
+    )
+    """Images as they are, or all as 28x28 grey ones: resized, or padded."""
+    classes: int | None = dataclasses.field(default=None, metadata=UNLESS_DEFAULT)
+    """Use examples of the first so many classes alone; None for all."""
+    half: Literal["a", "b"] | None = dataclasses.field(
+        default=None, metadata=UNLESS_DEFAULT
+    )
+    """One of two disjoint halves of the training examples; None for both."""
     augment: tuple[Literal["flip", "crop"], ...] = ()
     """Augmentation, in this order."""
     model: str = "mlp-100-100"
@@ -140,6 +150,8 @@ _DATA_FIELDS = (
     "label_noise",
     "blur",
     "normalization",
+    "classes",
+    "half",
 )
 
 
@@ -150,14 +162,22 @@ def load_data(recipe: Recipe) -> data.Dataset:
       ValueError: an unknown name or a field out of range.
       FileNotFoundError: data that are not prepared; says how to.
     """
-    return _load_data(*(getattr(recipe, name) for name in _DATA_FIELDS))
+    if recipe.inputs == "grey28" and recipe.normalization != "dataset":
+        raise ValueError(
+            f"normalization={recipe.normalization!r}; it must be 'dataset' with "
+            "inputs='grey28', whose images have statistics of their own"
+        )
+    fields = (getattr(recipe, name) for name in _DATA_FIELDS)
+    return _load_data(recipe.inputs, *fields)
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(name: str, *options: Any) -> data.Dataset:
+def _load_data(inputs: str, name: str, *options: Any) -> data.Dataset:
     if name not in data.NAMES:
         raise ValueError(f"data={name!r}; it must be one of {', '.join(data.NAMES)}")
-    return data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
+    found = data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
+    errors.one_of("inputs", inputs, ("own", "grey28"))
+    return data.grey28(found) if inputs == "grey28" else found
 
 
 def make_model(recipe: Recipe) -> nn.Module:

@@ -30,6 +30,7 @@ from lottery_jax import execution as execution
 from lottery_jax import imp as imp
 from lottery_jax import keys as keys
 from lottery_jax import training as training
+from lottery_jax import transfer as transfer
 from lottery_jax import verdicts as verdicts
 from lottery_jax.execution import Execution as Execution
 from lottery_jax.execution import Progress as Progress

@@ -20,6 +20,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "shuffled_weights_signed": ("#4b2a66", ">"),
     "constant": ("#5cb8b2", "h"),
     "constant_signed": ("#1f6f6b", "p"),
+    "random_ticket": ("#a8a8a8", "*"),
 }
 """Colour and marker of each arm, the same in every figure."""
 

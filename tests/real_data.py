@@ -9,13 +9,14 @@ import fcntl
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from lottery_jax.data import prepared
+from lottery_jax.data import prepared, usps
 from lottery_jax.data.cache import cache_dir
 
 _NEEDED = ("tensorflow_datasets", "array_record", "PIL", "importlib_resources")
@@ -27,12 +28,21 @@ def _raw_folder() -> pathlib.Path:
     return (repository / pathlib.Path(chosen).expanduser()).resolve()
 
 
+def _find(name: str, folder: pathlib.Path) -> pathlib.Path | None:
+    return usps.find(folder) if name == "usps" else prepared.find(name, folder)
+
+
 def _prepare(name: str, raw: pathlib.Path, folder: pathlib.Path) -> None:
     """Runs prepare.py once, however many processes of pytest-xdist ask for it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if we are killed
-        if prepared.find(name, folder):
+        if _find(name, folder):
+            return
+        if name == "usps":  # its files are read as they are
+            for file, _ in usps.FILES.values():
+                (folder / name).mkdir(exist_ok=True)
+                shutil.copyfile(raw / "raw" / name / file, folder / name / file)
             return
         command = [sys.executable, str(raw / "prepare.py"), str(folder), name]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -65,7 +75,7 @@ def prepared_data() -> Callable[[str], pathlib.Path]:
                 "pip install 'lottery-jax[data]'"
             )
         for folder in (users, ours):
-            if prepared.find(name, folder):
+            if _find(name, folder):
                 return folder
         raw = _raw_folder()
         if not (raw / "prepare.py").is_file() or not (raw / "raw" / name).is_dir():

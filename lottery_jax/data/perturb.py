@@ -1,4 +1,4 @@
-"""Perturbed training data, on the host: random labels and blurred images."""
+"""Changed data, on the host: random labels, blurred images, images of another size."""
 
 import numpy as np
 
@@ -68,19 +68,30 @@ def blur(images: np.ndarray, factor: float) -> np.ndarray:
             f"blur={factor}; it must lie in [1, {min(height, width)}] for images of "
             f"{height}x{width}"
         )
-    passes = (
-        (2, _triangle(width, int(width / factor))),
-        (1, _triangle(height, int(height / factor))),
-        (2, _triangle(int(width / factor), width)),
-        (1, _triangle(int(height / factor), height)),
-    )
     out = np.empty_like(images)
     for start in range(0, len(images), 4096):  # bounds the memory of the float copies
-        part = images[start : start + 4096]
-        for axis, weights in passes:
-            part = _resample(part, weights, axis)
-        out[start : start + 4096] = part
+        small = resized(
+            images[start : start + 4096], int(height / factor), int(width / factor)
+        )
+        out[start : start + 4096] = resized(small, height, width)
     return out
+
+
+def resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Images of another size, by a bilinear (triangle) filter, as Pillow computes it.
+
+    The filter is widened where images become smaller; each axis is rounded to uint8.
+
+    Args:
+      images: uint8 `[N, H, W, C]`.
+      height: of the new images, 1 or more.
+      width: likewise.
+
+    Returns:
+      uint8 `[N, height, width, C]`.
+    """
+    images = _resample(images, _triangle(images.shape[2], width), 2)
+    return _resample(images, _triangle(images.shape[1], height), 1)
 
 
 def _triangle(size_in: int, size_out: int) -> np.ndarray:

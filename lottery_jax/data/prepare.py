@@ -3,7 +3,7 @@
     pip install 'lottery-jax[data-prepare]'
     python -m lottery_jax.data.prepare mnist cifar10 [--data-dir DIR]
 
-This alone needs a network and TensorFlow. It runs tensorflow-datasets' own builders,
+This alone needs a network, and TensorFlow for all sets but usps. It runs TFDS's own builders,
 and stores array_record files: TFDS's default format cannot be read without TensorFlow.
 """
 
@@ -11,7 +11,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from lottery_jax.data import prepared, sets
+from lottery_jax.data import prepared, sets, usps
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -24,7 +24,11 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
     Raises:
       ValueError: an unknown name, or one that needs no preparation.
       ImportError: the extra `data-prepare` is not installed.
+      OSError: no network, or the folder cannot be written.
     """
+    if name == "usps":
+        usps.download(prepared.data_dir(data_dir))
+        return
     tfds_name = sets.tfds_name(name)
     try:
         import tensorflow  # noqa: F401

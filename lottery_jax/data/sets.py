@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from lottery_jax.data import generated, perturb, prepared
+from lottery_jax import errors
+from lottery_jax.data import generated, perturb, prepared, usps
 from lottery_jax.data._random import random_state
 from lottery_jax.data.cache import Arrays
 
@@ -89,12 +90,13 @@ _SETS = {
     ),
     "mnist1d": _Set(None, 10, (40,), 1000),
     "digits": _Set(None, 10, (8, 8, 1), 144, maximum=16),
+    "usps": _Set(None, 10, (16, 16, 1), 729),
 }
 
 NAMES: tuple[str, ...] = tuple(_SETS)
 """Every name that `load` knows."""
 
-GENERATED: tuple[str, ...] = tuple(n for n, s in _SETS.items() if s.tfds is None)
+GENERATED: tuple[str, ...] = ("mnist1d", "digits")
 """Those that need no network: generated, or shipped with a package."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +111,8 @@ def load(
     label_noise: float = 0.0,
     blur: float | None = None,
     normalization: Normalization = "dataset",
+    classes: int | None = None,
+    half: Literal["a", "b"] | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set, with a validation split carved from its training set.
@@ -122,8 +126,8 @@ def load(
         (`python -m lottery_jax.data.prepare NAME`).
       validation: examples held out of the training set by a fixed permutation; None
         for the default: 5,000 of MNIST, Fashion-MNIST, KMNIST, CIFAR-10, CIFAR-100 and
-        SVHN, 1,000 of MNIST-1D, 144 (10%) of digits. 0 leaves the split out: open_lth's
-        setting.
+        SVHN, 1,000 of MNIST-1D, 144 (10%) of digits, 729 of USPS. 0 leaves the split out:
+        open_lth's setting.
       data_dir: TFDS's data folder; None for $TFDS_DATA_DIR or TFDS's default.
       subset: size of the training split; its first `subset` examples, so that smaller
         subsets lie within larger ones. None for all.
@@ -137,6 +141,10 @@ def load(
         raw values (uint8 scaled to [0, 1]). "unit_l2": each flattened image is divided
         by its Euclidean norm, as google-research/lottery_ticket_hypothesis does for
         MNIST; images are then float32, four times the memory.
+      classes: keep examples of the first so many classes alone, in all splits, at least 2;
+        None for all.
+      half: one of two disjoint halves of the training split, equally large; None for
+        both. `subset` is then of that half.
       seed: fixes the split, the subset and the label noise, in [0, 2**32); no relation
         to any replica's keys.
 
@@ -171,29 +179,44 @@ def load(
         raise ValueError(
             f"validation={held_out}; it must lie in [0, {num_examples - 1}] for {name!r}"
         )
-    left = num_examples - held_out
-    if subset is not None and not 1 <= subset <= left:
-        raise ValueError(
-            f"subset={subset}; it must lie in [1, {left}] for {name!r} with "
-            f"validation={held_out}"
-        )
+    if classes is not None:
+        classes = errors.whole("classes", classes, 2, spec.num_classes)
+    errors.one_of("half", half, ("a", "b", None))
 
     order = random_state(seed, "split").permutation(num_examples)
-    train = _take(full, order[held_out:][:subset])
+    held_rows, rows = order[:held_out], order[held_out:]
+    test_rows = np.arange(len(test["label"]))
+    if classes is not None:
+        # Afterwards, so that an example is in the same split whatever the classes are.
+        held_rows, rows = (r[full["label"][r] < classes] for r in (held_rows, rows))
+        test_rows = test_rows[test["label"] < classes]
+    if half is not None:
+        size = len(rows) // 2
+        rows = rows[:size] if half == "a" else rows[size : 2 * size]
+    if subset is not None and not 1 <= subset <= len(rows):
+        raise ValueError(
+            f"subset={subset}; it must lie in [1, {len(rows)}] for {name!r} with "
+            f"validation={held_out}"
+            + (f", classes={classes}" if classes is not None else "")
+            + (f", half={half!r}" if half is not None else "")
+        )
+    train = _take(full, rows[:subset])
+    num_classes = classes or spec.num_classes
     if label_noise:
         train["label"] = perturb.randomize_labels(
-            train["label"], label_noise, spec.num_classes, seed
+            train["label"], label_noise, num_classes, seed
         )
     if blur is not None:
         train["image"] = perturb.blur(train["image"], blur)
+    if classes is not None:
+        test = _take(test, test_rows)
     arrays = {"train": train, "test": test}
     if held_out:
-        held = _take(full, order[:held_out])
-        arrays = {"train": train, "validation": held, "test": test}
+        arrays = {"train": train, "validation": _take(full, held_rows), "test": test}
     if normalization == "unit_l2":
         for split in arrays.values():
             split["image"] = _unit_l2(split["image"])
-    return Dataset(arrays, spec.num_classes, spec.shape, mean, std, name, note)
+    return Dataset(arrays, num_classes, spec.shape, mean, std, name, note)
 
 
 def available(data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
@@ -206,18 +229,14 @@ def available(data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]
       Prepared sets and `GENERATED`, in the order of `NAMES`.
     """
     folder = prepared.data_dir(data_dir)
-    return tuple(
-        name
-        for name, spec in _SETS.items()
-        if spec.tfds is None or prepared.find(spec.tfds, folder)
-    )
+    return tuple(name for name in NAMES if name in GENERATED or _found(name, folder))
 
 
 def tfds_name(name: str) -> str:
     """What tensorflow-datasets calls a set.
 
     Args:
-      name: one of `NAMES`, but not of `GENERATED`.
+      name: one of `NAMES`, but not of `GENERATED`, nor "usps".
 
     Returns:
       TFDS's name: "svhn" is "svhn_cropped", the others are called the same.
@@ -227,7 +246,7 @@ def tfds_name(name: str) -> str:
     """
     spec = _SETS.get(name)
     if spec is None or spec.tfds is None:
-        valid = ", ".join(n for n in NAMES if n not in GENERATED)
+        valid = ", ".join(n for n, s in _SETS.items() if s.tfds is not None)
         raise ValueError(f"name={name!r}; it must be one of {valid}")
     return spec.tfds
 
@@ -235,25 +254,33 @@ def tfds_name(name: str) -> str:
 def _read(
     name: str, spec: _Set, data_dir: str | os.PathLike[str] | None
 ) -> tuple[Arrays, str | None]:
-    if spec.tfds is None:
+    if name in GENERATED:
         return (generated.mnist1d if name == "mnist1d" else generated.digits)(), None
     folder = prepared.data_dir(data_dir)
-    version_dir = prepared.find(spec.tfds, folder)
-    if version_dir is None:
+    own = _found(name, folder)
+    if own is None:
         raise FileNotFoundError(_not_prepared(name, spec.tfds, folder, data_dir))
-    return prepared.read(version_dir), prepared.note(version_dir)
+    arrays = usps.read(own) if spec.tfds is None else prepared.read(own)
+    return arrays, prepared.note(own)
+
+
+def _found(name: str, folder: pathlib.Path) -> pathlib.Path | None:
+    """Where a set that must be prepared lies in a data folder; None if it is not."""
+    tfds = _SETS[name].tfds
+    return usps.find(folder) if tfds is None else prepared.find(tfds, folder)
 
 
 def _not_prepared(
     name: str,
-    tfds_name: str,
+    tfds_name: str | None,
     folder: pathlib.Path,
     data_dir: str | os.PathLike[str] | None,
 ) -> str:
     command = f"python -m lottery_jax.data.prepare {name}"
     if data_dir is not None:
         command += f" --data-dir {shlex.quote(os.fspath(data_dir))}"
-    others = prepared.versions(tfds_name, folder)
+    others = prepared.versions(tfds_name, folder) if tfds_name else []
+    extra = "lottery-jax[data-prepare]" if tfds_name else "lottery-jax"
     unreadable = "".join(
         f"\n{path} holds {form} files, which cannot be read without TensorFlow: move "
         "that folder away first."
@@ -263,7 +290,7 @@ def _not_prepared(
     return (
         f"{name!r} is not prepared in {folder} (looked up in this order: data_dir, "
         "$TFDS_DATA_DIR, ~/tensorflow_datasets). To prepare it once, with a network:\n\n"
-        f"    pip install 'lottery-jax[data-prepare]'\n    {command}\n{unreadable}\n"
+        f"    pip install '{extra}'\n    {command}\n{unreadable}\n"
         f"Prepared there: {', '.join(ready) or 'nothing'}. "
         f"Available without a network: {', '.join(GENERATED)}."
     )
@@ -310,11 +337,11 @@ def _statistics(
         return (0.0,) * channels, (1.0,) * channels
     if spec.mean is not None and spec.std is not None:
         return spec.mean, spec.std
-    moments = [_moments(images.reshape(-1, channels)[:, c]) for c in range(channels)]
-    return tuple(m for m, _ in moments), tuple(s for _, s in moments)
+    each = [moments(images.reshape(-1, channels)[:, c]) for c in range(channels)]
+    return tuple(m for m, _ in each), tuple(s for _, s in each)
 
 
-def _moments(values: np.ndarray) -> tuple[float, float]:
+def moments(values: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation, of uint8 values after scaling to [0, 1]."""
     if values.dtype != np.uint8:
         return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))

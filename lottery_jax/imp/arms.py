@@ -12,6 +12,7 @@
 | shuffled_weights_signed | the chain's | those of shuffled_weights, with these signs |
 | constant | the chain's | +c or -c at random |
 | constant_signed | the chain's | +c or -c, with the signs of the chain's own |
+| random_ticket | the chain's, permuted | those of reinit: a random mask on random weights |
 
 Level 0 is the dense network for every arm: nothing is permuted there, so random_mask,
 shuffled_weights and constant repeat the ticket. Layers that are counted but never cut keep
@@ -19,8 +20,9 @@ their mask in every arm; what shuffles, signs or sets weights does so there all 
 
 The constant c is the standard deviation of all the layer's weights at k, the pruned ones
 included; of the initial draw at k = 0. Signs and constants are those of prunable leaves:
-biases and norms are what they are without. The last four, with reinit and
-shuffled_weights, are the "mask-1 actions" of Zhou et al. (2019), section 3.
+biases and norms are what they are without. The four with signs and constants, with reinit
+and shuffled_weights, are the "mask-1 actions" of Zhou et al. (2019), section 3; the random
+ticket is the control of Morcos et al. (2019).
 
 A new arm is one more record in `ARMS`.
 """
@@ -123,6 +125,10 @@ def _random_mask(given: Given, how: Shuffling) -> tuple[Network, Mask]:
     return given.chain, shuffled
 
 
+def _random_ticket(given: Given, how: Shuffling) -> tuple[Network, Mask]:
+    return given.own, _random_mask(given, how)[1]
+
+
 def _shuffled_weights(given: Given, how: Shuffling) -> tuple[Network, Mask]:
     params = shuffle_surviving(
         given.keys.weight_shuffle, given.chain.params, given.mask, how.prunable
@@ -168,6 +174,7 @@ ARMS = (
     Arm("shuffled_weights_signed", _signed(_shuffled_weights)),
     Arm("constant", _constant, lost=True),
     Arm("constant_signed", _constant_signed, lost=True),
+    Arm("random_ticket", _random_ticket, fresh=True),
 )
 
 
