@@ -206,8 +206,8 @@ class Net(NamedTuple):
 
 
 def conv_2():
-    model = models.ConvNet(5, (4,), (7, 6))
-    kernels = [(4, 3, 3, 3), (4, 4, 3, 3), (7, 60), (6, 7), (5, 6)]
+    model = models.ConvNet(5, (4,), (20, 15))
+    kernels = [(4, 3, 3, 3), (4, 4, 3, 3), (20, 60), (15, 20), (5, 15)]
     state = drawn(*((f"{i}", k, True) for i, k in zip((0, 2, 6, 8, 10), kernels)))
     forward = functools.partial(conv_net, pairs=1)
     return Net(model, (10, 6, 3), state, forward, pytorch.sequential(model, state))
@@ -215,9 +215,9 @@ def conv_2():
 
 def conv_4():
     """Rows and columns are left over by pooling: 14 x 7 becomes 7 x 3, then 3 x 1."""
-    model = models.ConvNet(5, (4, 3), (7, 6))
+    model = models.ConvNet(5, (4, 3), (20, 15))
     kernels = [(4, 3, 3, 3), (4, 4, 3, 3), (3, 4, 3, 3), (3, 3, 3, 3)]
-    kernels += [(7, 9), (6, 7), (5, 6)]
+    kernels += [(20, 9), (15, 20), (5, 15)]
     places = (0, 2, 5, 7, 11, 13, 15)
     state = drawn(*((f"{i}", k, True) for i, k in zip(places, kernels)))
     layers = [f"conv_{i}" for i in range(4)] + ["dense_0", "dense_1", "head"]
@@ -227,9 +227,13 @@ def conv_4():
 
 def dense(shape):
     features = int(np.prod(shape))
-    layers = [("fc_layers.0", (7, features)), ("fc_layers.1", (6, 7)), ("fc", (5, 6))]
+    layers = [
+        ("fc_layers.0", (20, features)),
+        ("fc_layers.1", (15, 20)),
+        ("fc", (5, 15)),
+    ]
     state = drawn(*((*layer, True) for layer in layers))
-    return Net(models.MLP(5, (7, 6)), shape, state, lenet)
+    return Net(models.MLP(5, (20, 15)), shape, state, lenet)
 
 
 def imagenet(prefix, bottleneck, names):
@@ -410,6 +414,9 @@ def test_the_counters_of_batches_are_carried_and_may_be_missing():
     counters = {n: a for n, a in net.state.items() if n.endswith("_tracked")}
     out = exported(net, imported(net))
     assert {n: out.weights[n] for n in counters} == counters
+    names = {ours: f"module.{n}" for ours, n in pytorch.modules(net.model).items()}
+    renamed = exported(net._replace(names=names), imported(net))
+    assert {n: renamed.weights[f"module.{n}"] for n in counters} == counters
     without = {n: a for n, a in net.state.items() if n not in counters}
     again = exported(net, imported(net._replace(state=without)))
     assert [int(again.weights[n]) for n in counters] == [0] * len(counters)
@@ -733,9 +740,9 @@ def module(torch, name):
     class LeNet(nn.Module):
         def __init__(self):
             super().__init__()
-            sizes = [(36, 7), (7, 6)]
+            sizes = [(36, 20), (20, 15)]
             self.fc_layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
-            self.fc = nn.Linear(6, 5)
+            self.fc = nn.Linear(15, 5)
 
         def forward(self, x):
             x = x.flatten(1)
@@ -806,11 +813,11 @@ def module(torch, name):
             nn.Conv2d(4, 4, 3, padding=1),
         ]
         dense = [
-            nn.Linear(60, 7),
+            nn.Linear(60, 20),
             nn.ReLU(),
-            nn.Linear(7, 6),
+            nn.Linear(20, 15),
             nn.ReLU(),
-            nn.Linear(6, 5),
+            nn.Linear(15, 5),
         ]
         return nn.Sequential(*convs, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), *dense)
 
@@ -873,7 +880,9 @@ def test_tensors_are_taken_as_they_are(torch):
     ticket = imported(net._replace(state=theirs.state_dict()))
     wanted = theirs.fc.weight.detach().numpy().T
     assert (ticket.params["head"]["kernel"] == wanted).all()
-    with pytest.raises(ValueError, match=r"weights\['fc.bias'\]=Parameter; .*detach"):
+    with pytest.raises(
+        ValueError, match=r"weights\['fc_layers.0.weight'\]=Parameter; .*detach"
+    ):
         imported(net._replace(state=dict(theirs.named_parameters())))
 
 

@@ -76,7 +76,7 @@ class _Plan(NamedTuple):
     params: PyTree  # shapes
     model_state: PyTree
     leaves: list[_Leaf]  # of both, in PyTorch's order
-    counters: list[str]  # of batches, by their names there; nothing here
+    counters: dict[str, str]  # of batches: the tensor there, whose norm it is here
 
     @property
     def kernels(self) -> list[_Leaf]:
@@ -102,14 +102,14 @@ def _plan(model: Any, shape: Any, names: Any) -> _Plan:
     paths = {path.partition("/")[2]: path for path in trees.paths(variables)}
     paths |= {path: path for path in trees.paths(params)}
     images = _images(model, shape, shapes)
-    leaves, counters = [], []
+    leaves, counters = [], {}
     for layer, module in found.items():
         for leaf, name in _LEAVES.items():
             if path := paths.get(f"{layer}/{leaf}"):
                 array = shapes[path].shape, images.get(path)
                 leaves.append(_Leaf(path, f"{module}.{name}", *array))
                 if leaf == "var":
-                    counters.append(f"{module}.{_COUNTER}")
+                    counters[f"{module}.{_COUNTER}"] = layer
     if rest := shapes.keys() - {leaf.ours for leaf in leaves}:
         must = (
             f"one whose unit_plan() names the layers of all leaves, {sorted(rest)} too"
@@ -165,7 +165,8 @@ def import_ticket(
       mask: 0 or 1, of any dtype, for the weight of **every** dense and convolutional
         layer, as open_lth has it: `read("mask.pth")`. None for a dense network.
       model: the same network here: `lj.models.make("resnet-20", 10)`.
-      shape: of one input here, `(height, width, channels)` or `(features,)`.
+      shape: of one input here: `(height, width, channels)`, or `(features,)` for what is
+        flat on both sides, in one order.
       names: one of `CONVENTIONS`, or the module of every layer (`modules`, `sequential`).
       metadata: where the ticket comes from, JSON-able; `tickets.provenance` builds it.
 
@@ -180,11 +181,11 @@ def import_ticket(
         0 and 1, a model that computes something else; names it there and here.
     """
     plan = _plan(model, shape, names)
-    _check_names("weights", weights, plan.leaves, plan.counters)
+    _check_names("weights", weights, plan.leaves, tuple(plan.counters))
     values = {leaf.ours: leaf.to_ours(_values(leaf, weights)) for leaf in plan.leaves}
     steps = {
-        name.rpartition(".")[0]: _count(f"weights[{name!r}]", weights[name])
-        for name in plan.counters
+        norm: _count(f"weights[{name!r}]", weights[name])
+        for name, norm in plan.counters.items()
         if name in weights
     }
     kept: dict[str, np.ndarray] = {}
@@ -223,7 +224,8 @@ def export_ticket(
     Args:
       ticket: of the model: `tickets.load(path)`.
       model: the network that it is a ticket of.
-      shape: of one input here, `(height, width, channels)` or `(features,)`.
+      shape: of one input here: `(height, width, channels)`, or `(features,)` for what is
+        flat on both sides, in one order.
       names: one of `CONVENTIONS`, or the module of every layer (`modules`).
 
     Raises:
@@ -246,7 +248,8 @@ def export_ticket(
             must = "all True: PyTorch's masks are those of kernels alone"
             raise errors.wrong(f"ticket.mask[{path!r}]", "False in places", must)
     values = trees.by_path(params) | trees.by_path(state)
-    steps = ticket.metadata.get("pytorch", {}).get(_COUNTER, {})
+    note = ticket.metadata.get("pytorch")
+    steps = note.get(_COUNTER, {}) if isinstance(note, Mapping) else {}
     weights = {}
     for leaf in plan.leaves:
         array = np.asarray(values[leaf.ours])
@@ -255,7 +258,9 @@ def export_ticket(
         weights[leaf.theirs] = leaf.to_theirs(array)
         module, _, name = leaf.theirs.rpartition(".")
         if name == "running_var":
-            weights[f"{module}.{_COUNTER}"] = np.array(steps.get(module, 0), np.int64)
+            counter = f"{module}.{_COUNTER}"
+            count = steps.get(plan.counters[counter], 0)
+            weights[counter] = np.array(count, np.int64)
     return Exported(
         weights,
         {p.theirs: p.to_theirs(kept[p.ours]).astype(np.int32) for p in plan.kernels},
