@@ -8,6 +8,7 @@ import functools
 import sys
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -613,6 +614,27 @@ def test_masks_are_of_any_dtype(dtype):
     assert_same_bits(imported(net, other)[:3], imported(net, mask)[:3])
 
 
+class Counting(nn.Module):
+    """A model with a state that is no norm's."""
+
+    @nn.compact
+    def __call__(self, x):
+        self.variable("calls", "count", lambda: np.zeros((), np.float32))
+        return models.layers.Dense(5, name="head")(x)
+
+    @nn.nowrap
+    def unit_plan(self):
+        return lj.units.in_sequence([])
+
+
+class Unplanned(Counting):
+    """A model that names layers which it lacks."""
+
+    @nn.nowrap
+    def unit_plan(self):
+        return lj.units.in_sequence([("dense_0", None)])
+
+
 def model(name, **choices):
     return models.make(name, 10, **choices)
 
@@ -657,6 +679,14 @@ MODELS = {
     "a shape that the model does not take": (
         dict(shape=(8,)),
         r"shape=\(8,\); it must be that of an input of ResNet: ",
+    ),
+    "another state": (
+        dict(model=Counting(), shape=(8,), names={"head": "fc"}),
+        r"model=Counting; it must be one without \['calls/count'\], of which",
+    ),
+    "layers that are not there": (
+        dict(model=Unplanned(), shape=(8,), names={"head": "fc", "dense_0": "fc_0"}),
+        r"params=\['head/bias', 'head/kernel'\]; there must be 'dense_0/kernel'",
     ),
     "no units": (
         dict(model=object()),
@@ -735,7 +765,7 @@ def torch():
 
 def module(torch, name):
     """The networks of `NETS` as modules."""
-    nn, relu = torch.nn, torch.nn.functional.relu
+    nn, relu = torch.nn, torch.nn.functional.relu  # the file's own are Flax and NumPy
 
     class LeNet(nn.Module):
         def __init__(self):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, masks, trees
+from lottery_jax import errors, masks, trees, units
 from lottery_jax.keys import of_seed
 from lottery_jax.pytorch.names import check_same_function, modules
 from lottery_jax.storage.state_dicts import StateDict
@@ -45,28 +45,28 @@ class _Leaf(NamedTuple):
     ours: str  # its key path
     theirs: str
     shape: tuple[int, ...]  # here
-    image: tuple[int, int, int] | None  # [H, W, C] that a dense kernel reads flattened
+    channels: int = 1  # that a kernel reads; a flattened image has pixels beside them
 
     @property
     def shape_there(self) -> tuple[int, ...]:
-        kernels = {2: (1, 0), 4: (3, 2, 0, 1)}
-        axes = kernels.get(len(self.shape), range(len(self.shape)))
-        return tuple(self.shape[axis] for axis in axes)
+        *window, last = self.shape
+        if not window:
+            return (last,)
+        return (last, window[-1], *window[:-1])
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        if self.image is not None:
-            # A dense layer that reads an image is a convolution as large as the image.
-            array = array.reshape(*self.image, -1)
-        if array.ndim > 1:
-            array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+        if array.ndim == 2:
+            # [pixels, channels, out]: a flattened image is read channel by channel there.
+            array = array.reshape(-1, self.channels, array.shape[-1]).transpose(2, 1, 0)
+        elif array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
         return np.ascontiguousarray(array).reshape(self.shape_there)
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        if self.image is not None:
-            height, width, channels = self.image
-            array = array.reshape(-1, channels, height, width)
-        if array.ndim > 1:
-            array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+        if array.ndim == 2:
+            array = array.reshape(len(array), self.channels, -1).transpose(2, 1, 0)
+        elif array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
         return np.ascontiguousarray(array).reshape(self.shape)
 
 
@@ -101,45 +101,23 @@ def _plan(model: Any, shape: Any, names: Any) -> _Plan:
     # A statistic is found by its norm's name, without that of its collection.
     paths = {path.partition("/")[2]: path for path in trees.paths(variables)}
     paths |= {path: path for path in trees.paths(params)}
-    images = _images(model, shape, shapes)
+    axes = units.of_params(model, params)
     leaves, counters = [], {}
     for layer, module in found.items():
         for leaf, name in _LEAVES.items():
             if path := paths.get(f"{layer}/{leaf}"):
-                array = shapes[path].shape, images.get(path)
-                leaves.append(_Leaf(path, f"{module}.{name}", *array))
+                size, channels = shapes[path].shape, 1
+                if leaf == "kernel":
+                    reads = axes[path][-2]
+                    of_input = reads.group is None
+                    channels = shape[-1] if of_input else size[-2] // reads.repeats
+                leaves.append(_Leaf(path, f"{module}.{name}", size, channels))
                 if leaf == "var":
                     counters[f"{module}.{_COUNTER}"] = layer
     if rest := shapes.keys() - {leaf.ours for leaf in leaves}:
-        must = (
-            f"one whose unit_plan() names the layers of all leaves, {sorted(rest)} too"
-        )
+        must = f"one without {sorted(rest)}, of which PyTorch's networks have none"
         raise errors.wrong("model", type(model).__name__, must)
     return _Plan(params, variables, leaves, counters)
-
-
-def _images(
-    model: Any, shape: Sequence[int], shapes: Mapping[str, Any]
-) -> dict[str, tuple[int, int, int]]:
-    """What dense kernels read flattened, by their key paths: `[H, W, C]`."""
-    found = {}
-    made = {p.makes: shapes[f"{p.name}/kernel"].shape for p in model.unit_plan()}
-    for layer in model.unit_plan():
-        path = f"{layer.name}/kernel"
-        if len(shapes[path].shape) != 2 or len(shape) == 1:
-            continue
-        before = shape if layer.reads is None else made[layer.reads]
-        pixels, channels = shapes[path].shape[0] // before[-1], before[-1]
-        if pixels == 1:
-            continue
-        # Pooling halves both sides and drops what is left over; one halving fits.
-        sides = [(shape[0] >> i, shape[1] >> i) for i in range(shape[0].bit_length())]
-        fitting = [side for side in sides if side[0] * side[1] == pixels]
-        if not fitting or (layer.reads is not None and len(before) != 4):
-            must = f"one that flattens images of {shape}, whole or halved, for {path!r}"
-            raise errors.wrong("model", type(model).__name__, must)
-        found[path] = (*fitting[0], channels)
-    return found
 
 
 # --- import and export ----------------------------------------------------------------
