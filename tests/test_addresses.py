@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from lottery_jax import checkpoints, data, errors, imp, plots, records, tickets
+from lottery_jax import (
+    checkpoints,
+    data,
+    errors,
+    imp,
+    plots,
+    pytorch,
+    records,
+    tickets,
+)
 from lottery_jax.execution import processes
 
 ADDRESSES = ("gs://bucket/run", "s3://b/run", "file:///tmp/run", "hdfs://host:9000/run")
@@ -27,6 +36,8 @@ DOORS = {
     "ticket_path": lambda x: imp.ticket_path(x, "imp", 0, 0),
     "tickets.save": lambda x: tickets.save(x, TICKET),
     "tickets.load": tickets.load,
+    "pytorch.read": pytorch.read,
+    "pytorch.write": lambda x: pytorch.write(x, {}),
     "checkpoints.save": lambda x: checkpoints.save(x, {"x": np.zeros(1)}),
     "checkpoints.restore": lambda x: checkpoints.restore(x, {"x": np.zeros(1)}),
     "checkpoints.metadata": checkpoints.metadata,

@@ -52,6 +52,7 @@ ARROWS = {
     "ma": ("verdicts",),
     "sparse": ("models", "masks"),
     "compact": ("units", "sparse"),
+    "pytorch": ("models", "masks", "storage"),
     # Arrays only.
     "plots": ("errors",),
 }

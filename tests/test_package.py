@@ -42,7 +42,7 @@ def error(function, *arguments, **options):
         return str(found)
 
 import numpy
-from lottery_jax import checkpoints, data, plots, records, tickets
+from lottery_jax import checkpoints, data, plots, pytorch, records, tickets
 ticket = tickets.Ticket({"w": numpy.ones(2, bool)}, {"w": numpy.ones(2)}, {}, {})
 folder = pathlib.Path(sys.argv[1]) / "never"
 print(json.dumps({
@@ -55,6 +55,7 @@ print(json.dumps({
         "matplotlib": error(plots.against_density, numpy.ones(1), {}, ylabel="y"),
         "mnist1d": error(data.load, "mnist1d"),
         "sklearn": error(data.load, "digits"),
+        "torch": error(pytorch.write, folder / "w.pth", {}),
     },
 }))
 """
@@ -131,6 +132,7 @@ def test_what_an_extra_brings_is_named_where_it_is_missed(installed):
         "matplotlib": "lottery-jax[experiments]",
         "mnist1d": "lottery-jax[generated]",
         "sklearn": "lottery-jax[generated]",
+        "torch": "lottery-jax[pytorch]",
     }
     assert set(extra) <= set(found["blocked"])
     for name, words in extra.items():
