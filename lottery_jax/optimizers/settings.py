@@ -22,7 +22,7 @@ import optax
 from jax.extend.core import primitives
 
 from lottery_jax import errors
-from lottery_jax.types import Array, Params, PyTree
+from lottery_jax.types import Params, PyTree
 
 Sweep: TypeAlias = Mapping[str, Sequence[float]]
 """Values by the names of hyperparameters."""
@@ -45,7 +45,7 @@ class Apart(NamedTuple):
     values: Mapping[str, Any]
 
 
-def at(tx: Optimizer, values: Mapping[str, Array | float]) -> Any:
+def at(tx: Optimizer, values: Mapping[str, Any]) -> Any:
     """The optimizer at a setting.
 
     Args:
@@ -144,7 +144,7 @@ def axes(sweep: Sweep) -> dict[str, tuple[float, ...]]:
         errors.finite(field, values)
         found[name] = tuple(map(float, values))
         with np.errstate(over="ignore"):
-            narrow = [float(x) for x in np.float32(found[name])]
+            narrow = np.array(found[name], np.float32).tolist()
         errors.finite(f"{field} in float32", narrow)
         if not values or len(set(narrow)) < len(narrow):
             must = "some numbers, all different in float32"

@@ -135,7 +135,7 @@ def optimizer(
 
 
 def hyperparameters(
-    hyper: Mapping[str, np.ndarray], number: int
+    hyper: Mapping[str, Sequence[float] | np.ndarray], number: int
 ) -> dict[str, np.ndarray]:
     """The values of hyperparameters of so many runs, float32.
 
