@@ -54,6 +54,7 @@ from lottery_jax.types import TrainState as TrainState
 from lottery_jax import compact as compact
 from lottery_jax import ma as ma
 from lottery_jax import plots as plots
+from lottery_jax import pytorch as pytorch
 from lottery_jax import strong as strong
 from lottery_jax import units as units
 from lottery_jax.storage import checkpoints as checkpoints

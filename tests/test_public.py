@@ -106,6 +106,6 @@ def test_the_face_is_grouped_and_whole():
     core = ("masks", "scores", "prune", "schedules", "transforms", "dynamic", "trees")
     studies = ("train", "imp", "connectivity", "training", "execution", "Where")
     trained = ("Task", "tasks", "models", "data", "convolution")
-    remains = ("tickets", "checkpoints", "records", "plots", "compact", "verdicts")
+    remains = ("tickets", "checkpoints", "records", "plots", "compact", "pytorch")
     for name in (*core, *studies, *trained, *remains):
         assert getattr(lottery_jax, name).__doc__, name
