@@ -104,8 +104,9 @@ def test_the_check_can_fail():
 def test_the_face_is_grouped_and_whole():
     """What a newcomer looks for is there under its short name."""
     core = ("masks", "scores", "prune", "schedules", "transforms", "dynamic", "trees")
-    studies = ("train", "imp", "connectivity", "training", "execution", "Where")
+    studies = ("train", "imp", "connectivity", "training", "transfer", "Where")
     trained = ("Task", "tasks", "models", "data", "convolution")
-    remains = ("tickets", "checkpoints", "records", "plots", "compact", "pytorch")
+    remains = ("tickets", "checkpoints", "records", "plots", "compact", "verdicts")
+    remains += ("pytorch",)
     for name in (*core, *studies, *trained, *remains):
         assert getattr(lottery_jax, name).__doc__, name
