@@ -525,6 +525,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         for arm in results["arm"].values:
             at = {"chain": chain, "arm": arm}
             label = f"{chain}: {arm}" if several else str(arm)
+            if outcome.results.sizes["chain"] == 1:  # what all lines would begin with
+                label = label.removeprefix(f"{outcome.results['chain'].values[0]}, ")
             lines[label] = values.sel(at).values
             stops[label] = stop.sel(at).values
             density.append(results["density"].sel(at).mean("replica").values)

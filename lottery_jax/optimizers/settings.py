@@ -173,7 +173,11 @@ def words(hyper: Mapping[str, float]) -> str:
       >>> words({"learning_rate": 0.01, "momentum": 0.9})
       ', learning_rate=0.01, momentum=0.9'
     """
-    return "".join(f", {name}={float(value)!r}" for name, value in hyper.items())
+
+    def number(x: float) -> str:
+        return f"{x:g}" if float(f"{x:g}") == x else repr(x)
+
+    return "".join(f", {name}={number(float(x))}" for name, x in hyper.items())
 
 
 def check(tx: Optimizer, names: Sequence[str]) -> None:
