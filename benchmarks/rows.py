@@ -24,6 +24,7 @@ class Sizes(NamedTuple):
     batch: int = 60  # examples per step, or at once
     optimizer: Literal["adam", "sgd"] = "adam"  # SGD with momentum
     learning_rate: float = 1.2e-3
+    rates: tuple[float, ...] = ()  # instead of one: each trains a share of the replicas
     density: float = 0.2  # of the random masks on the kernels
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     augment: bool = False  # flip and crop on the device
@@ -431,6 +432,23 @@ _STUDY = Row(
     repeats=3,
 )
 
+# sweeps
+
+_RATES = (3e-4, 1.2e-3, 3e-3)
+_SWEPT, _ONE_RATE = "3 rates x 3 replicas", "9 replicas at one rate"
+
+_SWEEP = Row(
+    f"`training.train` of nine LeNet-300-100 with Adam on {N} host devices, from the same "
+    "networks: three learning rates for three replicas each, given to one program, against "
+    "one rate that is written into it. Then the sweep again with other rates.",
+    Sizes(replicas=9, steps=200, every=100),
+    TINY | {"every": 1},
+    {_SWEPT: _jax("runner", rates=_RATES), _ONE_RATE: _jax("runner")},
+    ratios=[Ratio(_SWEPT, _ONE_RATE, Target(">=", 0.95))],
+    facts=[_jax("sweeping", rates=_RATES)],
+    numbers=[Number("compilations for other rates", Target("<=", 0))],
+)
+
 # scaling
 
 _FIXED = 8 * N  # replicas while devices change; 4 N devices are more than the cores
@@ -772,6 +790,7 @@ ROWS: Mapping[str, Row] = {
     "selection": _SELECTION,
     "pruning": _PRUNING,
     "supermask": _SUPERMASK,
+    "sweep": _SWEEP,
     "gpu-resnet20": _on_gpu("resnet-20"),
     "gpu-vgg16": _on_gpu("vgg-16"),
 }

@@ -270,6 +270,52 @@ def stock(sizes: Sizes) -> Programs:
     return {"run": run}
 
 
+def _nine(sizes: Sizes) -> Callable[[Sequence[float]], None]:
+    """Trains all replicas by the runner, at the rates given or at the one of the sizes."""
+    task, where = make_task(sizes), Where(make_execution(sizes))
+    keys = lj.keys.of_replicas(0, np.arange(sizes.replicas))
+    tx: Any = optax.adam if sizes.rates else make_tx(sizes)
+
+    def hyper(rates: Sequence[float]) -> dict[str, Any]:
+        return {"learning_rate": np.resize(rates, sizes.replicas)} if len(rates) else {}
+
+    first = hyper(sizes.rates)
+    runs = training.fresh(task, tx, keys.init, keys.noise, hyper=first, where=where)
+
+    def run(rates: Sequence[float]) -> None:
+        own = runs._replace(hyper=hyper(rates))
+        done = training.train(
+            task, tx, own, sizes.steps, every=sizes.every, where=where
+        )
+        jax.block_until_ready(done.rows)
+
+    return run
+
+
+def runner(sizes: Sizes) -> Programs:
+    """`training.train` of all replicas, in replica-steps."""
+    run = _nine(sizes)
+
+    def program() -> int:
+        run(sizes.rates)
+        return sizes.replicas * sizes.steps
+
+    return {"run": program}
+
+
+@facts
+def sweeping(sizes: Sizes) -> dict[str, Any]:
+    """What a sweep compiles, and then the same one with other rates."""
+    compiling, run = Compiling(), _nine(sizes)
+    run(sizes.rates)
+    first = compiling.count()
+    run([2 * rate for rate in sizes.rates])
+    return {
+        "compilations of a sweep": first,
+        "compilations for other rates": compiling.count() - first,
+    }
+
+
 @facts
 def account(sizes: Sizes) -> dict[str, Any]:
     """Of one replica: operations of a step, its time, and where that goes."""

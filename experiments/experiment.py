@@ -90,6 +90,7 @@ class Experiment(Generic[C]):
       complete: for studies that grow in more than replicas: whether results hold all
         that a configuration asks for.
       again: for `--from`: (config, run, level, folder of the new run) -> its results.
+      sweeps: whether it says of each setting what it says of one: the fields `sweep_*`.
       select: for one command of several studies: the one that a configuration means.
     """
 
@@ -107,6 +108,7 @@ class Experiment(Generic[C]):
     default: str = "mnist1d"
     complete: Callable[["xr.Dataset", C], bool] | None = None
     again: Callable[[C, pathlib.Path, int, pathlib.Path], "xr.Dataset"] | None = None
+    sweeps: bool = False
     select: Callable[[C], "Experiment"] | None = None
 
     @property
@@ -131,6 +133,9 @@ class Experiment(Generic[C]):
                 least = 2
             if hasattr(cfg, field):
                 errors.at_least(field, getattr(cfg, field), least)
+        for field in (f"sweep_{name}" for name in recipes.SWEPT):
+            if (values := getattr(cfg, field, ())) and not self.sweeps:
+                raise errors.wrong(field, values, f"empty: {self.name} has no sweep")
         (launch.execution(cfg) or default_execution()).check()
 
     def run(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
@@ -261,9 +266,11 @@ def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
     """
     fields: origin.Fields = {"kind": "run"} | origin.of_draws()
     named = setup if isinstance(setup, Mapping) else {"": setup}
-    for name, (_, task, tx, *_) in named.items():
+    for name, (cfg, task, tx, *_) in named.items():
+        swept = recipes.sweep(cfg, task.steps_per_epoch)
         own = origin.of_task(task, _DETERMINE, ("test",))
-        own |= origin.of_data(task, where) | origin.of_optimizer(task, tx)
+        own |= origin.of_data(task, where)
+        own |= origin.of_optimizer(task, tx, tuple(swept))
         fields |= {f"{name} {field}".strip(): value for field, value in own.items()}
     path, found = folder / "identity.json", {}
     if path.is_file():

@@ -52,6 +52,7 @@ from lottery_jax import (
     verdicts,
 )
 from lottery_jax.execution import Where as Place
+from lottery_jax.optimizers import settings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,7 +134,7 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
         for schedule in cfg.schedules
         for retrain in cfg.retrains
     )
-    return imp.check(
+    found = imp.check(
         imp.Plan(
             steps=parse_step(cfg, "steps", steps_per_epoch),
             rewind_step=parse_step(cfg, "rewind_step", steps_per_epoch),
@@ -145,6 +146,8 @@ def plan(cfg: Config, steps_per_epoch: int) -> imp.Plan:
             seed=cfg.seed,
         )
     )
+    swept = recipes.sweep(cfg, steps_per_epoch)
+    return imp.swept(found, swept) if swept else found
 
 
 def levels(cfg: Config) -> int:
@@ -241,6 +244,10 @@ def retrain(
     """
     setup = prepare(cfg)
     protocol, free = setup.plan, identity.free(Config)
+    stored = records.read_config(source) or {}
+    swept = _sweep_of(setup, stored, source)
+    if swept:  # of tickets that were found at one setting
+        protocol = dataclasses.replace(protocol, chains=protocol.procedures)
     of = {i: group for group, ids in groups.groups(source, 0) for i in ids}
     ids = sorted(of)[: cfg.replicas]
     if len(ids) < cfg.replicas:
@@ -258,7 +265,6 @@ def retrain(
             f"--level {level} of {source} does not fit model={cfg.model!r} on "
             f"data={cfg.data!r}: {error}"
         ) from None
-    stored = records.read_config(source) or {}
     origin = {
         "retrained_from": records.identity(stored, free),
         "retrained_level": level,
@@ -276,6 +282,7 @@ def retrain(
                 level=level,
                 replicas=ids,
                 dense=dense,
+                sweep=swept or None,
                 where=place,
             )
         results = study.dataset(**origin, **_note(cfg))
@@ -285,6 +292,21 @@ def retrain(
     return groups.once(
         folder / "results.nc", train, lambda r: r["replica"].values.tolist() == ids
     )
+
+
+def _sweep_of(
+    setup: Setup, stored: Mapping[str, Any], source: pathlib.Path
+) -> dict[str, tuple[float, ...]]:
+    """What is swept of a level's tickets; nothing if each was found at its own setting."""
+    there = {f"sweep_{name}": stored.get(f"sweep_{name}", []) for name in recipes.SWEPT}
+    if not any(there.values()):
+        return recipes.sweep(setup.cfg, setup.task.steps_per_epoch)
+    ours = identity.as_config(setup.cfg)
+    for field, values in there.items():
+        if (now := ours.get(field, [])) != values:
+            must = f"{values}, as in {source}, whose tickets are those of each setting"
+            raise errors.wrong(field, now, must)
+    return {}
 
 
 def _tickets(
@@ -328,8 +350,23 @@ def _early_stop(results: "xr.Dataset") -> "xr.DataArray":
     return steps.where((steps >= 0) & (results["diverged"] == 0)).astype(float)
 
 
+def by_chain(results: "xr.Dataset") -> "xr.Dataset":
+    """The results of a sweep with each setting as a chain; others as they are."""
+    names = [name for name in recipes.SWEPT if name in results.dims]
+    if not names:
+        return results
+    stacked = results.stack(at=("chain", *names))
+    chains = [
+        chain + settings.words(dict(zip(names, values)))
+        for chain, *values in stacked["at"].values
+    ]
+    stacked = stacked.drop_vars(["at", "chain", *names]).rename(at="chain")
+    return stacked.assign_coords(chain=chains).transpose("chain", ...)
+
+
 def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """At each level of each chain: matching or winning, and better than what?"""
+    results = by_chain(results)
     metric = recipes.metric(cfg)
     values = tested(results, metric)
     stops = _early_stop(results).sel(arm="ticket")
@@ -385,7 +422,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
 
 def tables(outcome: Outcome) -> list[Rows]:
     """Density, and the accuracy of each arm as mean [min, max] over replicas."""
-    results, metric = outcome.results, outcome.metric
+    results, metric = by_chain(outcome.results), outcome.metric
     several = results.sizes["chain"] > 1
     arms = [str(arm) for arm in results["arm"].values]
     shown = metrics.quality(metric)
@@ -421,7 +458,45 @@ def conclusions(outcome: Outcome) -> list[str]:
             "Verdicts are paired 95% intervals over replicas, n = "
             f"{judged[-1].verdict.n}; all numbers are in verdicts.json."
         )
-    return [*lines, *_diverged(outcome.results)]
+    best = _at_best(outcome.results, outcome.metric)
+    return [*lines, *best, *_diverged(by_chain(outcome.results))]
+
+
+def _at_best(results: "xr.Dataset", metric: verdicts.Metric) -> list[str]:
+    """At which setting of a sweep each arm is best, with what it is at all of them."""
+    names = [name for name in recipes.SWEPT if name in results.dims]
+    if not names:
+        return []
+    shown = metrics.quality(metric)
+    chosen_by, test = f"validation_{metric.name}", tested(results, metric)
+    values = results[chosen_by].isel(step=-1).where(results["diverged"] == 0)
+    if not np.isfinite(values).any():
+        chosen_by, values = f"test_{metric.name}", test
+    sign, lines = 1 if metric.better == "lower" else -1, []
+    grid = settings.settings({name: results[name].values.tolist() for name in names})
+    # Level 0 is the dense network for all arms.
+    at = [(int(results["level"][0]), "ticket")]
+    at += [(int(results["level"][-1]), str(arm)) for arm in results["arm"].values]
+    for chain in results["chain"].values:
+        for level, arm in dict.fromkeys(at):
+            here = {"chain": chain, "level": level, "arm": arm}
+            mean = {
+                settings.words(one).removeprefix(", "): (
+                    float(sign * values.sel(here | one).mean()),
+                    display.mean_range(shown.of(test.sel(here | one)).values, 1),
+                )
+                for one in grid
+            }
+            known = {name: x for name, (x, _) in mean.items() if np.isfinite(x)}
+            best = min(known, key=known.__getitem__) if known else "none"
+            what = "dense" if level == 0 else f"{arm} at level {level}"
+            prefix = f"{chain}: " if results.sizes["chain"] > 1 else ""
+            rest = "; ".join(f"{name}: {said}" for name, (_, said) in mean.items())
+            lines.append(
+                f"{prefix}{what} is best at {best} (by {chosen_by}); test {shown.name} in "
+                f"{shown.unit} at each setting: {rest}"
+            )
+    return lines
 
 
 def _diverged(results: "xr.Dataset") -> list[str]:
@@ -442,7 +517,7 @@ def _diverged(results: "xr.Dataset") -> list[str]:
 
 def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """Accuracy and the step of early stopping against density, and that of each layer."""
-    results = outcome.results
+    results = by_chain(outcome.results)
     several = results.sizes["chain"] > 1
     shown = metrics.quality(outcome.metric)
     values, stop = shown.of(tested(results, outcome.metric)), _early_stop(results)
@@ -451,18 +526,22 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         for arm in results["arm"].values:
             at = {"chain": chain, "arm": arm}
             label = f"{chain}: {arm}" if several else str(arm)
+            if outcome.results.sizes["chain"] == 1:  # what all lines would begin with
+                label = label.removeprefix(f"{outcome.results['chain'].values[0]}, ")
             lines[label] = values.sel(at).values
             stops[label] = stop.sel(at).values
             density.append(results["density"].sel(at).mean("replica").values)
     title = f"{outcome.preset}: {outcome.networks}"
     caption = f"{title}\nmean of {results.sizes['replica']} replicas, bars: min to max"
+    swept = results.sizes["chain"] > outcome.results.sizes["chain"]
     dense = float(values.sel(arm="ticket").isel(chain=0, level=0).mean())
     figure = plots.against_density(
         np.array(density),
         lines,
         ylabel=f"test {shown.name} at the end of training ({shown.unit})",
         title=caption,
-        baseline=dense if results["level"].values[0] == 0 else None,
+        # A sweep has a dense network for each setting: the first point of each line.
+        baseline=dense if results["level"].values[0] == 0 and not swept else None,
     )
     yield shown.name, figure
     if np.isfinite(list(stops.values())).any():
@@ -473,6 +552,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
             title=caption,
         )
         yield "early_stop", figure
+    if swept:
+        title += f"\n{results['chain'].values[0]}"  # the first setting
     ticket = results.sel(arm="ticket").isel(chain=0).mean("replica", keep_attrs=False)
     layers = {
         str(name): ticket["layer_density"].sel(layer=name).values
@@ -499,6 +580,7 @@ EXPERIMENT = Experiment(
     conclusions=conclusions,
     complete=complete,
     again=retrain,
+    sweeps=True,
 )
 main = EXPERIMENT.main
 

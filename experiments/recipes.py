@@ -17,8 +17,13 @@ from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Precision
 from lottery_jax.keys import of_seed
+from lottery_jax.optimizers.settings import Optimizer, axes
 from lottery_jax.types import Array, Task
 from lottery_jax.verdicts import ERROR, Metric
+
+
+def _later(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata=UNLESS_DEFAULT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,14 @@ class Recipe:
     """See `schedule`."""
     warmup: str = "0it"
     """Linear warm-up from 0 over this many steps."""
+    sweep_learning_rate: tuple[float, ...] = _later(())
+    """Peak learning rates, instead of one: all settings train side by side."""
+    sweep_weight_decay: tuple[float, ...] = _later(())
+    """L2 penalties, likewise; all combinations of what is swept."""
+    sweep_momentum: tuple[float, ...] = _later(())
+    """Momenta of SGD, likewise."""
+    sweep_warmup: tuple[str, ...] = _later(())
+    """Lengths of the warm-up, likewise: 0it, 500it ..."""
     steps: str = "1500it"
     """Length of a training run, in iterations or epochs."""
     exclude: tuple[str, ...] = ()
@@ -133,13 +146,13 @@ class Setup(NamedTuple):
     Attributes:
       cfg: the configuration.
       task: what is trained.
-      tx: the optimizer.
+      tx: the optimizer; a function of its hyperparameters where these are swept.
       plan: the protocol, if the experiment has one.
     """
 
     cfg: Any
     task: Task
-    tx: optax.GradientTransformation
+    tx: Optimizer
     plan: Any = None
 
 
@@ -317,52 +330,103 @@ def set_up_paths(recipe: PathRecipe, *policies: BatchNorm | None) -> Setup:
     return Setup(recipe, task, make_optimizer(recipe, task.steps_per_epoch))
 
 
-def make_optimizer(
-    recipe: Recipe, steps_per_epoch: int
-) -> optax.GradientTransformation:
-    """The optimizer of a recipe, with its schedule.
+SWEPT = ("learning_rate", "weight_decay", "momentum", "warmup")
+"""What may be swept: the fields sweep_NAME."""
+
+
+def sweep(recipe: Recipe, steps_per_epoch: int) -> dict[str, tuple[float, ...]]:
+    """The values of what a recipe sweeps, by name; none if it sweeps nothing.
+
+    Args:
+      recipe: the recipe.
+      steps_per_epoch: of its task.
+
+    Raises:
+      ValueError: values that make no sense; names the field.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for name in SWEPT:
+        field = f"sweep_{name}"
+        values = getattr(recipe, field)
+        if values and name == "momentum" and recipe.optimizer != "sgd":
+            must = "empty: only optimizer='sgd' has a momentum"
+            raise errors.wrong(field, values, must)
+        if name == "warmup":
+            values = parse_steps(recipe, field, steps_per_epoch)
+        if values:
+            try:
+                found |= axes({name: values})
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+            for value in found[name]:
+                errors.at_least(field, value, 0.0)
+    return found
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> Optimizer:
+    """The optimizer of a recipe, with its schedule; a function of what it sweeps.
 
     Raises:
       ValueError: a field out of range.
     """
-    for field, low in (
-        ("learning_rate", 0.0),
-        ("weight_decay", 0.0),
-        ("momentum", 0.0),
-    ):
-        if not low <= getattr(recipe, field) < math.inf:
-            raise ValueError(
-                f"{field}={getattr(recipe, field)}; it must be {low:g} or more"
-            )
-    rate = _schedule(recipe, steps_per_epoch)
-    if recipe.optimizer == "sgd":
-        tx = optax.sgd(rate, momentum=recipe.momentum or None)
-    else:
-        tx = optax.adam(rate)
-    if recipe.weight_decay:
-        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), tx)
-    return tx
+    for field in ("learning_rate", "weight_decay", "momentum"):
+        value = getattr(recipe, field)
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{field}={value}; it must be 0 or more")
+    swept = sweep(recipe, steps_per_epoch)
+    fixed = parse_step(recipe, "warmup", steps_per_epoch)
+    law = _law(recipe, steps_per_epoch)
+
+    def there(name: str, value: float) -> bool:
+        # What is 0 at all settings is left out; what is swept has one structure.
+        return name in swept or bool(value)
+
+    def make_tx(
+        learning_rate: float = recipe.learning_rate,
+        weight_decay: float = recipe.weight_decay,
+        momentum: float = recipe.momentum,
+        warmup: float = fixed,
+    ) -> optax.GradientTransformation:
+        rate = law(learning_rate)
+        if there("warmup", warmup):
+            rate = _warmed(rate, warmup)
+        elif recipe.schedule == "constant":
+            # At a constant rate optax keeps no counter, and levels start alike.
+            rate = learning_rate
+        if recipe.optimizer == "sgd":
+            own = momentum if there("momentum", momentum) else None
+            tx = optax.sgd(rate, momentum=own)
+        else:
+            tx = optax.adam(rate)
+        if there("weight_decay", weight_decay):
+            tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
+        return tx
+
+    return make_tx if swept else make_tx()
 
 
-def _schedule(recipe: Recipe, steps_per_epoch: int) -> Any:
-    warmup = parse_step(recipe, "warmup", steps_per_epoch)
+def _law(recipe: Recipe, steps_per_epoch: int) -> Callable[[float], Any]:
+    """The schedule without its warm-up, as a function of the peak rate."""
     steps = parse_step(recipe, "steps", steps_per_epoch)
     if recipe.schedule == "cosine":
-        law = optax.cosine_decay_schedule(recipe.learning_rate, steps)
-    elif recipe.schedule == "step":
+        return lambda peak: optax.cosine_decay_schedule(peak, steps)
+    if recipe.schedule == "step":
         if not recipe.drops:
             raise ValueError("schedule='step' needs drops, such as --drops 80ep 120ep")
         drops = parse_steps(recipe, "drops", steps_per_epoch)
         boundaries = dict.fromkeys(drops, recipe.drop_factor)
-        law = optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
-    else:
-        law = optax.constant_schedule(recipe.learning_rate)
-    if not warmup:
-        # At a constant rate optax keeps no counter, and levels start alike.
-        return law if recipe.schedule != "constant" else recipe.learning_rate
+        return lambda peak: optax.piecewise_constant_schedule(peak, boundaries)
+    return optax.constant_schedule
+
+
+def _warmed(law: Any, warmup: Any) -> Any:
+    # The first step is taken at rate 0, as in open_lth.
+    if isinstance(warmup, jax.Array):  # swept, and perhaps 0
+        return lambda step: (
+            law(step) * jnp.where(step < warmup, step / jnp.maximum(warmup, 1.0), 1.0)
+        )
 
     def warmed(step: Array) -> Array:
-        # The first step is taken at rate 0, as in open_lth.
         return law(step) * jnp.minimum(1.0, step / warmup)
 
     return warmed

@@ -936,6 +936,21 @@ def _runs(**changes):
     return lambda: given().runs._replace(**changes)
 
 
+_NO_SWEEP = [
+    (0.1, "sweep=0.1; it must be values by the names of hyperparameters"),
+    ({}, "sweep={}; it must be values by the names"),
+    ({"learning_rate": 0.1}, r"sweep\['learning_rate'\]=0.1; it must be a list"),
+    ({"learning_rate": []}, r"sweep\['learning_rate'\]=\[\]; it must be some numbers"),
+    ({"learning_rate": [1, 1]}, r"sweep\['learning_rate'\]=.*; it must be some .*diff"),
+    (
+        {"learning_rate": ["1"]},
+        r"sweep\['learning_rate'\]\[0\]='1'; it must be a finite",
+    ),
+    ({"learning_rate": [1, 1e60]}, r"sweep\['learning_rate'\] in float32\[1\]=inf"),
+    ({"replica": [1]}, "sweep='replica'; it must be a name that results do not have"),
+    ({"learning_rate": [1]}, "tx=a Grad.*; it must be a function of learning_rate"),
+]
+
 ENTRANCES = {
     "imp.run": (
         imp.run,
@@ -971,6 +986,7 @@ ENTRANCES = {
                 ({1: 2}, "metadata=.*named by text"),
             ],
             "weights": [("kept", "weights='kept'; it must be one of stored, digest")],
+            "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
         },
     ),
@@ -997,6 +1013,7 @@ ENTRANCES = {
             "level": [(1.0, "level=1.0; it must be a whole number, 0 or more")],
             "replicas": _NO_REPLICAS,
             "dense": [([1], "dense=1; it must be a list of tickets for each chain")],
+            "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
         },
     ),
@@ -1022,6 +1039,7 @@ ENTRANCES = {
             "rule": [
                 (lj.dynamic.gradual_magnitude, "rule=.*it must be a dynamic.MaskUpdate")
             ],
+            "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
         },
     ),
@@ -1049,6 +1067,12 @@ ENTRANCES = {
                     r"joins=4; runs must start in \[0, 4\)",
                 ),
                 (_runs(offset=np.zeros(3, int)), r"offset has shape \(3,\)"),
+                (_runs(hyper=[0.1]), "hyper=.*; it must be values .2. by the names"),
+                (_runs(hyper={"x": [0.1]}), r"hyper\['x'\].shape=\(1,\); it must be"),
+                (
+                    _runs(hyper={"x": [0.1, 0.1]}),
+                    "tx=a Grad.*; it must be a function of x",
+                ),
             ],
             "stop": [(4.0, "stop=4.0; it must be a whole number, 1 or more")],
             "every": [(0, "every=0; it must be 1 or more")],
@@ -1076,6 +1100,10 @@ ENTRANCES = {
             ],
             "noise": [
                 (lambda: given().keys.init[:1], r"noise.shape=\(1,\); it must be")
+            ],
+            "hyper": [
+                ({"x": [0.1]}, r"hyper\['x'\].shape=\(1,\); it must be \(2,\)"),
+                ({"x": [0.1, None]}, r"hyper\['x'\]\[1\]=None; it must be a finite"),
             ],
             "where": _NO_WHERE,
         },

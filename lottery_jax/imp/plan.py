@@ -99,7 +99,7 @@ class Chain:
     @property
     def procedure(self) -> "Chain":
         """The chain without its setting."""
-        name = self.name.removesuffix(_words(self.hyper))
+        name = self.name.removesuffix(settings.words(dict(self.hyper)))
         return dataclasses.replace(self, name=name, hyper=())
 
     @property
@@ -271,16 +271,13 @@ def swept(plan: Plan, sweep: settings.Sweep) -> Plan:
     if plan.sweep:
         raise errors.wrong("sweep", dict(sweep), f"None: the plan has {plan.sweep}")
     chains = tuple(
-        dataclasses.replace(chain, name=chain.name + _words(hyper), hyper=hyper)
+        dataclasses.replace(
+            chain, name=chain.name + settings.words(one), hyper=tuple(one.items())
+        )
         for chain in plan.chains
-        for hyper in (tuple(one.items()) for one in grid)
+        for one in grid
     )
     return dataclasses.replace(plan, chains=chains)
-
-
-def _words(hyper: tuple[tuple[str, float], ...]) -> str:
-    """What the name of a chain says of its setting."""
-    return "".join(f", {name}={value!r}" for name, value in hyper)
 
 
 def _check_settings(chains: tuple[Chain, ...]) -> None:
@@ -294,11 +291,10 @@ def _check_settings(chains: tuple[Chain, ...]) -> None:
         for name, value in chain.hyper:
             own = values.setdefault(name, [])
             own += [] if value in own else [value]
-    grid = [tuple(one.items()) for one in settings.settings(values)]
     made = [
-        (chain.procedure.name + _words(hyper), hyper)
+        (chain.procedure.name + settings.words(one), tuple(one.items()))
         for chain in chains[::number]
-        for hyper in grid
+        for one in settings.settings(values)
     ]
     if made != [(chain.name, chain.hyper) for chain in chains]:
         must = "all chains at all settings in order, as imp.swept(plan, sweep) makes"

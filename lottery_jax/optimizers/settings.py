@@ -166,6 +166,20 @@ def settings(sweep: Sweep) -> list[dict[str, float]]:
     return [dict(zip(found, one)) for one in itertools.product(*found.values())]
 
 
+def words(hyper: Mapping[str, float]) -> str:
+    """What a name says of a setting, behind what else it says.
+
+    Example:
+      >>> words({"learning_rate": 0.01, "momentum": 0.9})
+      ', learning_rate=0.01, momentum=0.9'
+    """
+
+    def number(x: float) -> str:
+        return f"{x:g}" if float(f"{x:g}") == x else repr(x)
+
+    return "".join(f", {name}={number(float(x))}" for name, x in hyper.items())
+
+
 def check(tx: Optimizer, names: Sequence[str]) -> None:
     """Raises a ValueError if `tx` is not what the hyperparameters of a sweep need.
 
