@@ -536,7 +536,7 @@ def masks(
             cmap=_colors("Blues"),
             vmin=0,
             vmax=largest,
-            aspect="auto",
+            aspect=_aspect(picture),
             interpolation="nearest",
         )
         if not (lines or set(np.unique(picture)) <= {0.0, 1.0}):
@@ -567,6 +567,12 @@ def _mask_picture(mask: np.ndarray) -> tuple[np.ndarray, bool]:
         return _binned(tiles.mean(axis=(1, 3))), False
     matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim else mask.reshape(1, 1)
     return _binned(matrix.T.astype(float)), False
+
+
+def _aspect(picture: np.ndarray) -> str:
+    """Places are squares, unless the picture would be a line."""
+    height, width = picture.shape
+    return "equal" if 1 / 3 < height / width < 3 else "auto"
 
 
 def _binned(picture: np.ndarray) -> np.ndarray:
@@ -628,11 +634,11 @@ def receptive_fields(
     shown = looks if weights is None else pictures(np.where(mask, weights, 0.0))
     shown = np.where(looks > 0, shown, np.nan)
     best = np.argsort(-looks.sum(axis=(1, 2)), kind="stable")[:number]
-    return (
-        _line_fields(shown[best, 0], looks[:, 0].sum(axis=0), best, title)
-        if (height == 1)
-        else _image_fields(shown[best], looks, best, title)
-    )
+    signs = "red: positive, blue: negative" if weights is not None else "red: survives"
+    title = f"{title}\n{signs}, grey: pruned; the units with the most weights left"
+    if height == 1:
+        return _line_fields(shown[best, 0], looks[:, 0].sum(axis=0), best, title)
+    return _image_fields(shown[best], looks, best, title)
 
 
 def _image_fields(
@@ -643,7 +649,7 @@ def _image_fields(
     rows = -(-len(units) // columns)
     figure, panels = _panels(rows, columns, (0.85, 0.95), beside=2.9)
     *small, last = panels
-    largest = max(float(np.nanmax(np.abs(shown), initial=0.0)), 1e-9)
+    largest = _most(shown)
     for axes in small[len(units) :]:
         axes.set_axis_off()
     for axes, picture, unit in zip(small, shown, units):
@@ -668,7 +674,7 @@ def _line_fields(
 ) -> Any:
     """Units as rows over the places of a line, and the sum over all units below."""
     figure, (above, below) = _panels(2, 1, (6.0, 2.2))
-    largest = max(float(np.nanmax(np.abs(shown), initial=0.0)), 1e-9)
+    largest = _most(shown)
     _signed(above, shown, largest)
     above.set_aspect("auto")
     above.set_yticks(range(len(units)), [str(unit) for unit in units], fontsize=5)
@@ -681,6 +687,12 @@ def _line_fields(
     below.set_ylabel("units that look there", fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _most(shown: np.ndarray) -> float:
+    """Where the colours end: a few large weights would make all others pale."""
+    seen = np.abs(shown[np.isfinite(shown)])
+    return max(float(np.quantile(seen, 0.98)), 1e-9) if seen.size else 1.0
 
 
 def _signed(axes: Any, picture: np.ndarray, largest: float) -> None:
