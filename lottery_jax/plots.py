@@ -710,9 +710,7 @@ def _colors(name: str) -> Any:
     """A colour map in which nan is grey."""
     from matplotlib import colormaps
 
-    colors = colormaps[name].copy()
-    colors.set_bad("#e4e4e4")
-    return colors
+    return colormaps[name].with_extremes(bad="#e4e4e4")
 
 
 def _panels(

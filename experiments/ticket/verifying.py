@@ -238,7 +238,7 @@ def train(case: Case, where: Place) -> "xr.Dataset":
         parts.append(study.dataset().reindex(arm=list(ARMS)))
     results = xr.concat(parts, "level", data_vars="minimal", combine_attrs="override")
     data = origin.of_data(task, where)["data"]
-    if data != case.ticket.metadata["data_digest"]:
+    if (then := case.ticket.metadata.get("data_digest")) and then != data:
         said.append("The data are not those of then: other numbers are to be expected.")
     results.attrs["said"] = json.dumps(said)
     results.attrs["config"] = json.dumps(identity.as_config(case.setup.cfg))
@@ -357,11 +357,13 @@ def conclusions(judged: list[Judged], results: "xr.Dataset", case: Case) -> list
     )
     lines += json.loads(results.attrs["said"])
     metric = recipes.metric(cfg)
-    then, name = meta.get(f"test_{metric.name}"), metric.name
+    then = meta.get(f"test_{metric.name}")
     now = float(reached(results, metric)["ticket"][0])
     if then is not None and cfg.steps == meta["recipe"].get("steps"):
-        same = "the same" if np.float32(then) == np.float32(now) else f"{then:.4g} then"
-        lines.append(f"Under its own noise its {name} is {now:.4g}, {same}.")
+        shown = metrics.level(metric)
+        text, before = (f"{shown.of(x):.4g} {shown.unit}".strip() for x in (now, then))
+        same = "as then, to the bit" if now == np.float32(then) else f"{before} then"
+        lines.append(f"Under its own noise its {metric.name} is {text}, {same}.")
     if meta["rewind_step"] > 0:
         lines.append(
             f"Dense goes on from step {meta['rewind_step']} as the ticket does, with a "
@@ -384,8 +386,8 @@ def report(results: "xr.Dataset", case: Case, folder: pathlib.Path) -> None:
     figure = plots.by_name(
         values,
         label=f"test {shown.label}",
-        title=f"{cfg.model} on {cfg.data}: a ticket at density {density:.3g}%, trained "
-        "again",
+        title=f"{cfg.model} on {cfg.data}: a ticket at density {density:.3g}%\n"
+        f"trained again under {len(case.ids) - 1} noises, and what it is compared with",
         reference=float(np.nanmean(values["dense"])),
         reference_label="dense",
     )
