@@ -16,8 +16,9 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from experiments import identity, imp, recipes, ticket
+from experiments import identity, imp, recipes, rewinding, ticket
 from experiments.recipes import Recipe
+from experiments.rewinding import subnetworks
 from experiments.ticket import inspecting, verifying
 from lottery_jax import masks, records, tickets
 
@@ -157,6 +158,19 @@ def test_what_the_study_says_itself_nobody_else_may_say():
     for name in ("level", "test_error", "dense_test_loss", "prunable"):
         with pytest.raises(ValueError, match=f"metadata='{name}'; it must be another"):
             lj.imp.run(task, optax.sgd(0.1), plan, levels=0, metadata={name: 1})
+
+
+def test_tickets_of_other_experiments_say_as_much(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(subnetworks.imp, "run", lambda *_, **given: seen.update(given))
+    cfg = rewinding.EXPERIMENT.presets["mnist1d"].config
+    setup = rewinding.stability.prepare(cfg)
+    subnetworks.find(setup, setup.plan, [0], lj.Where())
+    found = seen["metadata"]
+    assert found["experiment"] == "rewinding" and found["dataset"]["shape"] == [40]
+    again = identity.from_stored(Recipe, found["recipe"])
+    assert recipes.ticket_metadata(again, "rewinding")["recipe"] == found["recipe"]
+    assert found["config"]["rewind_steps"] == list(cfg.rewind_steps)
 
 
 def test_recipes_in_words_say_what_changes_training():

@@ -304,10 +304,10 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
         field.name: getattr(cfg, field.name) for field in dataclasses.fields(Recipe)
     }
     judged = imp.judge(new, imp.Config(**recipe, tolerance=cfg.tolerance))
-    parts = [one.verdict for one in judged if one.claim != "matching"]
     from_init = any(one.claim == "winning" for one in judged)
-    if not from_init:
-        parts = [one.verdict for one in judged]
+    # Winning is matching, and more.
+    said = [one for one in judged if not (from_init and one.claim == "matching")]
+    parts = [one.verdict for one in said]
     name = "still wins" if from_init else "still matches, and beats its controls"
     return [
         *judged,
