@@ -598,8 +598,8 @@ def receptive_fields(
 ) -> Any:
     """What the units of a first layer look at, as pictures of the input.
 
-    Beside them, how many units look at each place: for images the picture that is dense in
-    the middle and empty at the rim (Frankle and Carbin 2019, appendix).
+    Beside them, how many weights survive at each place: on digits, which lie in the middle,
+    few of them at the rim.
 
     Args:
       mask: bool `[inputs, units]`; a convolution's kernels are inputs of the shape of one.

@@ -361,7 +361,8 @@ def conclusions(judged: list[Judged], results: "xr.Dataset", case: Case) -> list
     now = float(reached(results, metric)["ticket"][0])
     if then is not None and cfg.steps == meta["recipe"].get("steps"):
         shown = metrics.level(metric)
-        text, before = (f"{shown.of(x):.4g} {shown.unit}".strip() for x in (now, then))
+        unit = "%" if shown.unit == "%" else f" {shown.unit}".rstrip()
+        text, before = (f"{shown.of(x):.4g}{unit}" for x in (now, then))
         same = "as then, to the bit" if now == np.float32(then) else f"{before} then"
         lines.append(f"Under its own noise its {metric.name} is {text}, {same}.")
     if meta["rewind_step"] > 0:
