@@ -365,11 +365,11 @@ def conclusions(judged: list[Judged], results: "xr.Dataset", case: Case) -> list
         text, before = (f"{shown.of(x):.4g}{unit}" for x in (now, then))
         same = "as then, to the bit" if now == np.float32(then) else f"{before} then"
         lines.append(f"Under its own noise its {metric.name} is {text}, {same}.")
-    if meta["rewind_step"] > 0:
-        lines.append(
-            f"Dense goes on from step {meta['rewind_step']} as the ticket does, with a "
-            "fresh optimizer."
-        )
+    if (k := meta["rewind_step"]) > 0:
+        line = f"Dense goes on from step {k} as the ticket does, with a fresh optimizer"
+        if meta["plan"]["level_optimizer"] == "rewind":
+            line += ", where levels of its study began with that of this step"
+        lines.append(f"{line}.")
     return lines
 
 
