@@ -243,6 +243,19 @@ def test_old_tickets_and_digests_are_shown_with_what_they_have(tmp_path):
         assert ("digests of its weights alone" in text) == (number == 2)
 
 
+def test_names_that_settle_nothing_are_shown_all_the_same(tmp_path):
+    params = {"x": np.ones(3, np.float32), "y": np.float32(2)}
+    dense = jax.tree.map(lambda p: np.ones(np.shape(p), bool), params)
+    one = dense | {"x": np.array([True, False, True])}
+    for mask, text in ((dense, "(4 of 4 weights)"), (one, "(2 of 3 weights)")):
+        tickets.save(tmp_path / "odd", tickets.Ticket(mask, params, {}, {}))
+        words = "inspect", tmp_path / "odd", "--out", tmp_path
+        status, out, err = command(ticket.main, *words)
+        assert status == 0 and text in out, err
+    tickets.save(tmp_path / "empty", tickets.Ticket({}, {}, {}, {}))
+    assert "holds no weights" in refused("inspect", tmp_path / "empty")
+
+
 def test_the_first_layer_is_the_one_that_an_input_meets():
     def leaf(*shape):
         return np.ones(shape, bool)

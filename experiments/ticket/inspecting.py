@@ -63,7 +63,10 @@ def contents(path: pathlib.Path) -> tickets.Contents:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ticket at {path}")
-    return tickets.contents(path)
+    found = tickets.contents(path)
+    if not trees.paths(found.mask):
+        raise ValueError(f"{path} holds no weights")
+    return found
 
 
 def digest(path: pathlib.Path) -> str:
@@ -230,7 +233,8 @@ def counted(found: tickets.Contents) -> dict[str, np.ndarray]:
         flags = masks.resolve(found.mask)
     except ValueError:  # names that do not settle it
         flags = [not leaf.all() for leaf in leaves.values()]
-    return {name: leaf for take, (name, leaf) in zip(flags, leaves.items()) if take}
+    own = {name: leaf for take, (name, leaf) in zip(flags, leaves.items()) if take}
+    return own or leaves
 
 
 # --- in pictures ----------------------------------------------------------------------
