@@ -67,8 +67,15 @@ def digits(config: Any) -> str:
     return records.identity(as_config(config), free(type(config)))
 
 
-def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
+def from_stored(
+    kind: type[C], stored: Mapping[str, Any], source: str = "config.json"
+) -> C:
     """A configuration from its JSON: lists become tuples again.
+
+    Args:
+      kind: the dataclass.
+      stored: its fields.
+      source: where they are from, for the message.
 
     Raises:
       ValueError: a field is unknown to this version.
@@ -79,9 +86,7 @@ def from_stored(kind: type[C], stored: Mapping[str, Any]) -> C:
 
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(stored) - known):
-        raise ValueError(
-            f"config.json has fields this version does not know: {unknown}"
-        )
+        raise ValueError(f"{source} has fields this version does not know: {unknown}")
     return kind(**{name: tuples(value) for name, value in stored.items()})
 
 

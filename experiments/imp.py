@@ -189,12 +189,6 @@ def prepare(cfg: Config) -> Setup:
 def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """A pruning study of some replicas, or what is missing of it."""
     cfg, task, tx, protocol = setup
-    # A ticket says what determined it, and not how far the study went.
-    own = {
-        name: value
-        for name, value in identity.as_config(cfg).items()
-        if name not in identity.free(Config)
-    }
     with watched(setup, ids, where, levels(cfg)) as place:
         study = imp.run(
             task,
@@ -202,7 +196,7 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             protocol,
             levels=levels(cfg),
             replicas=ids,
-            metadata={"model": cfg.model, "task": cfg.data, "config": own},
+            metadata=recipes.ticket_metadata(cfg, "imp"),
             where=place,
         )
     return study.dataset(**_note(cfg))

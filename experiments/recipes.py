@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
@@ -264,6 +265,66 @@ def metric(recipe: Recipe) -> Metric:
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
     return (recipe.data in data.NAMES and load_data(recipe).note) or ""
+
+
+def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
+    """What an experiment alone knows of its tickets: all that is needed to go on elsewhere.
+
+    Args:
+      recipe: what is trained and how: a configuration.
+      experiment: its name.
+
+    Returns:
+      JSON-able: `model` and `task`, the names of the network and the data; `recipe`, the
+      fields that `Recipe` has; `experiment` and `config`, its name and the other fields
+      that determine its numbers; `training`, the recipe in words; `dataset`, of a
+      classifier: the shape of an example, classes, statistics, and numbers of examples.
+    """
+    kind = type(recipe)
+    fields = identity.as_config(recipe)
+    own = {field.name for field in dataclasses.fields(Recipe)}
+    rest = fields.keys() - own - set(identity.free(kind))
+    found: dict[str, Any] = {
+        "model": recipe.model,
+        "task": recipe.data,
+        "recipe": {name: fields[name] for name in fields if name in own},
+        "experiment": experiment,
+        "config": {name: fields[name] for name in fields if name in rest},
+        "training": in_words(recipe),
+    }
+    if TASKS.get(recipe.task) is make_classification:
+        dataset = load_data(recipe)
+        found["dataset"] = {
+            "name": dataset.name,
+            "shape": list(dataset.shape),
+            "num_classes": dataset.num_classes,
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "examples": {s: len(x["label"]) for s, x in dataset.arrays.items()},
+            "note": dataset.note,
+        }
+    return found
+
+
+def in_words(recipe: Recipe) -> str:
+    """How a recipe trains, for people: "adam at 0.0012 (constant), 3000it of 60"."""
+    laws = {
+        "constant": "constant",
+        "cosine": "cosine to 0",
+        "step": f"times {recipe.drop_factor:g} at {', '.join(recipe.drops)}",
+    }
+    law = laws[recipe.schedule]
+    if recipe.warmup.rstrip("itep").strip("0"):
+        law += f", warm-up over {recipe.warmup}"
+    parts = [f"{recipe.optimizer} at {recipe.learning_rate:g} ({law})"]
+    if recipe.optimizer == "sgd" and recipe.momentum:
+        parts.append(f"momentum {recipe.momentum:g}")
+    if recipe.weight_decay:
+        parts.append(f"weight decay {recipe.weight_decay:g}")
+    parts.append(f"{recipe.steps} of {recipe.batch_size} examples")
+    if recipe.augment:
+        parts.append(" and ".join(recipe.augment))
+    return ", ".join(parts)
 
 
 def parse_steps(recipe: Recipe, field: str, steps_per_epoch: int) -> tuple[int, ...]:

@@ -770,6 +770,7 @@ def test_moments_and_metadata_are_json(tmp_path):
     ticket = tickets.load(imp.ticket_path(tmp_path, "imp", 0, 1))
     assert ticket.metadata["model"] == "mlp" and ticket.metadata["task"] == "toy"
     assert ticket.metadata["density"] == 1.0
+    assert ticket.metadata["config"] == {"lr": 0.1}
     json.dumps(ticket.metadata)
 
 

@@ -231,3 +231,90 @@ def test_named_rows_show_their_mean_from_the_first_at_the_top():
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     assert [t.get_text() for t in axes.get_yticklabels()] == list(values)
     assert {"15.0", "30.0"} <= {text.get_text() for text in axes.texts}
+
+
+# --- tickets --------------------------------------------------------------------------
+
+
+def image_of(axes):
+    return np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+
+
+def test_a_mask_is_drawn_with_a_row_for_each_unit():
+    mask = np.random.default_rng(0).random((7, 5)) < 0.4
+    figure = plots.masks({"head/kernel": mask}, title="whose")
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(image_of(axes), mask.T)
+    assert f"{100 * mask.mean():.3g}% survive" in axes.get_title()
+    assert "head/kernel\n7x5" in axes.get_title()
+    assert figure.get_suptitle() == "whose" and len(figure.axes) == 1
+
+
+def test_many_neighbours_are_drawn_as_one_by_their_share():
+    mask = np.random.default_rng(0).random((1203, 10)) < 0.4
+    picture = image_of(plots.masks({"a": mask}).axes[0])
+    # Four inputs to a place; three are left for the last one.
+    expected = [mask[i : i + 4].mean(axis=0) for i in range(0, 1203, 4)]
+    np.testing.assert_allclose(picture, np.array(expected).T)
+
+
+def test_kernels_lie_side_by_side_with_lines_between_them():
+    mask = np.random.default_rng(0).random((3, 2, 4, 5)) < 0.5
+    picture = image_of(plots.masks({"conv": mask}).axes[0])
+    assert picture.shape == (5 * 4 - 1, 4 * 3 - 1)
+    for unit in range(5):
+        for channel in range(4):
+            tile = picture[4 * unit : 4 * unit + 3, 3 * channel : 3 * channel + 2]
+            np.testing.assert_array_equal(tile, mask[:, :, channel, unit])
+    assert np.isnan(picture[3]).all() and np.isnan(picture[:, 2]).all()
+
+
+def test_more_kernels_than_can_be_seen_are_drawn_by_their_share():
+    mask = np.random.default_rng(0).random((3, 3, 150, 20)) < 0.5
+    picture = image_of(plots.masks({"conv": mask}).axes[0])
+    np.testing.assert_allclose(picture, mask.mean(axis=(0, 1)).T)
+
+
+def test_no_masks_make_no_figure():
+    with pytest.raises(ValueError, match="leaves={}; it must be some masks"):
+        plots.masks({})
+
+
+def test_receptive_fields_are_the_units_with_the_most_left_and_their_sum():
+    rng = np.random.default_rng(0)
+    mask, weights = rng.random((12, 9)) < 0.4, rng.normal(size=(12, 9))
+    figure = plots.receptive_fields(mask, (2, 3, 2), weights=weights, number=4)
+    *units, total, _ = figure.axes
+    best = np.argsort(-mask.sum(axis=0), kind="stable")[:4]
+    for axes, unit in zip(units, best, strict=True):
+        assert axes.get_title() == f"unit {unit}: {mask[:, unit].sum()}"
+        alive = mask[:, unit].reshape(2, 3, 2)
+        field = np.where(alive, weights[:, unit].reshape(2, 3, 2), 0).sum(axis=-1)
+        expected = np.where(alive.any(axis=-1), field, np.nan)
+        np.testing.assert_allclose(image_of(axes), expected)
+    counts = mask.reshape(2, 3, 2, 9).sum(axis=(2, 3))
+    np.testing.assert_array_equal(image_of(total), counts)
+
+
+def test_receptive_fields_on_a_line_are_rows_above_a_count():
+    mask = np.random.default_rng(0).random((6, 5)) < 0.5
+    figure = plots.receptive_fields(mask, (6,))
+    above, below = figure.axes
+    best = np.argsort(-mask.sum(axis=0), kind="stable")
+    expected = np.where(mask.T[best], 1.0, np.nan)
+    np.testing.assert_array_equal(image_of(above), expected)
+    heights = [bar.get_height() for bar in below.patches]
+    np.testing.assert_array_equal(heights, mask.sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "message"),
+    [
+        ((3, 3), None, r"shape=\(3, 3\); it must be the shape of 8 inputs"),
+        ((2, 2, 1, 2), None, "one to three numbers"),
+        ((8,), np.ones((8, 3)), r"weights.shape=\(8, 3\); it must be \(8, 2\)"),
+    ],
+)
+def test_receptive_fields_that_do_not_fit_are_refused(shape, weights, message):
+    with pytest.raises(ValueError, match=message):
+        plots.receptive_fields(np.ones((8, 2), bool), shape, weights=weights)

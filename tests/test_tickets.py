@@ -565,3 +565,28 @@ def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert path.read_bytes() == before
+
+
+# Without the weights
+
+
+def test_contents_are_a_ticket_but_for_its_weights(tmp_path):
+    ticket, start = shared_start()
+    for weights in ("stored", "digest"):
+        tickets.save(tmp_path / weights, ticket, weights=weights)
+        found = tickets.contents(tmp_path / weights)
+        whole = tickets.load(tmp_path / weights, start=start)
+        assert_same_bits(found.mask, whole.mask)
+        assert found.metadata == ticket.metadata and found.weights == weights
+
+
+def test_contents_of_a_damaged_file_are_refused(tmp_path):
+    path = tmp_path / "a"
+    tickets.save(path, some_ticket())
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(tickets.CorruptTicketError, match="unaltered"):
+        tickets.contents(path)
+    with pytest.raises(FileNotFoundError):
+        tickets.contents(tmp_path / "none")

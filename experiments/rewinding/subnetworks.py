@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import display
+from experiments import display, recipes
 from experiments.recipes import Setup
 from lottery_jax import imp, keys, masks, tickets, training, trees
 from lottery_jax.connectivity import Measure, branches, distances, linear, points
@@ -52,7 +52,13 @@ def find(setup: Setup, plan: imp.Plan, ids: Sequence[int], where: Where) -> imp.
     last = max(setup.cfg.levels)
     with display.watched(where, names=display.names(plan, ids), last=last) as place:
         return imp.run(
-            setup.task, setup.tx, plan, levels=last, replicas=ids, where=place
+            setup.task,
+            setup.tx,
+            plan,
+            levels=last,
+            replicas=ids,
+            metadata=recipes.ticket_metadata(setup.cfg, "rewinding"),
+            where=place,
         )
 
 

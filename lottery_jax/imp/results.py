@@ -5,13 +5,14 @@ going on from a checkpoint and naming axes all follow from it.
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks, trees
+from lottery_jax import errors, masks, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import levels
 from lottery_jax.imp.levels import Bench, Kept
@@ -20,7 +21,7 @@ from lottery_jax.storage import records as records_
 from lottery_jax.storage import tickets
 from lottery_jax.training import measured
 from lottery_jax.training.loop import recorded_steps
-from lottery_jax.types import Mask, Network
+from lottery_jax.types import Mask, Network, Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -270,6 +271,7 @@ class Study(NamedTuple):
       plan: what was done.
       replicas: the ids.
       levels: which levels the records hold.
+      about: what its tickets say of the task and of what it began with; from `about`.
     """
 
     records: Records
@@ -280,6 +282,7 @@ class Study(NamedTuple):
     plan: Plan
     replicas: tuple[int, ...]
     levels: tuple[int, ...]
+    about: dict[str, Any]
 
     @property
     def emptied(self) -> list[Emptied]:
@@ -326,13 +329,16 @@ class Study(NamedTuple):
         return records_.dataset(found, coordinates, own | attributes)
 
 
-def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:
+def outcome(
+    bench: Bench, moment: Moment, rewound: Network, about: dict[str, Any]
+) -> Study:
     """What a user gets: named records, and the chains' masks and networks.
 
     Args:
       bench: of the study.
       moment: after its last level.
       rewound: what the tickets start from, `[Q]`.
+      about: the task, from `about`.
     """
     chains, number = len(bench.plan.chains), len(bench.ids)
 
@@ -343,7 +349,7 @@ def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:
 
     recorded = len(moment.found["alive"])
     return Study(
-        _named(bench, moment.found),
+        named(bench, moment.found),
         jax.tree.map(square, moment.kept.mask),
         jax.tree.map(square, rewound),
         bench.execution,
@@ -351,11 +357,12 @@ def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:
         bench.plan,
         bench.ids,
         tuple(range(moment.level - recorded, moment.level)),
+        about,
     )
 
 
-def _named(bench: Bench, found: dict[str, np.ndarray]) -> Records:
-    """From `[level, run, ...]` to named axes, with coordinates."""
+def named(bench: Bench, found: dict[str, np.ndarray]) -> Records:
+    """Records from `[level, run, ...]` to named axes, with coordinates."""
     out: Records = {}
     for name, one in table(bench).items():
         value = _square(bench, found[name])
@@ -373,6 +380,32 @@ def _square(bench: Bench, value: np.ndarray) -> np.ndarray:
     return np.moveaxis(value, (1, 3, 2, 0), (0, 1, 2, 3))
 
 
+# --- what tickets say -----------------------------------------------------------------
+
+
+def about(task: Task, *, given: bool, data: str | None = None) -> dict[str, Any]:
+    """What tickets say of a task, and of what a study of it began with.
+
+    Args:
+      task: what is trained.
+      given: whether the first weights were given, and not drawn by the task's law.
+      data: a digest of all that its data hold, if it was made.
+
+    Returns:
+      `prunable`, the key paths of the leaves that count; `exclude` and `head`, the task's
+      patterns; `start`, "given" or "drawn"; `data_digest`, or None.
+    """
+    shapes = task.shapes[0]
+    leaves = zip(trees.paths(shapes), masks.resolve(shapes, masks.of_task(task)))
+    return {
+        "prunable": [path for path, take in leaves if take],
+        "exclude": list(task.exclude),
+        "head": list(task.head),
+        "start": "given" if given else "drawn",
+        "data_digest": data,
+    }
+
+
 def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
     """The tickets of a study's last level, by chain and replica; no folder is needed.
 
@@ -380,12 +413,12 @@ def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
     """
     mask, network = trees.host((study.masks, study.rewound))
     level = study.levels[-1]
-    density = study.records["density"][1][:, study.plan.arms.index("ticket"), :, -1]
 
     def ticket(c: int, r: int) -> tickets.Ticket:
         own_mask, own = trees.rows((mask, network), (c, r))
+        found = facts(study.records, study.plan, study.levels, c, r)
         metadata = provenance(
-            study.plan, c, study.replicas[r], level, float(density[c, r]), {}
+            study.plan, c, study.replicas[r], level, {**study.about, **found}, {}
         )
         return tickets.Ticket(own_mask, own.params, own.model_state, metadata)
 
@@ -395,33 +428,85 @@ def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
     ]
 
 
+def facts(
+    records: Records, plan: Plan, levels: Sequence[int], chain: int, replica: int
+) -> dict[str, Any]:
+    """What was measured of a ticket of the last level, as plain numbers.
+
+    Args:
+      records: of the study.
+      plan: of the study.
+      levels: which ones the records hold.
+      chain: position of the ticket's.
+      replica: position of the ticket's.
+
+    Returns:
+      `density` and `layer_density`; `test_NAME` of every metric at the end of its level,
+      `dense_test_NAME` of the same replica at level 0, None where the records have not
+      got it; `diverged`.
+    """
+    row = chain, plan.arms.index("ticket"), replica
+    measured = {name: value[row] for name, (axes, value) in records.items() if axes[1:]}
+    names = [str(name) for name in records["layer"][1]]
+    found: dict[str, Any] = {
+        "density": float(measured["density"][-1]),
+        "layer_density": dict(zip(names, measured["layer_density"][-1].tolist())),
+    }
+    for name, value in measured.items():
+        if name.startswith("test_") and not name.endswith("_early"):
+            found[name] = float(value[-1])
+            found[f"dense_{name}"] = float(value[0]) if levels[0] == 0 else None
+    found["diverged"] = bool(measured["diverged"][-1])
+    return records_.finite(found)
+
+
+OWN = (
+    *("rewind_step", "density", "level", "init", "found", "versions", "chain", "plan"),
+    *("prunable", "exclude", "head", "start", "data_digest", "layer_density"),
+    *("diverged", "git_commit"),
+)
+"""What a study itself says in its tickets, beside `test_NAME` and `dense_test_NAME`."""
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a caller's metadata has a name that is the study's own."""
+    for name in metadata:
+        if name in OWN or name.startswith(("test_", "dense_test_")):
+            must = "another name: the study itself says that of its tickets"
+            raise errors.wrong("metadata", repr(name), must)
+
+
 def provenance(
     plan: Plan,
     chain: int,
     replica: int,
     level: int,
-    density: float,
-    metadata: Any,
+    known: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Where a ticket comes from.
+    """Where a ticket comes from, and all that the library knows of it.
 
     Args:
       plan: of the study.
       chain: its position.
       replica: its id.
       level: of pruning.
-      density: share of the prunable weights that survive.
+      known: from `about` and `facts`.
       metadata: of the caller; "model" and "task" name what was trained.
     """
     own = plan.chains[chain]
     words = own.as_json()
+    names = {"model", "task"}
+    own_fields = ("steps", "validate_every", "level_optimizer", "random_scope")
     return tickets.provenance(
-        model=str(metadata.get("model", "")),
-        task=str(metadata.get("task", "")),
+        **{name: str(metadata.get(name, "")) for name in sorted(names)},  # type: ignore[arg-type]
         rewind_step=plan.rewind_steps[chain],
-        density=density,
         level=level,
         init={"seed": plan.seed, "replica": replica},
         found=f"{words['score']}, {words['schedule']}, {words['scope']}, {words['retrain']}",
         chain=words,
+        plan={name: getattr(plan, name) for name in own_fields},
+        git_commit=records_.git_commit(),
+        **known,
+        **{name: x for name, x in metadata.items() if name not in names},
     )

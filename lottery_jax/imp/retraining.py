@@ -119,7 +119,8 @@ def retrain(
     records = results.add(bench, before, measured)
     changes = (results.Change(level, *change) for change in done.changes)
     moment = Moment(level + 1, kept, records, (*early, *changes, *late))
-    return results.outcome(bench, moment, networks)
+    about = results.about(task, given=True)
+    return results.outcome(bench, moment, networks, about)
 
 
 def tickets_from(

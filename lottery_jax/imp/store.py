@@ -217,32 +217,34 @@ def ticket_path(
 def store_tickets(
     folder: pathlib.Path,
     bench: Bench,
-    kept: Kept,
-    density: np.ndarray,
-    level: int,
+    moment: Moment,
+    about: Mapping[str, Any],
     metadata: Mapping[str, Any],
     weights: Literal["stored", "digest"] = "stored",
 ) -> None:
-    """Writes what each chain's level starts from, one file per replica.
+    """Writes what each chain's last level started from, one file per replica.
 
     Args:
       folder: of the study.
       bench: of the study.
-      kept: at the end of the level.
-      density: of every run at that level, `[R]`.
-      level: the level.
+      moment: after the level.
+      about: the task, from `results.about`.
       metadata: of the caller.
       weights: whether these or their digests are stored.
     """
-    plan, ids = bench.plan, bench.ids
-    mask, network = trees.host((kept.mask, levels.begun(bench, kept, level)))
+    plan, ids, level = bench.plan, bench.ids, moment.level - 1
+    began = levels.begun(bench, moment.kept, level)
+    mask, network = trees.host((moment.kept.mask, began))
+    recorded = results.named(bench, moment.found)
+    numbers = range(moment.level - len(moment.found["alive"]), moment.level)
     for pair in range(bench.rows.pairs):
         chain, replica = divmod(pair, len(ids))
         own_mask, own = trees.rows((mask, network), pair)
-        share = density[bench.rows.tickets[pair]]
-        found = results.provenance(
-            plan, chain, ids[replica], level, float(share), metadata
-        )
+        known = {
+            **about,
+            **results.facts(recorded, plan, numbers, chain, replica),
+        }
+        found = results.provenance(plan, chain, ids[replica], level, known, metadata)
         path = ticket_path(folder, plan.chains[chain].name, level, ids[replica])
         ticket = tickets.Ticket(own_mask, own.params, own.model_state, found)
         tickets.save(path, ticket, weights=weights)

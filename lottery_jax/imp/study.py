@@ -69,7 +69,9 @@ def run(
       start: weights to start from instead of a draw of the task's initialisation, such
         as pre-trained ones: with the leaf shapes of one network, or with a leading axis
         of the replicas. Fresh draws (reinit) still come from the law.
-      metadata: JSON-able; its "model" and "task" go into the tickets.
+      metadata: JSON-able, of every ticket: "model" and "task" name what is trained, and
+        what else is needed to go on elsewhere may have any names but the study's own,
+        `results.OWN`.
       weights: what tickets hold of them: themselves, or digests of those of `start`, where
         all replicas share it and all chains rewind to it (`tickets.load(start=)`).
       sweep: values by the names of hyperparameters. Each chain is done at all settings, by
@@ -108,6 +110,7 @@ def run(
         check_start(start, task, len(ids))
     _check_weights(weights, plan, start, task)
     own = store.fields(task, tx, plan, ids, start, where)
+    about = results.about(task, given=start is not None, data=own.get("data"))
     at, settings_changed = store.check_same(where, own)
     folder = at.store
     execution = (at.execution or default_execution()).check()
@@ -163,12 +166,11 @@ def run(
         )
         resumed = False
         if folder is not None:
-            density = measured["density"]
-            store.store_tickets(folder, bench, kept, density, level, metadata, weights)
+            store.store_tickets(folder, bench, moment, about, metadata, weights)
         if level == levels or at.due():
             store_moment(moment)
     rewound = begun(bench, moment.kept, moment.level - 1)
-    return results.outcome(bench, moment, rewound)
+    return results.outcome(bench, moment, rewound, about)
 
 
 def check_task(task: Task, plan: Plan, levels: int) -> None:
@@ -193,7 +195,9 @@ def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     if metadata is None:
         return {}
     is_a("metadata", metadata, Mapping, "a dict that JSON can hold")
-    return jsonable(metadata)
+    found = jsonable(metadata)
+    results.check_metadata(found)
+    return found
 
 
 def _check_weights(weights: str, plan: Plan, start: Network | None, task: Task) -> None:

@@ -8,6 +8,7 @@ them, so a study can be extended.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -166,14 +167,16 @@ def environment() -> dict[str, Any]:
     device, processes = jax.local_devices()[0], jax.process_count()
     return {
         "versions": versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"
         + (f" in each of {processes} processes" if processes > 1 else ""),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
-def _git_commit() -> str:
+@functools.cache
+def git_commit() -> str:
+    """The commit of this code, as it was when first asked; "unknown" outside of git."""
     here = pathlib.Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -18,6 +18,7 @@ Format 2 has no tensors `params/PATH`, but their SHA-256 in the entry.
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +72,20 @@ class Ticket(NamedTuple):
     params: Params
     model_state: ModelState
     metadata: dict[str, Any]
+
+
+class Contents(NamedTuple):
+    """What a file says without the weights, which it may not hold.
+
+    Attributes:
+      mask: as in `Ticket`, in nested dicts.
+      metadata: likewise.
+      weights: "stored", or "digest" if `load` needs the start.
+    """
+
+    mask: Mask
+    metadata: dict[str, Any]
+    weights: Literal["stored", "digest"]
 
 
 def provenance(
@@ -220,21 +235,7 @@ def load(
     path = errors.on_disk("path", path)
     if like is not None and not (isinstance(like, tuple) and len(like) == 2):
         raise errors.wrong("like", type(like), "the pair (params, model_state)")
-    safetensors = _safetensors()
-    data = path.read_bytes()
-    try:
-        header, tensors = _verified(safetensors, data)
-    except Exception as error:
-        raise CorruptTicketError(
-            f"{path} is not a complete, unaltered ticket: {error}"
-        ) from error
-    if header["format"] not in (FORMAT, _FORMAT_OF_DIGESTS):
-        must = f"{FORMAT} or {_FORMAT_OF_DIGESTS}. A newer lottery-jax wrote it"
-        raise errors.wrong(f"{path}: format", header["format"], must)
-    try:
-        decoded = _decode(header, tensors)
-    except Exception as error:
-        raise CorruptTicketError(f"{path} contradicts itself: {error}") from error
+    header, decoded = _read(path)
     if header["format"] == _FORMAT_OF_DIGESTS:
         decoded["params"] = _from_start(path, header, decoded["mask"], start)
 
@@ -249,6 +250,43 @@ def load(
         params = _filled(like[0], decoded["params"])
         model_state = _filled(like[1], decoded["model_state"])
     return Ticket(mask, params, model_state, header["metadata"])
+
+
+def contents(path: str | os.PathLike) -> Contents:
+    """Reads and verifies a ticket, but for its weights: also one with their digests alone.
+
+    Args:
+      path: a file that `save` wrote.
+
+    Raises:
+      CorruptTicketError: the file is not a complete, unaltered ticket.
+      ValueError: the file has a newer format.
+      FileNotFoundError: there is no such file.
+      ImportError: safetensors is not installed.
+    """
+    header, decoded = _read(errors.on_disk("path", path))
+    mask = _nested(header, "mask", decoded["mask"])
+    stored = header["format"] == FORMAT
+    return Contents(mask, header["metadata"], "stored" if stored else "digest")
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The verified header of a file, and what `_decode` makes of the rest."""
+    safetensors = _safetensors()
+    data = path.read_bytes()
+    try:
+        header, tensors = _verified(safetensors, data)
+    except Exception as error:
+        raise CorruptTicketError(
+            f"{path} is not a complete, unaltered ticket: {error}"
+        ) from error
+    if header["format"] not in (FORMAT, _FORMAT_OF_DIGESTS):
+        must = f"{FORMAT} or {_FORMAT_OF_DIGESTS}. A newer lottery-jax wrote it"
+        raise errors.wrong(f"{path}: format", header["format"], must)
+    try:
+        return header, _decode(header, tensors)
+    except Exception as error:
+        raise CorruptTicketError(f"{path} contradicts itself: {error}") from error
 
 
 def _encoded(tree: str, leaves: PyTree) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
