@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,9 @@ from lottery_jax.verdicts import ERROR, Metric
 
 def _later(default: Any) -> Any:
     return dataclasses.field(default=default, metadata=UNLESS_DEFAULT)
+
+
+C = TypeVar("C", bound="Recipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,6 +425,18 @@ def sweep(recipe: Recipe, steps_per_epoch: int) -> dict[str, tuple[float, ...]]:
             for value in found[name]:
                 errors.at_least(field, value, 0.0)
     return found
+
+
+def at_setting(recipe: C, hyper: Mapping[str, float]) -> C:
+    """A recipe at one setting of its sweep.
+
+    Args:
+      recipe: what is swept.
+      hyper: values by name, such as those of `imp.Chain.hyper`; {} without a sweep.
+    """
+    own: dict[str, Any] = {f"sweep_{name}": () for name in SWEPT}
+    own |= {name: x if name != "warmup" else f"{x:g}it" for name, x in hyper.items()}
+    return dataclasses.replace(recipe, **own)
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> Optimizer:

@@ -191,6 +191,28 @@ def test_recipes_in_words_say_what_changes_training():
     )
 
 
+def test_a_ticket_of_a_sweep_is_that_of_its_setting(file):
+    hyper = {"learning_rate": 0.01, "warmup": 40.0}
+    of_sweep = changed(
+        file,
+        metadata=lambda meta: (
+            meta
+            | {
+                "chain": meta["chain"] | {"hyper": hyper},
+                "recipe": meta["recipe"] | {"sweep_learning_rate": [0.001, 0.01]},
+            }
+        ),
+    )
+    cfg = verifying.read(verifying.Verify(file=str(of_sweep))).setup.cfg
+    assert (cfg.learning_rate, cfg.warmup, cfg.sweep_learning_rate) == (
+        0.01,
+        "40it",
+        (),
+    )
+    said = "\n".join(inspecting.lines(of_sweep, inspecting.contents(of_sweep)))
+    assert "; here learning_rate=0.01; here warmup=40" in " ".join(said.split())
+
+
 # --- inspect --------------------------------------------------------------------------
 
 

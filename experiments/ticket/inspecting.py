@@ -94,7 +94,7 @@ def lines(path: pathlib.Path, found: tickets.Contents) -> list[str]:
         "density": f"{100 * alive / total:.3g}% ({alive:,} of {total:,} weights)",
         "found by": _found(meta),
         "starts from": _start(meta),
-        "training": meta.get("training", ABSENT),
+        "training": _training(meta),
         "head": ", ".join(meta["head"]) or "none" if "head" in meta else ABSENT,
         "never cut": ", ".join(meta["exclude"]) or "none"
         if "exclude" in meta
@@ -121,6 +121,12 @@ def _data(meta: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{number:,} {of}" for of, number in about["examples"].items())
     text = f"{name}: {shape}, {about['num_classes']} classes, mean {mean}, std {std}; "
     return text + parts + (f"; {about['note']}" if about["note"] else "")
+
+
+def _training(meta: Mapping[str, Any]) -> str:
+    text = meta.get("training", ABSENT)
+    own = meta.get("chain", {}).get("hyper", {})
+    return text + "".join(f"; here {name}={value:g}" for name, value in own.items())
 
 
 def _found(meta: Mapping[str, Any]) -> str:

@@ -178,6 +178,7 @@ def check_kind(path: pathlib.Path, found: tickets.Contents) -> None:
 def _config(path: pathlib.Path, meta: Mapping[str, Any], command: Verify) -> Config:
     """The recipe in a file, and what the command says."""
     recipe = identity.from_stored(Recipe, meta["recipe"], f"the recipe of {path}")
+    recipe = recipes.at_setting(recipe, meta["chain"].get("hyper", {}))
     asked = dataclasses.asdict(command)
     how = {field.name: asked[field.name] for field in dataclasses.fields(Where)}
     if command.steps is not None:
