@@ -168,9 +168,9 @@ def progress(
     def watch(at: Progress) -> None:
         nonlocal now_in, shown
         levels = at.level is not None
-        label = f"level {at.level}/{last}" if levels else f"{what}{at.stage}"
+        label = what + (f"level {at.level}/{last}" if levels else at.stage)
         if at.resumed:
-            place = f"level {at.level}" if levels else label
+            place = f"{what}level {at.level}" if levels else label
             say(f"continuing at {place}, step {at.done}")
         if not levels and label != now_in:
             bar.reset(task)  # stages are unlike each other; levels are one long way

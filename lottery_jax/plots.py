@@ -495,6 +495,126 @@ def histogram(
     return figure
 
 
+def panels_against_density(
+    density: np.ndarray,
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    ylabel: str,
+    title: str = "",
+    baselines: Mapping[str, float] | None = None,
+    baseline_label: str = "dense",
+) -> Any:
+    """Panels of lines over density, such as one for each target, with one legend.
+
+    Args:
+      density: `[levels]`, in (0, 1].
+      values: per panel and label `[replicas, levels]`; nan entries are left out. A label
+        has the same colour in all panels.
+      ylabel: with its unit.
+      title: above all panels.
+      baselines: a dashed horizontal line in panels, by their names.
+      baseline_label: its legend entry.
+
+    Returns:
+      A matplotlib figure, two panels in a row, each with a vertical axis of its own.
+    """
+    columns = min(2, len(values))
+    figure, grid = _grid(-(-len(values) // columns), columns, (3.6, 2.7))
+    styles = _styles(list(dict.fromkeys(label for own in values.values() for label in own)))
+    for axes, (panel, own) in zip(grid.flat, values.items()):
+        for label, y in own.items():
+            _mean_line(axes, 100 * density, y, label, styles[label])
+        if panel in (baselines or {}):
+            axes.axhline(
+                (baselines or {})[panel],
+                color="#222222",
+                linewidth=0.8,
+                linestyle=(0, (4, 3)),
+                label=baseline_label,
+            )
+        _density_axis(axes, density)
+        axes.set_title(panel, fontsize=9)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=10)
+    named = {
+        name: handle
+        for axes in grid.flat
+        for handle, name in zip(*axes.get_legend_handles_labels())
+    }
+    figure.legend(
+        named.values(),
+        named.keys(),
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=min(4, len(named)),
+    )
+    return figure
+
+
+def matrices(
+    values: Mapping[str, np.ndarray],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    marked: Mapping[str, np.ndarray] | None = None,
+) -> Any:
+    """Maps of differences side by side, with the numbers in their cells.
+
+    Args:
+      values: per panel `[rows, columns]`; nan is left white. All share one scale of
+        colours, red below 0 and blue above.
+      rows: their names, from the top.
+      columns: their names.
+      label: of the values, with their unit.
+      xlabel: what the columns are.
+      ylabel: what the rows are.
+      title: above all panels.
+      marked: cells with a star and bold numbers, bool, of panels by name.
+
+    Returns:
+      A matplotlib figure.
+    """
+    width = 1.0 + 0.55 * len(columns)
+    figure, grid = _grid(1, len(values), (width, 1.4 + 0.42 * len(rows)))
+    finite = np.abs(np.concatenate([np.ravel(x) for x in values.values()]))
+    finite = finite[np.isfinite(finite)]
+    most = max(float(finite.max()) if finite.size else 0.0, 1e-12)
+    for axes, (panel, found) in zip(grid.flat, values.items()):
+        axes.grid(False)
+        shown = axes.imshow(found, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        stars = (marked or {}).get(panel, np.zeros(np.shape(found), bool))
+        for i, j in np.argwhere(np.isfinite(found)):
+            dark = abs(found[i, j]) > 0.6 * most
+            axes.text(
+                j,
+                i,
+                f"{found[i, j]:+.1f}" + "*" * bool(stars[i, j]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if stars[i, j] else "normal",
+                color="white" if dark else "#222222",
+            )
+        names = [name.replace("_", " ") for name in columns]
+        axes.set_xticks(range(len(columns)), names, rotation=35, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), [], fontsize=8)
+        axes.set_title(panel, fontsize=9)
+        axes.set_xlabel(xlabel)
+    grid[0, 0].set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    grid[0, 0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=list(grid.flat), label=label)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:
@@ -522,6 +642,13 @@ def save(
 
 
 def _figure() -> tuple[Any, Any]:
+    """A figure with axes."""
+    figure, grid = _grid(1, 1, (6.0, 3.8))
+    return figure, grid[0, 0]
+
+
+def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure with axes `[rows, columns]`, and the size of one of them in inches."""
     try:
         import matplotlib
     except ImportError:
@@ -532,10 +659,17 @@ def _figure() -> tuple[Any, Any]:
     matplotlib.rcParams["svg.hashsalt"] = "lottery_jax"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.0, 3.8), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure, axes
+    figure, grid = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(columns * size[0], rows * size[1]),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    return figure, grid
 
 
 def _mean_line(
