@@ -96,7 +96,9 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
         if len(others) > 1:
             axes = ("target", "level")
             here = travelled.sel(carried=what, source=source, target=others)
-            a, b = (x.mean(axes, skipna=False) for x in (here, native.sel(target=others)))
+            a, b = (
+                x.mean(axes, skipna=False) for x in (here, native.sel(target=others))
+            )
             claim = f"{what} transfers, mean of targets and densities"
             matches(claim, {"source": source}, a, b)
     for target, level in itertools.product(targets, levels):
@@ -191,7 +193,9 @@ def _differences(outcome: Outcome) -> Rows:
             half = points.of((found.high - found.low) / 2)
             cells.append(f"{points.of(found.estimate):+.2f} ± {half:.2f}")
         rows.append([f"{what} of {source}", *cells])
-    title = f"{points.name} above that of the native ticket, in {points.unit}: mean over "
+    title = (
+        f"{points.name} above that of the native ticket, in {points.unit}: mean over "
+    )
     title += "densities ± 95% half-width"
     return Rows(title, ["", *(f"on {target}" for target in targets)], rows)
 
@@ -204,11 +208,14 @@ def _overlap(outcome: Outcome) -> Rows:
     for level in results["level"].values:
         share = float(results["density"].sel(level=level).mean())
         found = [
-            100 * float(results[name].sel(level=level).mean("replica").values[other].mean())
+            100
+            * float(results[name].sel(level=level).mean("replica").values[other].mean())
             for name in ("overlap", "overlap_by_chance")
             if other.any()
         ]
-        rows.append([f"{100 * share:.1f}", *(f"{x:.1f}" for x in found or [np.nan] * 2)])
+        rows.append(
+            [f"{100 * share:.1f}", *(f"{x:.1f}" for x in found or [np.nan] * 2)]
+        )
     title = "Surviving weights of one source that survive in another, too, in %"
     return Rows(title, ["density %", "in common", "by chance"], rows)
 
