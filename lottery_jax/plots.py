@@ -952,14 +952,6 @@ def _page(figure: Any) -> Any:
 
 
 def _figure() -> tuple[Any, Any]:
-    figure, axes = _pyplot().subplots(figsize=(6.0, 3.8), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure, axes
-
-
-def _pyplot() -> Any:
-    """matplotlib's, without a screen."""
     """A figure with axes."""
     figure, grid = _grid(1, 1, (6.0, 3.8))
     return figure, grid[0, 0]
@@ -967,6 +959,21 @@ def _pyplot() -> Any:
 
 def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure with axes `[rows, columns]`, and the size of one of them in inches."""
+    figure, grid = _pyplot().subplots(
+        rows,
+        columns,
+        figsize=(columns * size[0], rows * size[1]),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    return figure, grid
+
+
+def _pyplot() -> Any:
+    """matplotlib's, without a screen."""
     try:
         import matplotlib
     except ImportError:
@@ -978,17 +985,6 @@ def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]
     from matplotlib import pyplot
 
     return pyplot
-    figure, grid = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(columns * size[0], rows * size[1]),
-        layout="constrained",
-        squeeze=False,
-    )
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure, grid
 
 
 def _mean_line(
