@@ -45,7 +45,7 @@ def test_code_runs_as_printed(block, tmp_path):
 
 
 def test_readme_has_its_five_examples():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
 
 
 @pytest.mark.parametrize(
