@@ -10,6 +10,7 @@ from experiments import (
     edge_popup,
     imp,
     instability,
+    ma,
     rewinding,
     strong_lth,
     supermask,
@@ -27,4 +28,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     edge_popup.EXPERIMENT,
     at_init.EXPERIMENT,
     strong_lth.EXPERIMENT,
+    ma.EXPERIMENT,
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -314,6 +314,45 @@ def make_optimizer(
             raise ValueError(
                 f"{field}={getattr(recipe, field)}; it must be {low:g} or more"
             )
+    return _optimizer(recipe, steps_per_epoch)
+
+
+def optimizers(
+    recipe: Recipe, steps_per_epoch: int, learning_rates: Sequence[float]
+) -> Callable[..., optax.GradientTransformation]:
+    """The optimizer of a recipe as a function of its peak learning rate, for a sweep.
+
+    Args:
+      recipe: whose own learning rate is not used.
+      steps_per_epoch: of its task.
+      learning_rates: those of the sweep, for a check.
+
+    Returns:
+      A function of `learning_rate`, which may be traced.
+
+    Raises:
+      ValueError: a field or a rate out of range.
+    """
+    for rate in learning_rates:
+        try:
+            make_optimizer(
+                dataclasses.replace(recipe, learning_rate=rate), steps_per_epoch
+            )
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace("learning_rate=", "learning_rates: ")
+            ) from None
+    return functools.partial(_at_rate, recipe, steps_per_epoch)
+
+
+def _at_rate(
+    recipe: Recipe, steps_per_epoch: int, learning_rate: float
+) -> optax.GradientTransformation:
+    own = dataclasses.replace(recipe, learning_rate=learning_rate)
+    return _optimizer(own, steps_per_epoch)
+
+
+def _optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
     rate = _schedule(recipe, steps_per_epoch)
     if recipe.optimizer == "sgd":
         tx = optax.sgd(rate, momentum=recipe.momentum or None)
