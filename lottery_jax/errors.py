@@ -148,11 +148,10 @@ def optimizer(value: Any) -> None:
     if not made or not all(
         callable(getattr(value, n, None)) for n in ("init", "update")
     ):
-        raise wrong(
-            "tx",
-            shown(value),
-            "an optax.GradientTransformation, as optax.adam(1e-3) makes",
-        )
+        must = "an optax.GradientTransformation, as optax.adam(1e-3) makes"
+        if callable(value):
+            must += "; a function that makes one needs a sweep of its hyperparameters"
+        raise wrong("tx", shown(value), must)
 
 
 # --- values ---------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import optax
 from lottery_jax import masks, trees
 from lottery_jax.optimizers.clocks import clocks
 from lottery_jax.optimizers.names import name_of
+from lottery_jax.optimizers.settings import is_traced
 from lottery_jax.optimizers.states import holds_weights, places
 from lottery_jax.optimizers.trials import mixes, verdict
 from lottery_jax.optimizers.updates import kept_part, masked_update
@@ -338,7 +339,9 @@ def check(tx: optax.GradientTransformation, params: Params) -> None:
     """
     trees.check_arrays(params, "params")
     leaves, structure = jax.tree.flatten(trees.shapes_of(params))
-    if not leaves:
+    tx = _plain(tx)
+    # Of values that are not known here it was tried where they are.
+    if not leaves or is_traced(tx):
         return
-    if (wrong := verdict(_plain(tx), structure, tuple(leaves))) is not None:
+    if (wrong := verdict(tx, structure, tuple(leaves))) is not None:
         raise ValueError(wrong)

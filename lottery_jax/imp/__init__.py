@@ -17,6 +17,7 @@ from lottery_jax.imp.plan import Linear as Linear
 from lottery_jax.imp.plan import Plan as Plan
 from lottery_jax.imp.plan import check as check
 from lottery_jax.imp.plan import keep_counts as keep_counts
+from lottery_jax.imp.plan import swept as swept
 from lottery_jax.imp.results import Change as Change
 from lottery_jax.imp.results import Emptied as Emptied
 from lottery_jax.imp.results import Records as Records

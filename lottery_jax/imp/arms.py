@@ -25,18 +25,18 @@ shuffled_weights, are the "mask-1 actions" of Zhou et al. (2019), section 3.
 A new arm is one more record in `ARMS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lottery_jax import masks, permutations
 from lottery_jax.execution import Execution, Where
 from lottery_jax.keys import ReplicaKeys, settled
 from lottery_jax.masks import Patterns, PrunableLike
+from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.training import loop
 from lottery_jax.training.programs import program
 from lottery_jax.transforms import at_schedule_step, mask_state
@@ -212,6 +212,8 @@ class Rows(NamedTuple):
       optimizer: states that were kept at the rewind step, or () for fresh ones.
       kept: whether this is so for each, bool; the others begin with a fresh one.
       offset: how far beyond the rewind step each stands, int32; with `optimizer` only.
+      hyper: values of each by the names of hyperparameters, float32, where the optimizer is
+        a function of them.
     """
 
     arm: Array | np.ndarray
@@ -221,11 +223,12 @@ class Rows(NamedTuple):
     optimizer: PyTree = ()
     kept: Array | np.ndarray | tuple[()] = ()
     offset: Array | np.ndarray | tuple[()] = ()
+    hyper: Mapping[str, Array | np.ndarray] = {}
 
 
 def starts(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     rows: Rows,
     execution: Execution,
     random_scope: str = "layerwise",
@@ -269,7 +272,7 @@ def starts(
 def _start(
     functions: Task,
     execution: Execution,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     scope: str,
     chosen: tuple[int, ...],
 ) -> Callable[..., Any]:
@@ -278,13 +281,13 @@ def _start(
 
     def start(rows: Rows) -> TrainState:
         network, mask = begin(rows.arm, rows.given, how, among)
-        step = jnp.asarray(rows.step)
-        state = loop.start(tx, network, rows.stream, mask, step)
+        step, own = jnp.asarray(rows.step), at(tx, rows.hyper)
+        state = loop.start(own, network, rows.stream, mask, step)
         if rows.optimizer == ():
             return state
-        kept = mask_state(tx, rows.optimizer, mask)
+        kept = mask_state(own, rows.optimizer, mask)
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
-        moved = at_schedule_step(tx, kept, state.params, step, kept=True)
+        moved = at_schedule_step(own, kept, state.params, step, kept=True)
         stays, beyond = jnp.asarray(rows.kept), jnp.asarray(rows.offset) > 0
         chosen = jax.tree.map(
             lambda k, m, n: jnp.where(stays, jnp.where(beyond, m, k), n),

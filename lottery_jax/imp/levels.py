@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lottery_jax import (
     at_init,
@@ -27,6 +26,7 @@ from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
 from lottery_jax.keys import ReplicaKeys
+from lottery_jax.optimizers.settings import Optimizer, at, each
 from lottery_jax.training import runs
 from lottery_jax.training.measured import tested as tested_on
 from lottery_jax.training.programs import program
@@ -102,7 +102,7 @@ class Bench(NamedTuple):
     """
 
     task: Task
-    tx: optax.GradientTransformation
+    tx: Optimizer
     plan: Plan
     ids: tuple[int, ...]
     rows: Rows
@@ -117,6 +117,11 @@ class Bench(NamedTuple):
     def rewind_steps(self) -> np.ndarray:
         """The rewind step of each row's chain, int32 `[P]`."""
         return np.array(self.plan.rewind_steps, np.int32)[self.rows.chain]
+
+    @property
+    def hyper(self) -> dict[str, np.ndarray]:
+        """The values of each row's setting in a sweep by name, float32 `[P]`."""
+        return {name: x[self.rows.chain] for name, x in self.plan.hyper.items()}
 
 
 class Kept(NamedTuple):
@@ -150,7 +155,7 @@ PER_ROW = ("trunk", "stream", "optimizer")
 
 def set_up(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     plan: Plan,
     ids: tuple[int, ...],
     execution: Execution,
@@ -161,7 +166,7 @@ def set_up(
 
     Args:
       task: what is trained.
-      tx: the optimizer.
+      tx: the optimizer, or a function of the hyperparameters of the plan's sweep.
       plan: the protocol.
       ids: of the replicas.
       execution: the devices.
@@ -176,8 +181,9 @@ def set_up(
         arms.check_narrows(task)
     if start is not None:
         check_start(start, task, len(ids))
-    transforms.check(tx, task.shapes[0])
-    _check_positions(tx, plan, task)
+    for own in each(tx, plan.hyper):
+        transforms.check(own, task.shapes[0])
+        _check_positions(own, plan, task)
     rows = lay_out(plan, len(ids), execution)
     own = keys.of_replicas(plan.seed, np.array(ids, np.int32)[rows.replica])
     fresh = rows.having("fresh")
@@ -201,7 +207,7 @@ def set_up(
     )
 
 
-def _check_positions(tx: optax.GradientTransformation, plan: Plan, task: Task) -> None:
+def _check_positions(tx: Any, plan: Plan, task: Task) -> None:
     """Raises a ValueError if fresh optimizers cannot stand where levels begin."""
     named = [arm for arm in arms.ARMS if arm.name in plan.arms]
     fresh = plan.level_optimizer == "reset" or any(arm.untrained for arm in named)
@@ -290,12 +296,14 @@ def first_kept(bench: Bench, where: Where) -> Kept:
     )
     optimizer: PyTree = ()
     if plan.level_optimizer == "rewind":
-        params = execution.place(bench.first.params)
+        params, hyper = execution.place((bench.first.params, bench.hyper))
         made, _ = where.room.run(
             "the start of optimizers",
             execution,
             rows.number,
-            lambda execution: program(_fresh_optimizer, execution, bench.tx)(params),
+            lambda execution: program(_fresh_optimizer, execution, bench.tx)(
+                hyper, params
+            ),
         )
         optimizer = trees.host(made)
     return Kept(
@@ -309,10 +317,11 @@ def first_kept(bench: Bench, where: Where) -> Kept:
     )
 
 
-def _fresh_optimizer(
-    execution: Execution, tx: optax.GradientTransformation
-) -> Callable[..., Any]:
-    return execution.parallel(tx.init, (0,))
+def _fresh_optimizer(execution: Execution, tx: Optimizer) -> Callable[..., Any]:
+    def init(hyper: Mapping[str, Array], params: Params) -> PyTree:
+        return at(tx, hyper).init(params)
+
+    return execution.parallel(init, (0, 0))
 
 
 def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
@@ -355,7 +364,9 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
         one(tickets, (1 + counted,), np.int32),
     )
     level = jax.ShapeDtypeStruct((), np.int32)
-    program(_cut, functions, execution, bench.plan.chains).ahead(data, level, evidence)
+    program(_cut, functions, execution, bench.plan.procedures).ahead(
+        data, level, evidence
+    )
 
 
 # --- start ----------------------------------------------------------------------------
@@ -395,6 +406,7 @@ def starts(
             kept.optimizer,
             kept_optimizers(bench, level),
             offset,
+            bench.hyper,
         ),
         execution,
         bench.plan.random_scope,
@@ -402,7 +414,8 @@ def starts(
         where=where,
     )
     noise = bench.noise[: rows.number]
-    return runs.Runs(state, noise, joins[: rows.number], offset[: rows.number])
+    own = trees.rows((joins, offset, bench.hyper), slice(rows.number))
+    return runs.Runs(state, noise, *own)
 
 
 def kept_optimizers(bench: Bench, level: int) -> np.ndarray:
@@ -458,7 +471,7 @@ class Evidence(NamedTuple):
     """What one pruning step of one (chain, replica) looks at.
 
     Attributes:
-      chain: index of the chain, int32 `[]`.
+      chain: index of its procedure, int32 `[]`.
       key: for scores that draw.
       noise: the ticket's noise key, whose first batches scores see.
       stream: its stream state.
@@ -490,7 +503,7 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
     of_rows = (bench.keys.score, bench.noise, kept.stream, bench.first)
     key, noise, stream, initial = take(of_rows, at, execution)
     evidence = Evidence(
-        rows.chain[at],
+        rows.chain[at] // plan.settings,
         key,
         noise,
         stream,
@@ -504,7 +517,7 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
     placed = execution.place(evidence)
 
     def prune_all(execution: Execution) -> Mask:
-        one = program(_cut, bench.task.functions, execution, plan.chains)
+        one = program(_cut, bench.task.functions, execution, plan.procedures)
         return one(data, np.int32(level), placed)
 
     stage = f"pruning to level {level}"

@@ -15,6 +15,7 @@ from lottery_jax import errors, masks, prune, schedules, scores, trees
 from lottery_jax.errors import one_of, some_different, whole
 from lottery_jax.imp.arms import ARMS
 from lottery_jax.keys import check_seed
+from lottery_jax.optimizers import settings
 from lottery_jax.types import Params, PyTree
 
 ByLayer: TypeAlias = tuple[tuple[str, float], ...]
@@ -82,6 +83,7 @@ class Chain:
         keeps both, going on for as many steps with the schedule past its end. The trained
         weights are the last level's; with `one_shot` the dense network's.
       rewind_step: this chain's own rewind step; None for the plan's.
+      hyper: its setting in a sweep: names of hyperparameters with its values; see `swept`.
     """
 
     name: str = "imp"
@@ -92,6 +94,13 @@ class Chain:
     score: str | scores.Score = "magnitude"
     retrain: Literal["rewind", "lr_rewind", "finetune"] = "rewind"
     rewind_step: int | None = None
+    hyper: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def procedure(self) -> "Chain":
+        """The chain without its setting."""
+        name = self.name.removesuffix(_words(self.hyper))
+        return dataclasses.replace(self, name=name, hyper=())
 
     @property
     def keeps_weights(self) -> bool:
@@ -127,7 +136,7 @@ class Chain:
             "score": self.score_name,
             "retrain": self.retrain,
             "rewind_step": self.rewind_step,
-        }
+        } | ({"hyper": dict(self.hyper)} if self.hyper else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +173,34 @@ class Plan:
             for chain in self.chains
         )
 
+    @property
+    def sweep(self) -> dict[str, tuple[float, ...]]:
+        """The values of each hyperparameter of a sweep, by name; none without one."""
+        found: dict[str, dict[float, None]] = {}
+        for chain in self.chains:
+            for name, value in chain.hyper:
+                found.setdefault(name, {})[value] = None
+        return {name: tuple(values) for name, values in found.items()}
+
+    @property
+    def hyper(self) -> dict[str, np.ndarray]:
+        """The values of each chain's setting by name, float32 `[chains]`."""
+        own = [dict(chain.hyper) for chain in self.chains]
+        return {
+            name: np.array([one[name] for one in own], np.float32)
+            for name in self.sweep
+        }
+
+    @property
+    def settings(self) -> int:
+        """How many settings each procedure has: one without a sweep."""
+        return len({chain.hyper for chain in self.chains})
+
+    @property
+    def procedures(self) -> tuple[Chain, ...]:
+        """The chains without their settings, each once."""
+        return tuple(chain.procedure for chain in self.chains[:: self.settings])
+
     def as_json(self, ids: tuple[int, ...]) -> dict[str, Any]:
         """What a run in a folder must have in common with the one that began there."""
         chains = [
@@ -199,6 +236,7 @@ def check(plan: Plan) -> Plan:
     if "ticket" not in arms or len(set(arms)) < len(arms):
         raise ValueError(f"arms={arms}; 'ticket' must be among them, and each arm once")
     some_different("chains", [chain.name for chain in chains])
+    _check_settings(chains)
     return dataclasses.replace(
         plan,
         steps=steps,
@@ -208,6 +246,63 @@ def check(plan: Plan) -> Plan:
         validate_every=validate_every,
         seed=check_seed(plan.seed),
     )
+
+
+def swept(plan: Plan, sweep: settings.Sweep) -> Plan:
+    """A plan in which each chain is done at all settings of a sweep.
+
+    Args:
+      plan: without settings.
+      sweep: values by the names of hyperparameters.
+
+    Returns:
+      The plan with a chain for each chain and setting, the settings varying fastest; its
+      name says both, as in `imp, learning_rate=0.01`.
+
+    Raises:
+      ValueError: a sweep or a plan that makes no sense, or a plan that has one already.
+
+    Example:
+      >>> plan = swept(Plan(steps=100), {"learning_rate": [0.01, 0.1]})
+      >>> [chain.name for chain in plan.chains]
+      ['imp, learning_rate=0.01', 'imp, learning_rate=0.1']
+    """
+    plan, grid = check(plan), settings.settings(sweep)
+    if plan.sweep:
+        raise errors.wrong("sweep", dict(sweep), f"None: the plan has {plan.sweep}")
+    chains = tuple(
+        dataclasses.replace(chain, name=chain.name + _words(hyper), hyper=hyper)
+        for chain in plan.chains
+        for hyper in (tuple(one.items()) for one in grid)
+    )
+    return dataclasses.replace(plan, chains=chains)
+
+
+def _words(hyper: tuple[tuple[str, float], ...]) -> str:
+    """What the name of a chain says of its setting."""
+    return "".join(f", {name}={value!r}" for name, value in hyper)
+
+
+def _check_settings(chains: tuple[Chain, ...]) -> None:
+    """Raises a ValueError if chains with settings are not what `swept` makes."""
+    if not any(chain.hyper for chain in chains):
+        return
+    number = len({chain.hyper for chain in chains})
+    first = chains[:number]
+    values = dict[str, list[float]]()
+    for chain in first:
+        for name, value in chain.hyper:
+            own = values.setdefault(name, [])
+            own += [] if value in own else [value]
+    grid = [tuple(one.items()) for one in settings.settings(values)]
+    made = [
+        (chain.procedure.name + _words(hyper), hyper)
+        for chain in chains[::number]
+        for hyper in grid
+    ]
+    if made != [(chain.name, chain.hyper) for chain in chains]:
+        must = "all chains at all settings in order, as imp.swept(plan, sweep) makes"
+        raise errors.wrong("chains", [chain.name for chain in chains], must)
 
 
 def _rewind_step(given: int, steps: int) -> int:
@@ -255,8 +350,16 @@ def _checked_chain(chain: Chain, steps: int) -> Chain:
             "rule='open_lth' needs scope='global' and iterative pruning with Geometric"
         )
     own = chain.rewind_step
+    must = "pairs of a name and a number, as imp.swept(plan, sweep) makes"
+    pairs = [
+        errors.several("hyper", p, must) for p in errors.several("hyper", chain.hyper)
+    ]
+    if any(len(pair) != 2 for pair in pairs):
+        raise errors.wrong("hyper", errors.shown(chain.hyper), must)
+    errors.finite("hyper", [value for _, value in pairs])
     return dataclasses.replace(
         chain,
+        hyper=tuple((name, float(value)) for name, value in pairs),
         densities=dataclasses.replace(chain.densities, by_layer=by_layer),
         rewind_step=None if own is None else _rewind_step(own, steps),
     )

@@ -289,7 +289,7 @@ class Study(NamedTuple):
         return emptied(density, *own, [str(name) for name in names])
 
     def dataset(self, **attributes: Any) -> "xr.Dataset":
-        """The records as a labelled `xarray.Dataset`.
+        """The records as a labelled `xarray.Dataset`; of a sweep, with an axis of each name.
 
         Args:
           **attributes: JSON-able, beside those that say what was run.
@@ -297,8 +297,18 @@ class Study(NamedTuple):
         Raises:
           ImportError: xarray is missing; names the extra.
         """
+        sweep = {name: list(values) for name, values in self.plan.sweep.items()}
+        sizes = [len(self.plan.procedures), *map(len, sweep.values())]
+
+        def unfolded(axes: tuple[str, ...], x: np.ndarray) -> Any:
+            if axes[0] != "chain":
+                return axes, x
+            return ("chain", *sweep, *axes[1:]), x.reshape(*sizes, *x.shape[1:])
+
+        found = {name: unfolded(*one) for name, one in self.records.items()}
         coordinates = {
-            "chain": [chain.name for chain in self.plan.chains],
+            "chain": [chain.name for chain in self.plan.procedures],
+            **sweep,
             "arm": list(self.plan.arms),
             "replica": list(self.replicas),
             "level": list(self.levels),
@@ -313,7 +323,7 @@ class Study(NamedTuple):
             "rewind_step": self.plan.rewind_step,
             "steps": self.plan.steps,
         }
-        return records_.dataset(self.records, coordinates, own | attributes)
+        return records_.dataset(found, coordinates, own | attributes)
 
 
 def outcome(bench: Bench, moment: Moment, rewound: Network) -> Study:

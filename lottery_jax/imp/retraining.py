@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lottery_jax import masks, training, trees
-from lottery_jax.errors import is_a, optimizer, several, whole, wrong
+from lottery_jax.errors import is_a, several, whole, wrong
 from lottery_jax.execution import Where, default_execution
 from lottery_jax.imp import arms, levels, results, store
 from lottery_jax.imp.levels import Bench, Kept
-from lottery_jax.imp.plan import Plan, check
+from lottery_jax.imp.plan import Plan, check, swept
 from lottery_jax.imp.results import Moment, Study
 from lottery_jax.imp.study import check_task
+from lottery_jax.optimizers import settings
 from lottery_jax.storage import tickets
 from lottery_jax.training import checked
 from lottery_jax.types import Mask, Network, Task
@@ -24,20 +24,22 @@ from lottery_jax.types import Mask, Network, Task
 
 def retrain(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: settings.Optimizer,
     plan: Plan,
     found: Sequence[Sequence[tickets.Ticket]],
     *,
     level: int,
     replicas: int | Sequence[int],
     dense: Sequence[Sequence[tickets.Ticket]] | Network | None = None,
+    sweep: settings.Sweep | None = None,
     where: Where | None = None,
 ) -> Study:
     """Trains one level of tickets again.
 
     Args:
       task: what is trained now; its networks must have the shapes of the tickets.
-      tx: the optimizer.
+      tx: the optimizer; for a sweep, a function of its hyperparameters that makes it of
+        traced values.
       plan: the protocol; its chains name the tickets, and levels start with a reset
         optimizer.
       found: a ticket for each chain and replica.
@@ -47,6 +49,8 @@ def retrain(
         the tickets of all chains are parts of, `[R, ...]`. Arms need them that begin from
         weights which `found` has not kept: "random_mask" trains them, and "constant" and
         "constant_signed" look at all of a layer.
+      sweep: values by the names of hyperparameters: the same tickets are trained at all
+        settings, which are chains of the outcome (`swept`).
       where: devices, who watches; checkpoints go into its folder.
 
     Returns:
@@ -64,8 +68,9 @@ def retrain(
     plan = dataclasses.replace(check(plan), level_optimizer="reset")
     ids, where = checked.replicas(replicas), checked.place(where)
     level = whole("level", level, 0)
-    optimizer(tx)
+    swept_ = plan if sweep is None else swept(plan, sweep)
     check_task(task, plan, 0)
+    checked.optimizer(task, tx, swept_.hyper)
     found = _by_chain("found", found)
     if isinstance(dense, Network):
         if (number := checked.networks("dense", dense, task)) != len(ids):
@@ -74,6 +79,11 @@ def retrain(
     elif dense is not None:
         dense = _by_chain("dense", dense)
     _check(plan, ids, found, level, dense)
+    if sweep is not None:
+        plan, number = swept_, swept_.settings
+        found = [row for row in found for _ in range(number)]
+        if dense is not None and not isinstance(dense, Network):
+            dense = [row for row in dense for _ in range(number)]
     execution = (where.execution or default_execution()).check()
     bench = levels.set_up(task, tx, plan, ids, execution, where=where)
     mask, networks = store.stack(task, found)
@@ -230,8 +240,7 @@ def _trunks_of_fresh_draws(bench: Bench, kept: Kept, where: Where) -> Kept:
     some = training.Runs(
         trees.rows(trees.host(dense.state), at),
         jnp.asarray(dense.noise)[at],
-        dense.joins[at],
-        dense.offset[at],
+        *trees.rows((dense.joins, dense.offset, dense.hyper), at),
     )
     done = training.train(
         bench.task,

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 
 from lottery_jax import keys, trees
 from lottery_jax.errors import on_disk
@@ -21,6 +20,7 @@ from lottery_jax.imp import levels, results
 from lottery_jax.imp.levels import PER_ROW, Bench, Kept
 from lottery_jax.imp.plan import Plan
 from lottery_jax.imp.results import Moment
+from lottery_jax.optimizers.settings import Optimizer
 from lottery_jax.scores import Inputs, Score
 from lottery_jax.storage import checkpoints, tickets
 from lottery_jax.training import identity
@@ -131,7 +131,7 @@ def check_same(where: Where, own: identity.Fields) -> tuple[Where, bool]:
 
 def fields(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     plan: Plan,
     ids: tuple[int, ...],
     start: Network | None,
@@ -159,7 +159,7 @@ def fields(
         | identity.of_draws()
         | identity.of_task(task, names, splits)
         | identity.of_data(task, where)
-        | identity.of_optimizer(task, tx)
+        | identity.of_optimizer(task, tx, tuple(plan.sweep))
         | ({"start": None} if start is None else identity.of_arrays(start=start))
     )
 

@@ -19,10 +19,9 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 
 from lottery_jax import masks, training
-from lottery_jax.errors import is_a, one_of, optimizer, whole
+from lottery_jax.errors import is_a, one_of, whole
 from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
 from lottery_jax.imp.levels import (
@@ -36,8 +35,9 @@ from lottery_jax.imp.levels import (
     set_up,
     starts,
 )
-from lottery_jax.imp.plan import Plan, check, keep_counts
+from lottery_jax.imp.plan import Plan, check, keep_counts, swept
 from lottery_jax.imp.results import Change, Moment, Study
+from lottery_jax.optimizers import settings
 from lottery_jax.storage._leaves import jsonable
 from lottery_jax.training import checked
 from lottery_jax.types import Network, Task
@@ -45,7 +45,7 @@ from lottery_jax.types import Network, Task
 
 def run(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: settings.Optimizer,
     plan: Plan,
     *,
     levels: int,
@@ -53,13 +53,15 @@ def run(
     start: Network | None = None,
     metadata: Mapping[str, Any] | None = None,
     weights: Literal["stored", "digest"] = "stored",
+    sweep: settings.Sweep | None = None,
     where: Where | None = None,
 ) -> Study:
     """Runs a pruning study.
 
     Args:
       task: what is trained.
-      tx: the optimizer, with its schedule over the steps [0, plan.steps).
+      tx: the optimizer, with its schedule over the steps [0, plan.steps); for a sweep, a
+        function of its hyperparameters that makes it of traced values.
       plan: the protocol.
       levels: number of prunings after level 0.
       replicas: ids, or how many; a replica's numbers depend on its id and not on the
@@ -70,6 +72,8 @@ def run(
       metadata: JSON-able; its "model" and "task" go into the tickets.
       weights: what tickets hold of them: themselves, or digests of those of `start`, where
         all replicas share it and all chains rewind to it (`tickets.load(start=)`).
+      sweep: values by the names of hyperparameters. Each chain is done at all settings, by
+        the same replicas (`swept`); `Study.dataset` has an axis of each name.
       where: devices, folder, who watches. In its folder checkpoints and tickets are
         stored, and a study that is found there is continued.
 
@@ -95,10 +99,11 @@ def run(
       >>> study.dataset()["test_error"].sel(arm="ticket").mean("replica")
     """
     plan, levels = check(plan), whole("levels", levels, 0)
+    plan = plan if sweep is None else swept(plan, sweep)
     ids, where = checked.replicas(replicas), checked.place(where)
     metadata = _checked_metadata(metadata)
-    optimizer(tx)
     check_task(task, plan, levels)
+    checked.optimizer(task, tx, plan.hyper)
     if start is not None:
         check_start(start, task, len(ids))
     _check_weights(weights, plan, start, task)

@@ -17,7 +17,8 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters import partial_eval
 
 from lottery_jax import trees
-from lottery_jax.optimizers.states import owned
+from lottery_jax.optimizers import settings
+from lottery_jax.optimizers.states import Place, places
 from lottery_jax.optimizers.updates import loss_arguments, update_with
 from lottery_jax.types import Array, Params, PyTree
 
@@ -49,19 +50,36 @@ def clocks(tx: optax.GradientTransformation, shapes: PyTree) -> Clocks:
       shapes: of params, from `trees.shapes_of`.
     """
     leaves, structure = jax.tree.flatten(shapes)
-    return _clocks(tx, structure, tuple(leaves))
+    made, values = settings.apart(tx)
+    where = places(tx, shapes)
+    found = _clocks(made, tuple(values), where, structure, tuple(leaves))
+    moved, unknown, after = found
+    return Clocks(moved, unknown, functools.partial(after, values))
 
 
 @functools.lru_cache(maxsize=128)
-def _clocks(tx: Any, structure: Any, leaves: tuple[Any, ...]) -> Clocks:
-    where = owned(tx.init, structure, leaves)
+def _clocks(
+    made: Any,
+    names: tuple[str, ...],
+    where: tuple[Place, ...],
+    structure: Any,
+    leaves: tuple[Any, ...],
+) -> tuple[tuple[int, ...], tuple[str, ...], Callable[..., list[Array]]]:
+    """`clocks` of whatever values: what is called after takes them before the step."""
+    values = settings.like(names)
     # Counters do not depend on the sizes of weights.
     small = jax.tree.unflatten(
         structure, [jax.ShapeDtypeStruct((1,) * len(x.shape), x.dtype) for x in leaves]
     )
-    like, state_structure = jax.tree.flatten(jax.eval_shape(tx.init, small))
+    like, state_structure = jax.tree.flatten(
+        jax.eval_shape(
+            lambda values, p: settings.at(made, values).init(p), values, small
+        )
+    )
 
-    def update(state: list[Array], given: tuple[Params, Params, Array]) -> list[Array]:
+    def update(
+        state: list[Array], values: PyTree, given: tuple[Params, Params, Array]
+    ) -> list[Array]:
         gradients, params, value = given
 
         def loss(params: Params) -> Array:
@@ -70,14 +88,15 @@ def _clocks(tx: Any, structure: Any, leaves: tuple[Any, ...]) -> Clocks:
 
         extra = loss_arguments(loss, value, gradients)
         whole = jax.tree.unflatten(state_structure, state)
+        tx = settings.at(made, values)
         new = update_with(tx, gradients, whole, params, extra)[1]
         trees.same(new, whole, ("the state after an update", "the one before"))
         return jax.tree.leaves(new)
 
     given = (small, small, jax.ShapeDtypeStruct((), jnp.float32))
-    closed = jax.make_jaxpr(update)(like, given)
+    closed = jax.make_jaxpr(update)(like, values, given)
     others = [i for i, place in enumerate(where) if place.kind == "other"]
-    uses = _uses(closed, like, others)
+    uses = _uses(closed, like, len(names), others)
     moved, unknown = [], []
     for i in others:
         place, found = where[i], uses[i]
@@ -100,27 +119,31 @@ def _clocks(tx: Any, structure: Any, leaves: tuple[Any, ...]) -> Clocks:
     clock = [not found.data for found in uses]
     reduced, used = partial_eval.dce_jaxpr(closed.jaxpr, clock)
 
-    def once(state: list[Array]) -> list[Array]:
+    def once(values: PyTree, state: list[Array]) -> list[Array]:
         # Gradients are 0, so that they are finite; the counters see no more of them.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), given)
-        inside = [x for x, use in zip([*state, *jax.tree.leaves(zeros)], used) if use]
+        inputs = jax.tree.leaves((state, values, zeros))
+        inside = [x for x, use in zip(inputs, used) if use]
         new = iter(jax.core.eval_jaxpr(reduced, closed.consts, *inside))
         return [next(new) if moves else x for moves, x in zip(clock, state)]
 
-    def after(step: Array | int) -> list[Array]:
+    def after(values: PyTree, step: Array | int) -> list[Array]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), small)
-        first = [jnp.asarray(x) for x in jax.tree.leaves(tx.init(zeros))]
+        begun = settings.at(made, values).init(zeros)
+        first = [jnp.asarray(x) for x in jax.tree.leaves(begun)]
         if looped:
-            return jax.lax.fori_loop(0, step, lambda _, state: once(state), first)
+            return jax.lax.fori_loop(
+                0, step, lambda _, state: once(values, state), first
+            )
         # What counts one by one is there at once, and all else follows from it.
         last = list(first)
         for i in linear:
             last[i] = first[i] + jnp.maximum(jnp.asarray(step) - 1, 0).astype(
                 like[i].dtype
             )
-        return [jnp.where(step > 0, x, y) for x, y in zip(once(last), first)]
+        return [jnp.where(step > 0, x, y) for x, y in zip(once(values, last), first)]
 
-    return Clocks(tuple(moved), tuple(unknown), after)
+    return tuple(moved), tuple(unknown), after
 
 
 class _Use(NamedTuple):
@@ -164,7 +187,9 @@ class _Value(NamedTuple):
 _DATA = _Value("data")
 
 
-def _uses(closed: ClosedJaxpr, like: list[Any], others: list[int]) -> list[_Use]:
+def _uses(
+    closed: ClosedJaxpr, like: list[Any], values: int, others: list[int]
+) -> list[_Use]:
     """What becomes of each leaf; those that belong to weights are data."""
     variables = closed.jaxpr.invars[: len(like)]
     fixed = {i for i in others if closed.jaxpr.outvars[i] is variables[i]}
@@ -180,7 +205,8 @@ def _uses(closed: ClosedJaxpr, like: list[Any], others: list[int]) -> list[_Use]
                 kind = "count"
             known = _Value(kind, frozenset([i]), plus=0) if i in clock else _DATA
             inputs.append(_Value("const") if i in fixed else known)
-        rest = [_DATA] * (len(closed.jaxpr.invars) - len(like))
+        rest = [_Value("const")] * values
+        rest += [_DATA] * (len(closed.jaxpr.invars) - len(like) - values)
         consts = [_Value("const", number=_number(x)) for x in closed.consts]
         outs = walk.jaxpr(closed.jaxpr, consts, inputs + rest)
         lost = {i for i in clock if outs[i].kind == "data"}

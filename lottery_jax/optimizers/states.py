@@ -5,7 +5,7 @@ optax does not say, and wrappers group, stack and flatten. It is found from `ini
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.interpreters import partial_eval
 
+from lottery_jax.optimizers import settings
 from lottery_jax.types import PyTree
 
 
@@ -47,17 +48,33 @@ def places(tx: optax.GradientTransformation, shapes: PyTree) -> tuple[Place, ...
       ValueError: the number of leaves of the state depends on the sizes of weights.
     """
     leaves, structure = jax.tree.flatten(shapes)
-    return owned(tx.init, structure, tuple(leaves))
+    return owned(*_begins(tx), structure, tuple(leaves))
+
+
+def _begins(tx: optax.GradientTransformation) -> tuple[Any, tuple[str, ...]]:
+    """What the states of an optimizer follow from: how each begins, whatever its values."""
+    made, values = settings.apart(tx)
+    return (made if values else tx.init), tuple(values)
+
+
+def _init(begins: Any, names: tuple[str, ...]) -> Callable[..., PyTree]:
+    """The function that makes a state, of the values by these names and of params."""
+    if not names:
+        return lambda values, params: begins(params)
+    return lambda values, params: settings.at(begins, values).init(params)
 
 
 @functools.lru_cache(maxsize=128)
-def owned(init: Any, structure: Any, leaves: tuple[Any, ...]) -> tuple[Place, ...]:
-    """`places` by the function that makes the state, and the leaves of the shapes."""
-    number = len(leaves)
+def owned(
+    begins: Any, names: tuple[str, ...], structure: Any, leaves: tuple[Any, ...]
+) -> tuple[Place, ...]:
+    """`places` by what makes the state, and the leaves of the shapes."""
+    number, init = len(leaves), _init(begins, names)
 
     def state(by: Sequence[int]) -> list[Any]:
         params = [_grown(x, more) if more else x for x, more in zip(leaves, by)]
-        made = jax.eval_shape(init, jax.tree.unflatten(structure, params))
+        params = jax.tree.unflatten(structure, params)
+        made = jax.eval_shape(init, settings.like(names), params)
         return jax.tree_util.tree_flatten_with_path(made)[0]
 
     paths = [
@@ -169,18 +186,20 @@ def holds_weights(tx: optax.GradientTransformation, shapes: PyTree) -> tuple[boo
       shapes: of params, from `trees.shapes_of`.
     """
     leaves, structure = jax.tree.flatten(shapes)
-    return _holds_weights(tx.init, structure, tuple(leaves))
+    return _holds_weights(*_begins(tx), structure, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=128)
 def _holds_weights(
-    init: Any, structure: Any, leaves: tuple[Any, ...]
+    begins: Any, names: tuple[str, ...], structure: Any, leaves: tuple[Any, ...]
 ) -> tuple[bool, ...]:
-    closed = jax.make_jaxpr(init)(jax.tree.unflatten(structure, list(leaves)))
+    params = jax.tree.unflatten(structure, list(leaves))
+    closed = jax.make_jaxpr(_init(begins, names))(settings.like(names), params)
     number = len(closed.jaxpr.outvars)
-    if not any(partial_eval.dce_jaxpr(closed.jaxpr, [True] * number)[1]):
+
+    def reads(outs: list[bool]) -> bool:
+        return any(partial_eval.dce_jaxpr(closed.jaxpr, outs)[1][len(names) :])
+
+    if not reads([True] * number):
         return (False,) * number
-    return tuple(
-        any(partial_eval.dce_jaxpr(closed.jaxpr, [i == j for i in range(number)])[1])
-        for j in range(number)
-    )
+    return tuple(reads([i == j for i in range(number)]) for j in range(number))

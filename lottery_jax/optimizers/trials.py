@@ -3,7 +3,7 @@
 import concurrent.futures
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import trees
+from lottery_jax import errors, trees
+from lottery_jax.optimizers import settings
 from lottery_jax.optimizers.interpreted import interpreted
 from lottery_jax.optimizers.names import name_of, reasons
 from lottery_jax.optimizers.states import Place, places
@@ -79,6 +80,31 @@ def _any_update(
     trees.same(updates, params, ("updates", "weights"))
     if not trees.same_structure(new, state):
         raise ValueError("its state changes its structure in an update")
+
+
+def check_traced(tx: Any, names: Sequence[str], shapes: PyTree) -> None:
+    """Raises a ValueError if an optimizer cannot be made of values that are not known.
+
+    Args:
+      tx: a function of the names.
+      names: of the hyperparameters.
+      shapes: of the weights.
+    """
+
+    def start_and_step(values: PyTree, params: Params) -> None:
+        made = settings.at(tx, values)
+        _any_update(made, params, made.init(params))
+
+    try:
+        jax.eval_shape(start_and_step, settings.like(names), shapes)
+    except jax.errors.JAXTypeError as error:
+        said = str(error).partition("\n")[0]
+        must = (
+            "one function for all settings, of traced values: without `if`, float() or "
+            f"int() of {', '.join(names)} in it, or in what it calls; write jnp.where or "
+            f"jnp.minimum ({said})"
+        )
+        raise errors.wrong("tx", errors.shown(tx), must) from None
 
 
 def _bowl(slope: Params) -> Callable[[Params], Array]:

@@ -3,13 +3,14 @@
 A `Task` may be written by hand, too; what its functions return is seen by `measured`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lottery_jax import errors, trees
+from lottery_jax import errors, transforms, trees
 from lottery_jax.execution import Where
+from lottery_jax.optimizers import settings, trials
 from lottery_jax.types import Network, Task
 
 _MUST = ("init", "order", "batch", "loss", "evaluate")
@@ -112,6 +113,50 @@ def networks(field: str, given: Any, task: Task) -> int:
             must = f"{wanted} behind the first axis, as this task has it"
             raise errors.wrong(f"{field}: shape of leaf {path!r}", shape, must)
     return number
+
+
+def optimizer(
+    task: Task, tx: settings.Optimizer, hyper: Mapping[str, np.ndarray]
+) -> None:
+    """Raises a ValueError if runs cannot be trained by an optimizer at their settings.
+
+    Args:
+      task: what is trained.
+      tx: the optimizer; or a function of hyperparameters, where there are any.
+      hyper: their values by name, `[R]`.
+    """
+    settings.check(tx, tuple(hyper))
+    if not hyper:
+        return
+    shapes = task.shapes[0]
+    trials.check_traced(tx, tuple(hyper), shapes)
+    for one in settings.each(tx, hyper):
+        transforms.check(one, shapes)
+
+
+def hyperparameters(
+    hyper: Mapping[str, Sequence[float] | np.ndarray], number: int
+) -> dict[str, np.ndarray]:
+    """The values of hyperparameters of so many runs, float32.
+
+    Args:
+      hyper: by name, a value for each run.
+      number: of runs.
+
+    Raises:
+      ValueError: others than finite numbers, or not one for each run.
+    """
+    must = f"values [{number}] by the names of hyperparameters, one for each run"
+    errors.is_a("hyper", hyper, Mapping, must)
+    found = {}
+    for name, values in hyper.items():
+        field = f"hyper[{name!r}]"
+        given = errors.several(field, values, must)
+        errors.finite(field, given)
+        found[name] = np.array(given, np.float32)
+        if len(given) != number:
+            raise errors.wrong(f"{field}.shape", f"({len(given)},)", f"({number},)")
+    return found
 
 
 def function(field: str, value: Callable[..., Any] | None) -> None:

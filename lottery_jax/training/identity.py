@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lottery_jax import keys, masks, trees
 from lottery_jax.dynamic import MaskUpdate, UpdateMask
 from lottery_jax.execution import Where
+from lottery_jax.optimizers import settings
 from lottery_jax.storage.records import versions
 from lottery_jax.training import digests, loop
 from lottery_jax.training.programs import remembered
@@ -200,38 +200,65 @@ def of_arrays(**named: PyTree) -> Fields:
     return {name: BITS + trees.fingerprint(tree) for name, tree in named.items()}
 
 
-def of_optimizer(task: Task, tx: optax.GradientTransformation) -> Fields:
-    """What an optimizer does with weights of a task's shapes: its start and its step."""
-    return of_function("optimizer", _optimizer, task.functions, tx)
+def of_optimizer(
+    task: Task, tx: settings.Optimizer, names: Sequence[str] = ()
+) -> Fields:
+    """What an optimizer does with weights of a task's shapes: its start and its step.
+
+    Args:
+      task: whose weights it moves.
+      tx: the optimizer.
+      names: of the hyperparameters that it is a function of.
+    """
+    return of_function("optimizer", _optimizer, task.functions, tx, tuple(names))
 
 
-def _optimizer(task: Task, tx: optax.GradientTransformation) -> Traced:
-    def start_and_step(params: Params, mask: PyTree, key: Key) -> PyTree:
-        state = loop.start(tx, Network(params, ()), (), mask)
-        after, _ = loop.train_steps(_LINEAR, tx, state, key, 0, 1, capacity=1)
+def _optimizer(task: Task, tx: settings.Optimizer, names: tuple[str, ...]) -> Traced:
+    def start_and_step(
+        params: Params, mask: PyTree, key: Key, values: PyTree
+    ) -> PyTree:
+        own = settings.at(tx, values)
+        state = loop.start(own, Network(params, ()), (), mask)
+        after, _ = loop.train_steps(_LINEAR, own, state, key, 0, 1, capacity=1)
         return state, after
 
     params = task.shapes[0]
-    return start_and_step, params, _mask(params), _key()
+    return start_and_step, params, _mask(params), _key(), settings.like(names)
 
 
 def of_rule(
-    task: Task, tx: optax.GradientTransformation, rule: MaskUpdate | None
+    task: Task,
+    tx: settings.Optimizer,
+    rule: MaskUpdate | None,
+    names: Sequence[str] = (),
 ) -> Fields:
-    """What a rule does to masks and to the optimizer's state, and when."""
+    """What a rule does to masks and to the optimizer's state, and when.
+
+    Args:
+      task: whose weights it masks.
+      tx: the optimizer.
+      rule: changes the mask; None for none.
+      names: of the hyperparameters that `tx` is a function of.
+    """
     if rule is None:
         return {"rule": None}
     at = {"rule": [rule.every, rule.begin, rule.end]}
-    return at | of_function("rule.update", _rule, task.functions, tx, rule.update)
+    parts = task.functions, tx, rule.update, tuple(names)
+    return at | of_function("rule.update", _rule, *parts)
 
 
-def _rule(task: Task, tx: optax.GradientTransformation, rule: UpdateMask) -> Traced:
-    def update(params: Params, mask: PyTree, key: Key, step: Array) -> PyTree:
-        state = loop.start(tx, Network(params, ()), (), mask)
-        return loop.update_mask(_LINEAR, tx, rule, state, key, step)
+def _rule(
+    task: Task, tx: settings.Optimizer, rule: UpdateMask, names: tuple[str, ...]
+) -> Traced:
+    def update(
+        params: Params, mask: PyTree, key: Key, step: Array, values: PyTree
+    ) -> PyTree:
+        own = settings.at(tx, values)
+        state = loop.start(own, Network(params, ()), (), mask)
+        return loop.update_mask(_LINEAR, own, rule, state, key, step)
 
     params = task.shapes[0]
-    return update, params, _mask(params), _key(), _STEP
+    return update, params, _mask(params), _key(), _STEP, settings.like(names)
 
 
 def of_draws() -> Fields:

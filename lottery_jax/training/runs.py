@@ -16,18 +16,19 @@ business of others.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from lottery_jax import errors, masks, trees
 from lottery_jax import keys as keys_
 from lottery_jax.dynamic import MaskUpdate
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
-from lottery_jax.storage import checkpoints
+from lottery_jax.optimizers import settings
+from lottery_jax.optimizers.settings import Optimizer, at
+from lottery_jax.storage import checkpoints, records
 from lottery_jax.training import checked, identity, loop, measured
 from lottery_jax.training.programs import program
 from lottery_jax.training.segment import (
@@ -40,6 +41,7 @@ from lottery_jax.training.segment import (
     stored_part,
 )
 from lottery_jax.types import (
+    Array,
     Curves,
     Key,
     Mask,
@@ -48,6 +50,9 @@ from lottery_jax.types import (
     Task,
     TrainState,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Trained(NamedTuple):
@@ -61,6 +66,9 @@ class Trained(NamedTuple):
       kept: states at the steps `keep`, on the host, `[R, K, ...]`; None if none was kept.
       execution: the settings that were used, at the end.
       changes: when they became so, if they were not from the start.
+      hyper: values of the runs by the names of hyperparameters, float32 `[R]`.
+      axes: which run is which, for `train_replicas`: names with their values, whose
+        combinations the runs are, in order (the last name's values vary fastest).
     """
 
     rows: TrainState
@@ -70,6 +78,8 @@ class Trained(NamedTuple):
     kept: TrainState | None
     execution: Execution
     changes: tuple[Change, ...] = ()
+    hyper: Mapping[str, np.ndarray] = {}
+    axes: Mapping[str, tuple[float, ...]] = {}
 
     @property
     def state(self) -> TrainState:
@@ -81,10 +91,37 @@ class Trained(NamedTuple):
         """The networks on the host, `[R]`."""
         return trees.rows(trees.host(self.rows.network), self.places)
 
+    def dataset(self, **attributes: Any) -> "xr.Dataset":
+        """The curves, and `first_nan`, as a labelled `xarray.Dataset`.
+
+        Its axes are those of a sweep by their names, `replica` and `step`; `run` and `step`
+        for runs of `training.train`, with their hyperparameters as coordinates.
+
+        Args:
+          **attributes: JSON-able, beside those that say what was run.
+
+        Raises:
+          ImportError: xarray is missing; names the extra.
+        """
+        names = tuple(self.axes) or ("run",)
+        shape = tuple(map(len, self.axes.values())) or (len(self.places),)
+
+        def of(x: np.ndarray, *further: str) -> tuple[tuple[str, ...], np.ndarray]:
+            return (*names, *further), x.reshape(*shape, *x.shape[1:])
+
+        found = {name: of(x, "step") for name, x in self.curves.values.items()}
+        found |= {"first_nan": of(self.curves.first_nan)}
+        found |= {"step": (("step",), self.curves.steps)}
+        labels: dict[str, Any] = {name: list(x) for name, x in self.axes.items()}
+        if not labels:
+            labels = {name: ("run", x) for name, x in self.hyper.items()}
+        own = records.environment() | {"execution": self.execution._asdict()}
+        return records.dataset(found, labels, own | attributes)
+
 
 def train(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     runs: Runs,
     stop: int,
     *,
@@ -102,6 +139,7 @@ def train(
     Args:
       task: what is trained.
       tx: the optimizer, unwrapped; where a run stands in its schedule is part of its state.
+        Where `runs.hyper` has names, a function of these that makes it.
       runs: what each starts from; its mask stays, unless a rule changes it.
       stop: the step at which all end.
       every: what is recorded is recorded at multiples of this, and at the end; a segment
@@ -129,7 +167,6 @@ def train(
         at once, which `changes` records.
     """
     where = checked.place(where)
-    errors.optimizer(tx)
     errors.flag("validate", validate)
     errors.is_a("stage", stage, str, "text")
     checked.function("part_of", part_of)
@@ -138,6 +175,7 @@ def train(
     every = max(1, stop // 10) if every is None else errors.whole("every", every, 1)
     marks = errors.wholes("marks", marks, 0)
     runs, number = _checked(runs, stop, task)
+    checked.optimizer(task, tx, runs.hyper)
     kept_at = _kept_steps(keep, number, int(runs.joins.min()), stop)
     columns = loop.recorded_steps(stop, every)
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
@@ -213,6 +251,7 @@ def train(
         moment.kept,
         execution,
         tuple(changes),
+        runs.hyper,
     )
 
 
@@ -246,7 +285,8 @@ def _checked(runs: Runs, stop: int, task: Task) -> tuple[Runs, int]:
         raise ValueError(
             f"joins={wrong}; runs must start in [0, {stop}), the steps of a training run"
         )
-    return runs._replace(joins=joins, offset=offset), number
+    hyper = checked.hyperparameters(runs.hyper, number)
+    return runs._replace(joins=joins, offset=offset, hyper=hyper), number
 
 
 def _keys(field: str, keys: Any) -> int:
@@ -301,7 +341,7 @@ def _acting(rule: MaskUpdate, stop: int) -> list[int]:
 
 def _identity(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     runs: Runs,
     stop: int,
     every: int,
@@ -317,6 +357,7 @@ def _identity(
     if rule is not None:
         names.append("prunable")  # of the density that is recorded
     start = trees.rows(trees.host(runs.state), slice(len(runs.joins)))
+    hyper = runs.hyper
     return (
         {
             "kind": "runs",
@@ -327,11 +368,12 @@ def _identity(
             "keep": kept_at.tolist(),
             "validate": validate,
         }
-        | identity.of_rule(task, tx, rule)
+        | {f"hyper.{name}": [*map(settings.plain, x)] for name, x in hyper.items()}
+        | identity.of_rule(task, tx, rule, tuple(hyper))
         | identity.of_draws()
         | identity.of_task(task, names, ("validation",) if validate else ())
         | identity.of_data(task, where)
-        | identity.of_optimizer(task, tx)
+        | identity.of_optimizer(task, tx, tuple(hyper))
         | identity.of_arrays(noise=runs.noise)
         | identity.of_arrays(
             **{f"start.{name}": part for name, part in start._asdict().items()}
@@ -398,19 +440,21 @@ _ALL = 2**31 - 1
 
 def fresh(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     init: Key,
     noise: Key,
     *,
+    hyper: Mapping[str, Sequence[float]] = {},
     where: Where | None = None,
 ) -> Runs:
     """Dense networks from draws of the task's initialisation, at step 0.
 
     Args:
       task: what is trained.
-      tx: the optimizer.
+      tx: the optimizer; or a function of hyperparameters that makes it.
       init: init keys, `[R]`.
       noise: noise keys, `[R]`.
+      hyper: values of these for each run, `[R]`, by name.
       where: the devices that draw.
 
     Raises:
@@ -421,30 +465,29 @@ def fresh(
       RuntimeWarning: a device was full; fewer are drawn, and trained, at once.
     """
     measured.check(task)
-    errors.optimizer(tx)
     where, number = checked.place(where), _keys("init", init)
+    own = checked.hyperparameters(hyper, number)
+    checked.optimizer(task, tx, own)
     if _keys("noise", noise) != number:
         raise errors.wrong("noise.shape", noise.shape, f"({number},), as that of init")
     execution = (where.execution or default_execution()).check()
-    keys = execution.spread(init)
+    values, keys = execution.spread((own, init))
 
     def draw(execution: Execution) -> TrainState:
-        return program(_start, task.functions, execution, tx)(keys)
+        return program(_start, task.functions, execution, tx)(values, keys)
 
     drawn, _ = where.room.run("the draw of networks", execution, number, draw)
     zeros = np.zeros(number, np.int32)
-    return Runs(drawn, noise, zeros, zeros)
+    return Runs(drawn, noise, zeros, zeros, own)
 
 
-def _start(
-    functions: Task, execution: Execution, tx: optax.GradientTransformation
-) -> Callable[..., Any]:
-    def start(key: Key) -> TrainState:
+def _start(functions: Task, execution: Execution, tx: Optimizer) -> Callable[..., Any]:
+    def start(hyper: Mapping[str, Array], key: Key) -> TrainState:
         params, model_state, stream = functions.init(key)
-        network = Network(params, model_state)
-        return loop.start(tx, network, stream, masks.ones_like(params))
+        network, own = Network(params, model_state), at(tx, hyper)
+        return loop.start(own, network, stream, masks.ones_like(params))
 
-    return execution.parallel(start, (0,))
+    return execution.parallel(start, (0, 0))
 
 
 def concatenate(runs: Sequence[Runs]) -> Runs:
@@ -476,25 +519,31 @@ def concatenate(runs: Sequence[Runs]) -> Runs:
             names = "runs[0].state", f"{field}.state"
             trees.same(trees.rows(parts[0].state, 0), trees.rows(state, 0), names)
         joins, offset = (np.broadcast_to(x, (number,)) for x in (own.joins, own.offset))
-        parts.append(Runs(state, own.noise, joins, offset))
+        hyper = checked.hyperparameters(own.hyper, number)
+        if parts and list(hyper) != list(parts[0].hyper):
+            must = f"{list(parts[0].hyper)}, as those of runs[0]"
+            raise errors.wrong(f"{field}.hyper", list(hyper), must)
+        parts.append(Runs(state, own.noise, joins, offset, hyper))
     return trees.concatenate(parts)
 
 
 def start_many(
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     networks: Network,
     stream_state: StreamState,
     mask: Mask,
     *,
+    hyper: Mapping[str, Sequence[float]] = {},
     where: Where | None = None,
 ) -> TrainState:
     """What many networks start training from: `training.start` of each.
 
     Args:
-      tx: the optimizer.
+      tx: the optimizer; or a function of hyperparameters that makes it.
       networks: a stack of R.
       stream_state: of each, or ().
       mask: of each.
+      hyper: values of hyperparameters for each, `[R]`, by name.
       where: the devices.
 
     Returns:
@@ -509,7 +558,9 @@ def start_many(
     where = where or Where()
     execution = (where.execution or default_execution()).check()
     number = trees.count(networks.params)
-    placed = execution.spread((networks, stream_state, mask))
+    own = checked.hyperparameters(hyper, number)
+    settings.check(tx, tuple(own))
+    placed = execution.spread((own, networks, stream_state, mask))
 
     def start(execution: Execution) -> TrainState:
         return program(_start_given, execution, tx)(*placed)
@@ -518,18 +569,18 @@ def start_many(
     return execution.gather(found, number)
 
 
-def _start_given(
-    execution: Execution, tx: optax.GradientTransformation
-) -> Callable[..., Any]:
-    def start(network: Network, stream: StreamState, mask: Mask) -> TrainState:
-        return loop.start(tx, network, stream, mask)
+def _start_given(execution: Execution, tx: Optimizer) -> Callable[..., Any]:
+    def start(
+        hyper: Mapping[str, Array], network: Network, stream: StreamState, mask: Mask
+    ) -> TrainState:
+        return loop.start(at(tx, hyper), network, stream, mask)
 
-    return execution.parallel(start, (0, 0, 0))
+    return execution.parallel(start, (0, 0, 0, 0))
 
 
 def train_replicas(
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     steps: int,
     replicas: int | Sequence[int] = 5,
     *,
@@ -537,19 +588,24 @@ def train_replicas(
     validate_every: int | None = None,
     keep: Sequence[int] = (),
     rule: MaskUpdate | None = None,
+    sweep: settings.Sweep | None = None,
     where: Where | None = None,
 ) -> Trained:
     """Trains dense networks of independent initialisation and noise, all at once.
 
     Args:
       task: what is trained.
-      tx: the optimizer, with its schedule.
+      tx: the optimizer, with its schedule; for a sweep, a function of its hyperparameters
+        that makes it of traced values.
       steps: how many, from step 0.
       replicas: how many, or their ids; a replica's numbers depend on its id alone.
       seed: all keys follow from it and the id; an integer in [0, 2**32).
       validate_every: steps between validations; None for a tenth of the steps.
       keep: steps whose states are kept.
       rule: prunes, or changes the mask otherwise, while they train.
+      sweep: values by the names of hyperparameters. Each combination trains all replicas,
+        from the same initialisations and under the same noise; `Trained.dataset` has an
+        axis of each name.
       where: devices, folder, who watches.
 
     Raises:
@@ -558,9 +614,14 @@ def train_replicas(
     Example:
       >>> done = lj.train(task, optax.adam(1e-3), steps=1000, replicas=5)
       >>> done.curves.values["validation_error"][:, -1]
+      >>> rates = {"learning_rate": [1e-3, 3e-3]}
+      >>> done = lj.train(task, optax.adam, steps=1000, replicas=5, sweep=rates)
+      >>> done.dataset()["validation_error"].sel(learning_rate=3e-3).isel(step=-1)
     """
     ids, where = checked.replicas(replicas), checked.place(where)
-    errors.optimizer(tx)
+    axes = {} if sweep is None else settings.axes(sweep)
+    grid = settings.settings(sweep) if sweep is not None else [{}]
+    settings.check(tx, tuple(axes))
     steps = errors.whole("steps", steps, 1)
     if validate_every is not None:
         validate_every = errors.whole("validate_every", validate_every, 1)
@@ -570,9 +631,10 @@ def train_replicas(
     measured.check(task)
     if task.validates:
         measured.metrics(task, "validation")
-    found = keys_.of_replicas(seed, ids)
-    runs = fresh(task, tx, found.init, found.noise, where=where)
-    return train(
+    found = keys_.of_replicas(seed, np.tile(ids, len(grid)))
+    hyper = {name: [s[name] for s in grid for _ in ids] for name in axes}
+    runs = fresh(task, tx, found.init, found.noise, hyper=hyper, where=where)
+    done = train(
         task,
         tx,
         runs,
@@ -583,3 +645,4 @@ def train_replicas(
         rule=rule,
         where=where,
     )
+    return done._replace(axes={**axes, "replica": ids})

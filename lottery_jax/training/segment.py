@@ -5,17 +5,17 @@ nothing, so that it can be tried again with fewer runs at once.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lottery_jax import masks, trees
 from lottery_jax.dynamic import MaskUpdate, UpdateMask
 from lottery_jax.execution import Execution, Where
+from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints
 from lottery_jax.training import loop
 from lottery_jax.training.measured import evaluated, loss_metrics, metrics
@@ -42,12 +42,15 @@ class Runs(NamedTuple):
       joins: the step at which each run starts, int32 `[R]`.
       offset: added to the step for a run's position in its noise and in what the state of
         its optimizer counts, int32 `[R]`.
+      hyper: values by the names of hyperparameters, float32 `[R]`, where the optimizer is
+        a function of them.
     """
 
     state: TrainState
     noise: Key
     joins: np.ndarray
     offset: np.ndarray
+    hyper: Mapping[str, np.ndarray] = {}
 
 
 class Change(NamedTuple):
@@ -194,7 +197,7 @@ class Work:
     def __init__(
         self,
         task: Task,
-        tx: optax.GradientTransformation,
+        tx: Optimizer,
         runs: Runs,
         capacity: int,
         validate: bool,
@@ -216,6 +219,8 @@ class Work:
         self.data = shared_data(self.task, execution, where)
         self.noise = execution.place(self.runs.noise[self.at.deal])
         self.offset = execution.place(self.at.offset)
+        hyper = {name: x[self.at.deal] for name, x in self.runs.hyper.items()}
+        self.hyper = execution.place(hyper)
 
     def laid_out(self, first: Moment) -> Moment:
         """A moment in the order of the runs, as rows on the devices."""
@@ -241,7 +246,8 @@ class Work:
         if self._validate is not None:
             best = specs_of(moment.best)
             self._validate.ahead(specs[0], specs[1], best, step, active)
-        self._train.ahead(*specs, step, step, specs_of(self.offset), active)
+        hyper, offset = specs_of((self.hyper, self.offset))
+        self._train.ahead(*specs, step, step, hyper, offset, active)
 
     def one_step(self, moment: Moment) -> tuple[Program, tuple[Any, ...]]:
         """The training program and the arguments of a segment of one step, to try it."""
@@ -250,7 +256,7 @@ class Work:
         )
         bounds = np.int32(0), np.int32(1)
         args = self.data, moment.rows, self.noise
-        return self._train, (*args, *bounds, self.offset, active)
+        return self._train, (*args, *bounds, self.hyper, self.offset, active)
 
     def in_order(self, tree: PyTree) -> PyTree:
         """From rows to the order of the runs, on the host."""
@@ -275,11 +281,11 @@ class Work:
             )
             rows = update(
                 *(self.data, rows, self.noise),
-                *(np.int32(a), self.offset, active),
+                *(np.int32(a), self.hyper, self.offset, active),
             )
         rows, found = self._train(
             *(self.data, rows, self.noise),
-            *(np.int32(a), np.int32(b), self.offset, active),
+            *(np.int32(a), np.int32(b), self.hyper, self.offset, active),
         )
         seen = {name: np.asarray(x)[:, : b - a] for name, x in found.items()}
         curves = Curves(
@@ -347,7 +353,7 @@ def _mean_since(since: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray
 def _train(
     functions: Task,
     execution: Execution,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     capacity: int,
 ) -> Callable[..., Any]:
     def train(
@@ -356,6 +362,7 @@ def _train(
         noise: Key,
         a: Array,
         b: Array,
+        hyper: Mapping[str, Array],
         offset: Array,
         active: Array,
     ) -> tuple[TrainState, Metrics]:
@@ -364,10 +371,10 @@ def _train(
             dict(offset=offset, active=active),
         )
         return loop.train_steps(
-            task, tx, state, noise, a, b, capacity=capacity, **options
+            task, at(tx, hyper), state, noise, a, b, capacity=capacity, **options
         )
 
-    return execution.parallel(train, (None, 0, 0, None, None, 0, 0))
+    return execution.parallel(train, (None, 0, 0, None, None, 0, 0, 0))
 
 
 def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
@@ -386,7 +393,7 @@ def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
 def _update_mask(
     functions: Task,
     execution: Execution,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     rule: UpdateMask,
 ) -> Callable[..., Any]:
     def update(
@@ -394,14 +401,16 @@ def _update_mask(
         state: TrainState,
         noise: Key,
         step: Array,
+        hyper: Mapping[str, Array],
         offset: Array,
         active: Array,
     ) -> TrainState:
         task = functions._replace(data=data)
-        new = loop.update_mask(task, tx, rule, state, noise, step, offset)
+        own = at(tx, hyper)
+        new = loop.update_mask(task, own, rule, state, noise, step, offset)
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
-    return execution.parallel(update, (None, 0, 0, None, 0, 0))
+    return execution.parallel(update, (None, 0, 0, None, 0, 0, 0))
 
 
 def _density(functions: Task, execution: Execution) -> Callable[..., Any]:
