@@ -36,15 +36,13 @@ if TYPE_CHECKING:
 
 CLAIMS = {
     "nontrivial": "nontrivial sparsity",
-    "beats_small_dense": "beats small dense",
-    "beats_reinit": "beats reinit",
-    "matches_same_lr": "matches dense, same rate",
-    "matches_best_lr": "matches dense, any rate",
+    "beats_small_dense": "beats small dense, best rate",
+    "beats_reinit": "beats reinit, best rate",
+    "matches_same_lr": "matches dense, own rate",
+    "matches_best_lr": "matches dense, best rate",
 }
-"""The five conditions in words, in the order of `MaConditions`."""
-
-AGAIN = ("ticket", "reinit")
-"""What is trained with a ticket's mask at every rate, beside the study that found it."""
+"""The five conditions in words, in the order of `MaConditions`; "best rate" is claimed of
+every rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +146,10 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     named = [
         f"level {n}, found at {rate:g}" for n in levels for rate in cfg.learning_rates
     ]
-    again = dataclasses.replace(plan, chains=tuple(map(imp.Chain, named)), arms=AGAIN)
-    names = display.names(imp.swept(again, cfg.sweep), ids)
+    again = dataclasses.replace(
+        plan, chains=tuple(map(imp.Chain, named)), arms=("reinit",)
+    )
+    names = display.names(imp.swept(again, cfg.sweep, tickets=False), ids)
     there = where.below("masks")
     with display.watched(there, names=names, last=1, metric=metric) as place:
         trained = imp.retrain(
@@ -174,7 +174,7 @@ def _results(
       cfg: the configuration.
       ids: of the replicas.
       study: `[chain, learning_rate, arm, replica, level]`.
-      trained: `[chain, learning_rate, arm, replica, 1]`, a chain for each level and rate.
+      trained: `[chain, learning_rate, 1, replica, 1]`, a chain for each level and rate.
     """
     axes = ("learning_rate", "arm", "replica", "level")
     rates, number = len(cfg.learning_rates), cfg.levels
@@ -186,15 +186,14 @@ def _results(
         name: (axes, study[name].transpose(*axes).values)
         for name in (*measured, "density", "alive", "diverged")
     }
-    sizes = (number, rates, rates, len(AGAIN), len(ids))
+    trained = trained.isel(arm=0)
     for name in (*measured, "diverged"):
-        own = trained[name].transpose("chain", *axes).values
-        own = np.moveaxis(own.reshape(sizes), 0, -1)
-        for i, arm in enumerate(AGAIN):
-            out[f"{arm}_again_{name}"] = (
-                ("found_rate", "learning_rate", "replica", "pruned"),
-                own[:, :, i],
-            )
+        own = trained[name].isel(level=0).transpose("chain", "learning_rate", "replica")
+        own = own.values.reshape(number, rates, rates, len(ids))
+        out[f"reinit_{name}"] = (
+            ("found_rate", "learning_rate", "replica", "pruned"),
+            np.moveaxis(own, 0, -1),
+        )
     coordinates = {
         "learning_rate": list(cfg.learning_rates),
         "found_rate": list(cfg.learning_rates),
@@ -209,21 +208,18 @@ def _results(
 # --- what came out --------------------------------------------------------------------
 
 
-def trained_again(
-    results: "xr.Dataset", arm: str, metric: verdicts.Metric
-) -> "xr.DataArray":
-    """What a ticket's mask reaches at each rate; nan where diverged.
+def fresh(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
+    """What the masks reach with fresh weights at each rate; nan where diverged.
 
     Args:
       results: of a run.
-      arm: "reinit", the mask on fresh weights; or "ticket", on its own.
       metric: what is compared.
 
     Returns:
       `[found_rate, learning_rate, replica, level]`, of the levels after 0.
     """
-    values = results[f"{arm}_again_test_{metric.name}"]
-    values = values.where(results[f"{arm}_again_diverged"] == 0)
+    values = results[f"reinit_test_{metric.name}"]
+    values = values.where(results["reinit_diverged"] == 0)
     return values.rename(pruned="level")
 
 
@@ -231,7 +227,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """The five conditions on the ticket of each rate and level."""
     metric = recipes.metric(cfg)
     values = tested(results, metric)
-    reinit = trained_again(results, "reinit", metric)
+    reinit = fresh(results, metric)
     names = [f"replica {i}" for i in results["replica"].values]
     judged = []
 
@@ -308,6 +304,13 @@ def conclusions(outcome: Outcome) -> list[str]:
         f"Matching: {points(cfg.tolerance)} at the same rate, "
         f"{points(cfg.best_tolerance)} at every rate ({outcome.metric.unit})."
     )
+    dense = tested(outcome.results, outcome.metric).sel(arm="ticket", level=0)
+    chosen = float(best(dense, outcome.metric)["learning_rate"])
+    if chosen in (min(cfg.learning_rates), max(cfg.learning_rates)):
+        lines.append(
+            f"Dense is best at {chosen:g}, an end of the rates that were tried: its best "
+            "may lie beyond."
+        )
     return [*lines, *display.claims(outcome.judged)]
 
 
@@ -315,7 +318,7 @@ def tables(outcome: Outcome) -> list[Rows]:
     """What everything reaches at its best rate; and the conditions."""
     results, metric = outcome.results, outcome.metric
     shown = metrics.quality(metric)
-    values, reinit = tested(results, metric), trained_again(results, "reinit", metric)
+    values, reinit = tested(results, metric), fresh(results, metric)
     dense = values.sel(arm="ticket", level=0)
     small = values.sel(arm="small_dense")
     numbers, answers = [], []
@@ -337,7 +340,7 @@ def tables(outcome: Outcome) -> list[Rows]:
     title += "controls at the best of all rates"
     header = ["rate", "density %", "ticket", "reinit", "small dense", "dense"]
     return [
-        Rows(title, [*header, "dense, same rate"], numbers),
+        Rows(title, [*header, "dense, own rate"], numbers),
         Rows(
             "The conditions of Ma et al.",
             [*header[:2], *CLAIMS.values(), "in all"],
@@ -350,7 +353,7 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
     """Accuracy against density for each rate; and the conditions as a grid."""
     results, metric = outcome.results, outcome.metric
     shown = metrics.quality(metric)
-    values, reinit = tested(results, metric), trained_again(results, "reinit", metric)
+    values, reinit = tested(results, metric), fresh(results, metric)
     rates = results["found_rate"].values.tolist()
     dense, small = values.sel(arm="ticket", level=0), values.sel(arm="small_dense")
     density, number = densities(results), results.sizes["replica"]

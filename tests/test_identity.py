@@ -75,6 +75,11 @@ HASHES = {
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },
+    "ma": {
+        "mnist1d": "f3cd7867",
+        "lenet-fashion": "7e588c95",
+        "resnet20-cifar10-paper": "8b9d78ca",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -99,6 +104,7 @@ FREE = {
     "at_init": {"tolerance", "replicas"},
     "supermask": {"tolerance", "replicas"},
     "edge_popup": {"tolerance", "replicas"},
+    "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks, trees
+from lottery_jax import errors, masks, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.imp import levels
 from lottery_jax.imp.levels import Bench, Kept
@@ -377,7 +377,12 @@ def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
     """The tickets of a study's last level, by chain and replica; no folder is needed.
 
     They are what `run` would have stored, but for what only a caller's metadata says.
+
+    Raises:
+      ValueError: the study has trained controls alone.
     """
+    if "ticket" not in study.plan.arms:
+        raise errors.wrong("study.plan.arms", study.plan.arms, "with a 'ticket' in it")
     mask, network = trees.host((study.masks, study.rewound))
     level = study.levels[-1]
     density = study.records["density"][1][:, study.plan.arms.index("ticket"), :, -1]
