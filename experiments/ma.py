@@ -118,9 +118,11 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     cfg, task, _, plan = setup
     make_tx = recipes.optimizers(cfg, task.steps_per_epoch, cfg.learning_rates)
     metric, levels = recipes.metric(cfg), range(1, cfg.levels + 1)
-    finding = imp.swept(plan, cfg.sweep)
+    finding, there = imp.swept(plan, cfg.sweep), where.below("study")
+    if (folder := there.store) is None:
+        raise errors.wrong("where.folder", None, "a folder: tickets are kept there")
     with display.watched(
-        where.below("study"),
+        there,
         names=display.names(finding, ids),
         last=cfg.levels,
         metric=metric,
@@ -139,12 +141,11 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             },
             where=place,
         )
-        folder = errors.on_disk("out", place.store)
     of = dict.fromkeys(ids, folder)
     found = [row for n in levels for row in stored_tickets(of, finding, ids, n)]
     # Level after level, and the rates at which they were found within each.
     named = [
-        f"level {n}, found at {rate:g}" for n in levels for rate in cfg.learning_rates
+        f"level {n}, found at {rate!r}" for n in levels for rate in cfg.learning_rates
     ]
     again = dataclasses.replace(
         plan, chains=tuple(map(imp.Chain, named)), arms=("reinit",)
@@ -179,17 +180,17 @@ def _results(
     axes = ("learning_rate", "arm", "replica", "level")
     rates, number = len(cfg.learning_rates), cfg.levels
     study = study.isel(chain=0)
-    measured = [
-        name for name in study if name.startswith("test_") and "_early" not in name
-    ]
+    names = [str(name) for name in study]
+    measured = [n for n in names if n.startswith("test_") and "_early" not in n]
     out: dict[str, Any] = {
         name: (axes, study[name].transpose(*axes).values)
         for name in (*measured, "density", "alive", "diverged")
     }
     trained = trained.isel(arm=0)
     for name in (*measured, "diverged"):
-        own = trained[name].isel(level=0).transpose("chain", "learning_rate", "replica")
-        own = own.values.reshape(number, rates, rates, len(ids))
+        last = trained[name].isel(level=0)
+        own = last.transpose("chain", "learning_rate", "replica").values
+        own = own.reshape(number, rates, rates, len(ids))
         out[f"reinit_{name}"] = (
             ("found_rate", "learning_rate", "replica", "pruned"),
             np.moveaxis(own, 0, -1),
@@ -324,7 +325,7 @@ def tables(outcome: Outcome) -> list[Rows]:
     numbers, answers = [], []
     found = conditions(outcome.judged)
     for (rate, level), five in found.items():
-        at = {"learning_rate": rate, "level": level}
+        at: dict[str, Any] = {"learning_rate": rate, "level": level}
         of_mask = reinit.sel(found_rate=rate, level=level)
         place = [f"{rate:g}", f"{100 * densities(results)[level - 1]:.1f}"]
         row = [display.mean_range(shown.of(values.sel(arm="ticket", **at).values), 1)]

@@ -166,6 +166,7 @@ def test_controls_are_those_of_a_study_at_one_rate(tiny):
         dataclasses.replace(cfg, learning_rate=rate), task.steps_per_epoch
     )
     study = imp.run(task, tx, plan, levels=2, replicas=cfg.replicas)
+    assert results.sizes["found_rate"] == results.sizes["pruned"] == 2
     expected = (
         study.dataset().isel(chain=0)["test_loss"].transpose(..., "replica", "level")
     )
@@ -182,6 +183,18 @@ def test_controls_are_those_of_a_study_at_one_rate(tiny):
         expected.sel(arm="reinit", level=[1, 2]),
         rtol=1e-6,
     )
+
+
+def test_controls_alone_make_no_tickets():
+    plan = imp.Plan(steps=1, arms=("reinit",))
+    assert imp.check(plan, tickets=False).arms == ("reinit",)
+    with pytest.raises(ValueError, match="'ticket' must be among them"):
+        imp.check(plan)
+    with pytest.raises(ValueError, match="there must be one at least"):
+        imp.check(dataclasses.replace(plan, arms=()), tickets=False)
+    study = imp.Study(*[None] * 5, plan, (0,), (1,))
+    with pytest.raises(ValueError, match="study.plan.arms=.*'ticket'"):
+        imp.tickets_of(study)
 
 
 @pytest.mark.parametrize(
