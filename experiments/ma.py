@@ -387,6 +387,7 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
         panels,
         ylabel=f"test {shown.name} at the end\nof training ({shown.unit})",
         title=title,
+        lowest=_lowest(panels) if metric == verdicts.ERROR else None,
     )
     yield shown.name, figure, outcome.judged
     found = conditions(outcome.judged)
@@ -407,6 +408,18 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
         title=f"{outcome.networks}: the conditions of Ma et al., n = {number}",
     )
     yield "conditions", figure, outcome.judged
+
+
+def _lowest(panels: Mapping[str, plots.Panel]) -> float | None:
+    """Where the axis begins if something lies far below tickets, masks and dense."""
+    own: list[np.ndarray] = []
+    for panel in panels.values():
+        ticket, reinit, _ = panel.lines.values()
+        own += [ticket, reinit, np.array(list(panel.levels.values()))]
+    low, high = (f([f(x) for x in own]) for f in (np.nanmin, np.nanmax))
+    least = np.nanmin([np.nanmin(y) for p in panels.values() for y in p.lines.values()])
+    foot = float(low - 0.5 * (high - low))
+    return foot if least < foot else None
 
 
 def _mean(shown: metrics.Shown, dense: "xr.DataArray", rate: float) -> float:

@@ -96,6 +96,7 @@ def panels_against_density(
     *,
     ylabel: str,
     title: str = "",
+    lowest: float | None = None,
 ) -> Any:
     """Lines over density in several panels, with the same axes and one legend below.
 
@@ -104,6 +105,7 @@ def panels_against_density(
       panels: by their titles, all with the same labels.
       ylabel: with its unit.
       title: above all.
+      lowest: where the vertical axis begins; a mean below it is written at its foot.
 
     Returns:
       A matplotlib figure: means over replicas, bars from min to max.
@@ -113,6 +115,19 @@ def panels_against_density(
         styles = _styles([_arm(label) for label in panel.lines])
         for label, y in panel.lines.items():
             _mean_line(axes, 100 * density, y, label, styles[_arm(label)])
+            for x, mean in zip(100 * density, np.nanmean(y, axis=0)):
+                if lowest is not None and mean < lowest:
+                    color, foot = styles[_arm(label)][0], axes.get_xaxis_transform()
+                    axes.text(
+                        x,
+                        0.01,
+                        f"{mean:.1f} \N{DOWNWARDS ARROW}",
+                        transform=foot,
+                        color=color,
+                        fontsize=8,
+                        ha="right",
+                    )
+        axes.set_ylim(bottom=lowest)
         for i, (label, level) in enumerate(panel.levels.items()):
             line = (0, ((2, 2), (6, 2))[i % 2])
             axes.axhline(

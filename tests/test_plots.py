@@ -310,6 +310,15 @@ def test_panels_share_their_axes_and_show_their_own_lines_and_levels():
     assert shown == ["dense", "other", "ticket, at best"]
 
 
+def test_what_lies_below_the_axes_of_panels_is_written_at_their_foot():
+    panels = {"a": plots.Panel({"ticket": np.array([[90.0, 80, 10], [92, 84, 20]])})}
+    (axes,) = plots.panels_against_density(
+        DENSITY, panels, ylabel="y", lowest=50.0
+    ).axes
+    assert axes.get_ylim()[0] == 50
+    assert [text.get_text() for text in axes.texts] == ["15.0 \N{DOWNWARDS ARROW}"]
+
+
 def test_answers_are_words_in_cells_of_their_colour():
     grid = {"first": ["yes", "no"], "second": ["undecided", "secondary prize"]}
     figure = plots.answers({"a": grid, "b": grid}, ["41", "17"], xlabel="density (%)")
