@@ -10,6 +10,7 @@ from experiments import (
     edge_popup,
     imp,
     instability,
+    ma,
     rewinding,
     strong_lth,
     supermask,
@@ -29,4 +30,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     at_init.EXPERIMENT,
     strong_lth.EXPERIMENT,
     transfer.EXPERIMENT,
+    ma.EXPERIMENT,
 )

@@ -246,11 +246,11 @@ def retrain(
     ids = sorted(of)[: cfg.replicas]
     if len(ids) < cfg.replicas:
         raise ValueError(f"replicas={cfg.replicas}; {source} has {len(ids)}")
-    found = _tickets(of, protocol, ids, level)
+    found = stored_tickets(of, protocol, ids, level)
     # A random mask, say, keeps weights that the level's tickets have lost.
     losing = {arm.name for arm in imp.ARMS if arm.lost}
     lost = level > 0 and not losing.isdisjoint(protocol.arms)
-    dense = _tickets(of, protocol, ids, 0) if lost else None
+    dense = stored_tickets(of, protocol, ids, 0) if lost else None
     params = setup.task.shapes[0]
     try:
         masks.check(found[0][0].mask, params)
@@ -303,10 +303,20 @@ def _sweep_of(
     return {}
 
 
-def _tickets(
+def stored_tickets(
     where: Mapping[int, pathlib.Path], protocol: imp.Plan, ids: list[int], level: int
 ) -> list[list[tickets.Ticket]]:
-    """The tickets of a level, by chain and replica."""
+    """The tickets of a level, by chain and replica.
+
+    Args:
+      where: the folder of the study of each replica.
+      protocol: of these studies.
+      ids: of the replicas.
+      level: of pruning.
+
+    Raises:
+      FileNotFoundError: there are none; says of which levels there are.
+    """
 
     def path(chain: imp.Chain, i: int, level: int) -> pathlib.Path:
         return imp.ticket_path(where[i], chain.name, level, i)

@@ -84,7 +84,7 @@ def ma_conditions(
     tolerance: float,
     dense_errors: Mapping[float, ArrayLike] | None = None,
     reinit_errors: Mapping[float, ArrayLike] | None = None,
-    small_dense_error: ArrayLike | None = None,
+    small_dense_error: ArrayLike | Mapping[float, ArrayLike] | None = None,
     margin: float = 0.005,
     same_lr_tolerance: float = 0.002,
     metric: Metric = ERROR,
@@ -109,7 +109,8 @@ def ma_conditions(
         (`MA_TOLERANCE` has the paper's numbers by data set).
       dense_errors: learning rate -> `[R]`, of the dense network. None: not run.
       reinit_errors: learning rate -> `[R]`, of the ticket's mask with fresh weights.
-      small_dense_error: `[R]`, of a dense network with as many weights.
+      small_dense_error: `[R]`, of a dense network with as many weights; or learning rate
+        -> `[R]`, for a claim about its best one.
       margin: by how much reinit must be worse; the paper says 0.5 points.
       same_lr_tolerance: how much worse than dense at `lr` still matches.
       metric: what is judged. The defaults of margin and same_lr_tolerance, like
@@ -211,7 +212,15 @@ def ma_conditions(
             confidence=1.0,
         ),
         beats_small_dense=(
-            absent("small_dense_error not given", beats, 0.0, "beats small dense")
+            at_every_lr(
+                small_dense_error,
+                "small_dense_error",
+                beats,
+                0.0,
+                "beats small dense at any lr",
+            )
+            if isinstance(small_dense_error, Mapping)
+            else absent("small_dense_error not given", beats, 0.0, "beats small dense")
             if small_dense_error is None
             else compare(
                 small_dense_error, "small_dense_error", beats, 0.0, "beats small dense"

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,6 +76,136 @@ def against_density(
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
     _names(figure, axes)
+    return figure
+
+
+class Panel(NamedTuple):
+    """What is drawn in one of several axes beside each other.
+
+    Attributes:
+      lines: per label `[replicas, levels]`; nan entries are left out.
+      levels: horizontal lines, by their labels.
+    """
+
+    lines: Mapping[str, np.ndarray]
+    levels: Mapping[str, float] = {}
+
+
+def panels_against_density(
+    density: np.ndarray,
+    panels: Mapping[str, Panel],
+    *,
+    ylabel: str,
+    title: str = "",
+    lowest: float | None = None,
+) -> Any:
+    """Lines over density in several panels, with the same axes and one legend below.
+
+    Args:
+      density: `[levels]`, in (0, 1], of all lines.
+      panels: by their titles, all with the same labels.
+      ylabel: with its unit.
+      title: above all.
+      lowest: where the vertical axis begins; a mean below it is written at its foot.
+
+    Returns:
+      A matplotlib figure: means over replicas, bars from min to max.
+    """
+    figure, row = _row(len(panels), 3.6)
+    for axes, (name, panel) in zip(row, panels.items()):
+        styles = _styles([_arm(label) for label in panel.lines])
+        for label, y in panel.lines.items():
+            _mean_line(axes, 100 * density, y, label, styles[_arm(label)])
+            for x, mean in zip(100 * density, np.nanmean(y, axis=0)):
+                if lowest is not None and mean < lowest:
+                    color, foot = styles[_arm(label)][0], axes.get_xaxis_transform()
+                    axes.text(
+                        x,
+                        0.01,
+                        f"{mean:.1f} \N{DOWNWARDS ARROW}",
+                        transform=foot,
+                        color=color,
+                        fontsize=8,
+                        ha="right",
+                    )
+        axes.set_ylim(bottom=lowest)
+        for i, (label, level) in enumerate(panel.levels.items()):
+            line = (0, ((2, 2), (6, 2))[i % 2])
+            axes.axhline(
+                level, color="#222222", linewidth=0.9, linestyle=line, label=label
+            )
+        _density_axis(axes, density)
+        axes.set_title(name, fontsize=9)
+    row[0].set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=10)
+    handles, labels = row[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=3,
+    )
+    return figure
+
+
+def _arm(label: str) -> str:
+    """The arm that a label such as "reinit, at its best rate" begins with."""
+    return label.partition(",")[0]
+
+
+ANSWERS: Mapping[str, str] = {
+    "yes": "#8fc7a0",
+    "no": "#e8a28c",
+    "undecided": "#e6e6e6",
+    "jackpot": "#3f9a5b",
+    "secondary prize": "#f0d080",
+    "none": "#e8a28c",
+}
+"""Colours of answers to claims."""
+
+
+def answers(
+    grids: Mapping[str, Mapping[str, Sequence[str]]],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    title: str = "",
+) -> Any:
+    """Answers as tables beside each other: a row for each claim, coloured and in words.
+
+    Args:
+      grids: by their titles; per claim an answer for each column: one of `ANSWERS` gets
+        its colour, anything else none. All have the same claims.
+      columns: what the answers are given for.
+      xlabel: what these are.
+      title: above all.
+
+    Raises:
+      ValueError: another number of answers than of columns; names the claim.
+    """
+    figure, row = _row(len(grids), 0.5 + 0.42 * max(map(len, grids.values())))
+    for axes, (name, grid) in zip(row, grids.items()):
+        for place, (claim, given) in enumerate(grid.items()):
+            if len(given) != len(columns):
+                must = f"{len(columns)} answers, one for each column"
+                raise errors.wrong(f"grids[{name!r}][{claim!r}]", list(given), must)
+            for at, answer in enumerate(given):
+                color = ANSWERS.get(answer, "#ffffff")
+                axes.barh(place, 0.96, 0.92, at - 0.48, color=color)
+                words = answer.replace(" ", "\n")
+                axes.text(at, place, words, ha="center", va="center", fontsize=7)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(grid) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), columns, fontsize=8)
+        axes.set_yticks(range(len(grid)), list(grid), fontsize=8)
+        axes.set_xlabel(xlabel)
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -985,6 +1115,18 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _row(number: int, height: float) -> tuple[Any, Any]:
+    """A figure of axes beside each other that share their vertical one."""
+    figure, axes = _figure()
+    figure.set_size_inches(max(6.0, 1.2 + 2.8 * number), height + 0.6)
+    axes.remove()
+    row = figure.subplots(1, number, sharey=True, squeeze=False)[0]
+    for own in row:
+        own.spines[["top", "right"]].set_visible(False)
+        own.grid(axis="y", color="#dddddd", linewidth=0.6)
+    return figure, row
 
 
 def _mean_line(

@@ -81,6 +81,11 @@ HASHES = {
         "conv2": "c9deb2d2",
         "resnet20-cifar-paper": "7fceb07a",
     },
+    "ma": {
+        "mnist1d": "f3cd7867",
+        "lenet-fashion": "7e588c95",
+        "resnet20-cifar10-paper": "8b9d78ca",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -106,6 +111,7 @@ FREE = {
     "supermask": {"tolerance", "replicas"},
     "edge_popup": {"tolerance", "replicas"},
     "transfer": {"tolerance", "replicas"},
+    "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

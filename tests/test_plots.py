@@ -436,3 +436,62 @@ def test_matrices_without_a_number_are_drawn():
         {"": np.full((1, 2), np.nan)}, rows=["a"], columns=["x", "y"], label="points"
     )
     assert not figure.axes[0].texts
+def test_panels_share_their_axes_and_show_their_own_lines_and_levels():
+    values = {
+        name: np.array([[1.0, 2, 3], [3, 4, 5]]) + i for i, name in enumerate("ab")
+    }
+    panels = {
+        name: plots.Panel({"ticket, at best": y}, {"dense": y.mean(), "other": 9.0})
+        for name, y in values.items()
+    }
+    figure = plots.panels_against_density(DENSITY, panels, ylabel="y (%)", title="all")
+    one, two = figure.axes
+    assert [axes.get_title() for axes in (one, two)] == ["a", "b"]
+    assert one.get_ylim() == two.get_ylim() and one.get_ylabel() == "y (%)"
+    for axes, y in zip((one, two), values.values()):
+        (line,) = (container.lines[0] for container in axes.containers)
+        np.testing.assert_allclose(line.get_ydata(), y.mean(axis=0))
+        assert line.get_color() == plots.STYLES["ticket"][0]
+        levels = [
+            x.get_ydata()[0] for x in axes.lines if x.get_label() in panels["a"][1]
+        ]
+        assert levels == [y.mean(), 9.0]
+    (legend,) = figure.legends
+    shown = sorted(text.get_text() for text in legend.get_texts())
+    assert shown == ["dense", "other", "ticket, at best"]
+
+
+def test_what_lies_below_the_axes_of_panels_is_written_at_their_foot():
+    panels = {"a": plots.Panel({"ticket": np.array([[90.0, 80, 10], [92, 84, 20]])})}
+    (axes,) = plots.panels_against_density(
+        DENSITY, panels, ylabel="y", lowest=50.0
+    ).axes
+    assert axes.get_ylim()[0] == 50
+    assert [text.get_text() for text in axes.texts] == ["15.0 \N{DOWNWARDS ARROW}"]
+
+
+def test_answers_are_words_in_cells_of_their_colour():
+    grid = {"first": ["yes", "no"], "second": ["undecided", "secondary prize"]}
+    figure = plots.answers({"a": grid, "b": grid}, ["41", "17"], xlabel="density (%)")
+    for axes in figure.axes:
+        cells = {t.get_text(): t.get_position() for t in axes.texts}
+        assert cells == {
+            "yes": (0, 0),
+            "no": (1, 0),
+            "undecided": (0, 1),
+            "secondary\nprize": (1, 1),
+        }
+        for answer, bar in zip(sum(grid.values(), []), axes.patches):
+            assert matplotlib_hex(bar.get_facecolor()) == plots.ANSWERS[answer]
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["41", "17"]
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first claim is at the top
+    with pytest.raises(
+        ValueError, match=r"grids\['a'\]\['x'\]=.*; it must be 2 answers"
+    ):
+        plots.answers({"a": {"x": ["yes"]}}, ["41", "17"], xlabel="")
+
+
+def matplotlib_hex(color):
+    from matplotlib.colors import to_hex
+
+    return to_hex(color)

@@ -521,6 +521,19 @@ def test_the_conditions_hold_of_accuracies_too():
     assert found.matches_best_lr.parts[0].claim.endswith("lr 0.3")
 
 
+def test_small_dense_networks_may_have_rates_of_their_own():
+    small = {0.1: TICKET + 0.03 + NOISE, 0.01: TICKET - 0.01 - NOISE}
+    assert ma(small_dense_error=small[0.1]).beats_small_dense.answer == "yes"
+    found = ma(small_dense_error=small)
+    assert found.beats_small_dense.answer == "no" and found.summary == "none"
+    assert [part.claim for part in found.beats_small_dense.parts] == [
+        f"beats small dense at any lr, lr {rate:g}" for rate in (0.01, 0.1)
+    ]
+    alone = ma(small_dense_error={0.1: small[0.1]}).beats_small_dense
+    assert alone.answer == "undecided" and "lr 0.1 only" in alone.reason
+    assert ma(small_dense_error={}).beats_small_dense.answer == "undecided"
+
+
 def test_a_rate_at_which_all_diverged_is_left_out():
     nan = np.full(3, math.nan)
     found = ma(reinit_errors={0.1: TICKET + 0.02, 0.01: TICKET + 0.05, 10.0: nan})

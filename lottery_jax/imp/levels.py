@@ -80,7 +80,9 @@ def lay_out(plan: Plan, replicas: int, execution: Execution) -> Rows:
     chain, replica, arm = chain[at], replica[at], arm[at]
     pairs = shape[0] * shape[1]
     pair = np.minimum(np.arange(execution.padded(pairs)), pairs - 1)
-    tickets = pair * shape[2] + plan.arms.index("ticket")
+    # Without tickets, as when controls are trained again, nothing is pruned.
+    own = plan.arms.index("ticket") if "ticket" in plan.arms else 0
+    tickets = pair * shape[2] + own
     own_pair = chain * replicas + replica
     return Rows(chain, replica, arm, number, own_pair, tickets, pairs)
 

@@ -148,7 +148,7 @@ class Plan:
       rewind_step: the step k that levels start from, 0 <= k < steps, where a chain says
         nothing else.
       chains: procedures that run side by side.
-      arms: names of `arms.ARMS`; "ticket" must be among them.
+      arms: names of `arms.ARMS`; in a study "ticket" must be among them.
       validate_every: steps between validations.
       level_optimizer: "reset" starts each level with fresh moments, "rewind" with those of
         the rewind step, masked.
@@ -213,8 +213,13 @@ class Plan:
         return own | {"arms": list(self.arms), "chains": chains, "replicas": list(ids)}
 
 
-def check(plan: Plan) -> Plan:
+def check(plan: Plan, *, tickets: bool = True) -> Plan:
     """The plan with Python's own numbers and tuples.
+
+    Args:
+      plan: the protocol.
+      tickets: whether "ticket" must be among its arms: a study prunes what these have
+        trained, a retraining of controls alone does not.
 
     Raises:
       ValueError: names the first field of a plan that makes no sense.
@@ -233,8 +238,11 @@ def check(plan: Plan) -> Plan:
     arms = errors.names("arms", plan.arms)
     for arm in arms:
         one_of("arms", arm, [known.name for known in ARMS])
-    if "ticket" not in arms or len(set(arms)) < len(arms):
-        raise ValueError(f"arms={arms}; 'ticket' must be among them, and each arm once")
+    if not arms or len(set(arms)) < len(arms) or (tickets and "ticket" not in arms):
+        must = (
+            "'ticket' must be among them" if tickets else "there must be one at least"
+        )
+        raise ValueError(f"arms={arms}; {must}, and each arm once")
     some_different("chains", [chain.name for chain in chains])
     _check_settings(chains)
     return dataclasses.replace(
@@ -248,12 +256,13 @@ def check(plan: Plan) -> Plan:
     )
 
 
-def swept(plan: Plan, sweep: settings.Sweep) -> Plan:
+def swept(plan: Plan, sweep: settings.Sweep, *, tickets: bool = True) -> Plan:
     """A plan in which each chain is done at all settings of a sweep.
 
     Args:
       plan: without settings.
       sweep: values by the names of hyperparameters.
+      tickets: see `check`.
 
     Returns:
       The plan with a chain for each chain and setting, the settings varying fastest; its
@@ -267,7 +276,7 @@ def swept(plan: Plan, sweep: settings.Sweep) -> Plan:
       >>> [chain.name for chain in plan.chains]
       ['imp, learning_rate=0.01', 'imp, learning_rate=0.1']
     """
-    plan, grid = check(plan), settings.settings(sweep)
+    plan, grid = check(plan, tickets=tickets), settings.settings(sweep)
     if plan.sweep:
         raise errors.wrong("sweep", dict(sweep), f"None: the plan has {plan.sweep}")
     chains = tuple(

@@ -410,7 +410,12 @@ def tickets_of(study: Study) -> list[list[tickets.Ticket]]:
     """The tickets of a study's last level, by chain and replica; no folder is needed.
 
     They are what `run` would have stored, but for what only a caller's metadata says.
+
+    Raises:
+      ValueError: the study has trained controls alone.
     """
+    if "ticket" not in study.plan.arms:
+        raise errors.wrong("study.plan.arms", study.plan.arms, "with a 'ticket' in it")
     mask, network = trees.host((study.masks, study.rewound))
     level = study.levels[-1]
 

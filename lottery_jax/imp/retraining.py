@@ -41,7 +41,7 @@ def retrain(
       tx: the optimizer; for a sweep, a function of its hyperparameters that makes it of
         traced values.
       plan: the protocol; its chains name the tickets, and levels start with a reset
-        optimizer.
+        optimizer. Its arms may be controls alone.
       found: a ticket for each chain and replica.
       level: which level they are; at least 1 for arms other than "ticket" to differ.
       replicas: the ids of the replicas, for their keys; or how many, from 0.
@@ -65,10 +65,10 @@ def retrain(
       RuntimeWarning: a device ran out of memory; what follows runs fewer networks at
         once, which `changes` records. Or layers have no weight; see `run`.
     """
-    plan = dataclasses.replace(check(plan), level_optimizer="reset")
+    plan = dataclasses.replace(check(plan, tickets=False), level_optimizer="reset")
     ids, where = checked.replicas(replicas), checked.place(where)
     level = whole("level", level, 0)
-    swept_ = plan if sweep is None else swept(plan, sweep)
+    swept_ = plan if sweep is None else swept(plan, sweep, tickets=False)
     check_task(task, plan, 0)
     checked.optimizer(task, tx, swept_.hyper)
     found = _by_chain("found", found)
