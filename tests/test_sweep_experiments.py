@@ -27,7 +27,7 @@ def test_a_swept_optimizer_is_the_one_with_these_fields(optimizer, schedule):
         fields["momentum"] = 0.5
     swept = {f"sweep_{name}": (value, 0.25) for name, value in fields.items()}
     swept["sweep_warmup"] = ("1ep", "0it")
-    make = recipes.make_optimizer(dataclasses.replace(recipe, **swept), 10)
+    make = recipes.make_optimizer(dataclasses.replace(recipe, **swept), 10, sweeps=True)
     assert [*recipes.sweep(dataclasses.replace(recipe, **swept), 10)] == [
         name for name in recipes.SWEPT if f"sweep_{name}" in swept
     ]
@@ -73,9 +73,9 @@ def test_experiments_without_a_sweep_refuse_its_fields(experiment):
     cfg = experiment.presets[experiment.default].config
     cfg = dataclasses.replace(cfg, sweep_warmup=("0it", "1it"))
     with pytest.raises(
-        ValueError, match="sweep_warmup=.* it must be empty: .* no sweep"
+        ValueError, match="sweep_warmup=.* it must be empty: there is no sweep"
     ):
-        experiment.check(cfg)
+        experiment.prepare(cfg)
 
 
 def test_a_study_says_what_each_setting_is(tmp_path, capsys):
