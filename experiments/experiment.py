@@ -102,7 +102,6 @@ class Experiment(Generic[C]):
       complete: for studies that grow in more than replicas: whether results hold all
         that a configuration asks for.
       again: for `--from`: (config, run, level, folder of the new run) -> its results.
-      sweeps: whether it says of each setting what it says of one: the fields `sweep_*`.
       select: for one command of several studies: the one that a configuration means.
     """
 
@@ -120,7 +119,6 @@ class Experiment(Generic[C]):
     default: str = "mnist1d"
     complete: Callable[["xr.Dataset", C], bool] | None = None
     again: Callable[[C, pathlib.Path, int, pathlib.Path], "xr.Dataset"] | None = None
-    sweeps: bool = False
     select: Callable[[C], "Experiment"] | None = None
 
     @property
@@ -145,9 +143,6 @@ class Experiment(Generic[C]):
                 least = 2
             if hasattr(cfg, field):
                 errors.at_least(field, getattr(cfg, field), least)
-        for field in (f"sweep_{name}" for name in recipes.SWEPT):
-            if (values := getattr(cfg, field, ())) and not self.sweeps:
-                raise errors.wrong(field, values, f"empty: {self.name} has no sweep")
         (launch.execution(cfg) or default_execution()).check()
 
     def run(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":

@@ -171,7 +171,7 @@ def prepare(cfg: Config) -> Setup:
     """Task, optimizer and plan; errors name the field."""
     task = make_task(cfg)
     protocol = plan(cfg, task.steps_per_epoch)
-    tx = make_optimizer(cfg, task.steps_per_epoch)
+    tx = make_optimizer(cfg, task.steps_per_epoch, sweeps=True)
     params = task.shapes[0]
     for field, patterns in (("exclude", cfg.exclude), ("rates", dict(cfg.rates))):
         try:
@@ -584,7 +584,6 @@ EXPERIMENT = Experiment(
     conclusions=conclusions,
     complete=complete,
     again=retrain,
-    sweeps=True,
 )
 main = EXPERIMENT.main
 

@@ -439,8 +439,16 @@ def at_setting(recipe: C, hyper: Mapping[str, float]) -> C:
     return dataclasses.replace(recipe, **own)
 
 
-def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> Optimizer:
+def make_optimizer(
+    recipe: Recipe, steps_per_epoch: int, *, sweeps: bool = False
+) -> Any:
     """The optimizer of a recipe, with its schedule; a function of what it sweeps.
+
+    Args:
+      recipe: the recipe.
+      steps_per_epoch: of its task.
+      sweeps: whether the experiment says of each setting what it says of one; where it
+        does not, a sweep is refused.
 
     Raises:
       ValueError: a field out of range.
@@ -450,6 +458,11 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> Optimizer:
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{field}={value}; it must be 0 or more")
     swept = sweep(recipe, steps_per_epoch)
+    for name in () if sweeps else swept:
+        field = f"sweep_{name}"
+        raise errors.wrong(
+            field, getattr(recipe, field), "empty: there is no sweep here"
+        )
     fixed = parse_step(recipe, "warmup", steps_per_epoch)
     law = _law(recipe, steps_per_epoch)
 

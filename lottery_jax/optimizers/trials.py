@@ -91,20 +91,32 @@ def check_traced(tx: Any, names: Sequence[str], shapes: PyTree) -> None:
       shapes: of the weights.
     """
 
+    leaves, structure = jax.tree.flatten(shapes)
+    if (wrong := _untraced(tx, tuple(names), structure, tuple(leaves))) is not None:
+        raise errors.wrong("tx", errors.shown(tx), wrong)
+
+
+@functools.lru_cache(maxsize=128)
+def _untraced(
+    tx: Any, names: tuple[str, ...], structure: Any, leaves: tuple[Any, ...]
+) -> str | None:
+    """What an optimizer must be to be made of traced values, or None if it is."""
+
     def start_and_step(values: PyTree, params: Params) -> None:
         made = settings.at(tx, values)
         _any_update(made, params, made.init(params))
 
+    shapes = jax.tree.unflatten(structure, leaves)
     try:
         jax.eval_shape(start_and_step, settings.like(names), shapes)
-    except jax.errors.JAXTypeError as error:
+    except TypeError as error:  # those of JAX, and of what takes no tracer
         said = str(error).partition("\n")[0]
-        must = (
+        return (
             "one function for all settings, of traced values: without `if`, float() or "
             f"int() of {', '.join(names)} in it, or in what it calls; write jnp.where or "
             f"jnp.minimum ({said})"
         )
-        raise errors.wrong("tx", errors.shown(tx), must) from None
+    return None
 
 
 def _bowl(slope: Params) -> Callable[[Params], Array]:
