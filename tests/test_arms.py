@@ -488,7 +488,9 @@ def test_random_tickets_have_the_random_mask_and_the_reinits_weights(chain):
             toys.assert_equal(masked(both, own.params), masked(both, fresh.params))
             toys.assert_equal(own.params, masked(own.mask, own.params))
             toys.assert_equal(own.model_state, fresh.model_state)
-            assert (own.mask["hidden"]["kernel"] & ~fresh.mask["hidden"]["kernel"]).any()
+            assert (
+                own.mask["hidden"]["kernel"] & ~fresh.mask["hidden"]["kernel"]
+            ).any()
 
 
 def test_at_level_0_they_are_what_their_arm_is():

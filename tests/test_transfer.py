@@ -42,9 +42,7 @@ def source():
     plan = imp.Plan(STEPS, K, arms=("ticket",), validate_every=6)
     chain = imp.Chain(densities=imp.Geometric(0.4))
     plan = dataclasses.replace(plan, chains=(chain,))
-    study = imp.run(
-        toys.classification(), optax.sgd(0.1), plan, levels=2, replicas=IDS
-    )
+    study = imp.run(toys.classification(), optax.sgd(0.1), plan, levels=2, replicas=IDS)
     return study, imp.tickets_of(study)
 
 
@@ -63,9 +61,7 @@ def drawn(task, key):
 
 
 @pytest.mark.parametrize("make", [toys.classification, of_three_classes])
-def test_all_but_the_head_is_the_tickets_and_the_head_is_the_targets_draw(
-    make, getkey
-):
+def test_all_but_the_head_is_the_tickets_and_the_head_is_the_targets_draw(make, getkey):
     ticket, task, key = a_ticket(), make(), getkey()
     network, mask = transfer.graft(ticket, task, key)
     own = drawn(task, key)
