@@ -90,6 +90,83 @@ def answers(judged: Sequence[Judged], form: str, of: Callable[[Judged], str]) ->
     )
 
 
+def claims(judged: Sequence[Judged]) -> list[str]:
+    """What was claimed, a line for each claim: how often it holds, and how surely.
+
+        matching: yes at 9 of 16 densities, no at 4, undecided at 3 (16 comparisons; after
+        Bonferroni: yes 8, no 3)
+        Paired 95% intervals, n = 5.
+
+    Args:
+      judged: of one figure or of all; the verdicts of each claim are one
+        `verdicts.family`.
+
+    Returns:
+      The lines, in the order of the claims, and one that says what all rest on. "After
+      Bonferroni" are the answers by intervals that hold for all comparisons of the claim
+      together.
+    """
+    families = {
+        name: verdicts.family(one.verdict for one in own)
+        for name, own in by_claim(judged).items()
+    }
+    lines = [
+        _claim(name, own, by_claim(judged)[name]) for name, own in families.items()
+    ]
+    compared = [own for own in families.values() if own.number]
+    if not compared:
+        return lines
+    low = min(own.n[0] for own in compared)
+    high = max(own.n[1] for own in compared)
+    sure = ", ".join(dict.fromkeys(f"{100 * own.confidence:g}%" for own in compared))
+    n = f"n = {low}" if low == high else f"n = {low} to {high}"
+    return [*lines, f"Paired {sure} intervals, {n}."]
+
+
+def by_claim(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Verdicts by what is claimed, in the order of the claims."""
+    found: dict[str, list[Judged]] = {}
+    for one in judged:
+        found.setdefault(one.claim, []).append(one)
+    return found
+
+
+def _claim(name: str, family: verdicts.Family, judged: Sequence[Judged]) -> str:
+    """One claim in a line."""
+    surviving: str
+    if (total := len(judged)) == 1:
+        line = f"{name}: {judged[0].verdict.answer}"
+        surviving = family.simultaneous[0].answer
+    else:
+        shown = [f"{answer} at {n}" for answer, n in family.counts.items() if n]
+        shown[0] += f" of {total} {_places(judged)}"
+        line = f"{name}: {', '.join(shown)}"
+        left = [
+            f"{a} {n}" for a, n in family.surviving.items() if n and a != "undecided"
+        ]
+        surviving = ", ".join(left) or "none"
+    if not family.number:
+        return f"{line} (no interval)"
+    if family.number == 1:
+        return f"{line} (1 comparison)"
+    return f"{line} ({family.number} comparisons; after Bonferroni: {surviving})"
+
+
+def _places(judged: Sequence[Judged]) -> str:
+    """What verdicts of one claim differ in, in the plural: "densities"."""
+    values: dict[str, set[str]] = {}
+    for one in judged:
+        for name, value in one.where.items():
+            values.setdefault(name, set()).add(str(value))
+    differing = [name for name, several in values.items() if len(several) > 1]
+    if "density" in differing and "level" in differing:
+        differing.remove("level")  # the same thing
+    if len(differing) != 1:
+        return "places"
+    noun = differing[0].replace("_", " ")
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
 # --- while it runs --------------------------------------------------------------------
 
 
@@ -168,9 +245,9 @@ def progress(
     def watch(at: Progress) -> None:
         nonlocal now_in, shown
         levels = at.level is not None
-        label = f"level {at.level}/{last}" if levels else f"{what}{at.stage}"
+        label = what + (f"level {at.level}/{last}" if levels else at.stage)
         if at.resumed:
-            place = f"level {at.level}" if levels else label
+            place = f"{what}level {at.level}" if levels else label
             say(f"continuing at {place}, step {at.done}")
         if not levels and label != now_in:
             bar.reset(task)  # stages are unlike each other; levels are one long way
@@ -287,15 +364,41 @@ def leave(
       tables: one or more.
       lines: what follows from them, below.
     """
-    plain = [
-        {**one.where, "claim": one.claim, "verdict": verdicts.as_dict(one.verdict)}
-        for one in judged
-    ]
-    text = json.dumps(records.finite(plain), indent=1)
+    text = json.dumps(plain(judged), indent=1)
     records.write_text(folder / "verdicts.json", text + "\n")
     parts = [table.markdown() for table in tables]
     parts += ["\n".join(f"- {line}" for line in lines)] * bool(lines)
     records.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+
+
+def plain(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Verdicts for JSON: a flat object each, its place, the claim, and the verdict."""
+    return records.finite(
+        [
+            {**one.where, "claim": one.claim, "verdict": verdicts.as_dict(one.verdict)}
+            for one in judged
+        ]
+    )
+
+
+def note_verdicts(path: pathlib.Path, judged: Sequence[Judged]) -> None:
+    """Puts the verdicts into the attributes of stored results, if others are there.
+
+    The attribute `verdicts` is what verdicts.json holds, `claims` a list of lines from
+    `claims`. Both depend on fields that change no result, such as a tolerance, so they
+    may change in a folder.
+
+    Args:
+      path: of the results.
+      judged: the verdicts on all of them.
+    """
+    found = records.load(path)
+    own = {"verdicts": plain(judged), "claims": claims(judged)}
+    attributes = {name: json.dumps(value) for name, value in own.items()}
+    if attributes.items() <= found.attrs.items():
+        return
+    found.attrs |= attributes
+    records.save(path, found)
 
 
 def show(tables: Sequence[Rows], lines: Sequence[str]) -> None:

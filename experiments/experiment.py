@@ -17,7 +17,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from experiments import display, groups, identity, launch, recipes
 from experiments.display import Judged, Rows
@@ -62,9 +62,19 @@ class Outcome(NamedTuple):
         return recipes.metric(self.cfg)
 
 
+Drawn: TypeAlias = tuple[str, Any] | tuple[str, Any, Sequence[Judged]]
+"""A figure with its name, and the verdicts that are written below it."""
+
+
 def describe(outcome: Outcome) -> list[str]:
-    """The verdicts, a line each."""
-    return [one.verdict.describe() for one in outcome.judged]
+    """The verdicts, a line each; and, of claims at several places, how many hold."""
+    lines = [one.verdict.describe() for one in outcome.judged]
+    several = [
+        one
+        for own in display.by_claim(outcome.judged).values()
+        for one in own * (len(own) > 1)
+    ]
+    return lines + display.claims(several)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +95,9 @@ class Experiment(Generic[C]):
       one: runs a group of replicas, by ids, or what is missing of it.
       judge: the verdicts on results.
       tables: of an outcome.
-      figures: their names and matplotlib figures; the first is named on the screen.
+      figures: their names and matplotlib figures; the first is named on the screen. A
+        third entry says which verdicts are about a figure: they are written below it.
+        Without one the first figure bears all verdicts, and another none.
       conclusions: a line each.
       complete: for studies that grow in more than replicas: whether results hold all
         that a configuration asks for.
@@ -102,7 +114,7 @@ class Experiment(Generic[C]):
     one: Callable[[Any, list[int], Where], "xr.Dataset"]
     judge: Callable[["xr.Dataset", C], list[Judged]]
     tables: Callable[[Outcome], Sequence[Rows]]
-    figures: Callable[[Outcome], Iterable[tuple[str, Any]]]
+    figures: Callable[[Outcome], Iterable[Drawn]]
     conclusions: Callable[[Outcome], list[str]] = describe
     default: str = "mnist1d"
     complete: Callable[["xr.Dataset", C], bool] | None = None
@@ -201,11 +213,16 @@ class Experiment(Generic[C]):
         this = self.of(cfg)
         outcome = Outcome(results, cfg, preset, this.judge(results, cfg))
         first = None
-        for name, figure in this.figures(outcome):
+        for name, figure, *about in this.figures(outcome):
+            if first is None and not about:
+                about = [outcome.judged]
+            lines = [line for judged in about for line in display.claims(judged)]
+            plots.caption(figure, lines)
             plots.save(figure, folder / "figures" / name)
             first = first or folder / "figures" / f"{name}.png"
         tables, lines = this.tables(outcome), this.conclusions(outcome)
         display.leave(folder, outcome.judged, tables, lines)
+        display.note_verdicts(folder / "results.nc", outcome.judged)
         if note := results.attrs.get("note"):
             lines = [*lines, f"Data: {note}"]
         display.show(tables, [*lines, "", f"Figure: {first}"])

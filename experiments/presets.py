@@ -461,3 +461,47 @@ AT_INIT: Table = {
         ),
     ),
 }
+
+# All sets as 28x28 grey images, so that one network fits them all. Steps in iterations:
+# epochs of different sets differ.
+_GREY: Fields = dict(
+    inputs="grey28", datasets=("mnist", "fashion_mnist", "usps", "cifar10"),
+)
+
+TRANSFER: Table = {
+    "digits": (
+        "The demo: an MLP on two halves of 8x8 scans and on their first five classes, 3 "
+        "replicas, four densities; no download. Under a minute on 2 cores.",
+        dict(
+            data="digits", model="mlp-100-100", batch_size=32, learning_rate=2e-3,
+            steps="600it", rewind_step="30it",
+        ),
+    ),
+    "lenet": (
+        "LeNet-300-100 on MNIST, Fashion-MNIST, USPS and grey CIFAR-10: 4 sources x 4 "
+        "targets at 8 densities from 64% to 2.8%, 2,000 steps, 3 replicas. A quarter of "
+        "an hour on 2 cores.",
+        {
+            **_LENET, **_GREY, "steps": "2000it", "rewind_step": "100it", "every": 1000,
+            "levels": (2, 4, 6, 8, 10, 12, 14, 16),
+        },
+    ),
+    "conv2": (
+        "A narrow Conv-2 (8 channels) on Fashion-MNIST and grey CIFAR-10, at four "
+        "densities, 600 steps, 3 replicas. Ten minutes on 2 cores.",
+        {
+            **_LENET, **_GREY, "model": "conv-2-8", "datasets": ("fashion_mnist", "cifar10"),
+            "steps": "600it", "rewind_step": "30it", "every": 300, "fraction": 0.36,
+            "levels": (2, 4, 6, 8),
+        },
+    ),
+    "resnet20-cifar-paper": (
+        "Morcos et al.'s protocol with a ResNet-20: CIFAR-10, CIFAR-100 and SVHN in "
+        "colour, 30 levels, 6 replicas, k of one epoch. For a GPU (not run).",
+        dict(
+            **_CIFAR, datasets=("cifar10", "cifar100", "svhn"), model="resnet-20",
+            batch_size=128, drops=("20000it", "30000it"), steps="40000it",
+            rewind_step="400it", levels=tuple(range(1, 31)), replicas=6, every=1000,
+        ),
+    ),
+}

@@ -495,10 +495,179 @@ def histogram(
     return figure
 
 
+def panels_against_density(
+    density: np.ndarray,
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    ylabel: str,
+    title: str = "",
+    baselines: Mapping[str, float] | None = None,
+    baseline_label: str = "dense",
+) -> Any:
+    """Panels of lines over density, such as one for each target, with one legend.
+
+    Args:
+      density: `[levels]`, in (0, 1].
+      values: per panel and label `[replicas, levels]`; nan entries are left out. A label
+        has the same colour in all panels.
+      ylabel: with its unit.
+      title: above all panels.
+      baselines: a dashed horizontal line in panels, by their names.
+      baseline_label: its legend entry.
+
+    Returns:
+      A matplotlib figure, two panels in a row, each with a vertical axis of its own.
+    """
+    columns = min(2, len(values))
+    figure, grid = _grid(-(-len(values) // columns), columns, (3.6, 2.7))
+    styles = _styles(
+        list(dict.fromkeys(label for own in values.values() for label in own))
+    )
+    for axes, (panel, own) in zip(grid.flat, values.items()):
+        for label, y in own.items():
+            _mean_line(axes, 100 * density, y, label, styles[label])
+        if panel in (baselines or {}):
+            axes.axhline(
+                (baselines or {})[panel],
+                color="#222222",
+                linewidth=0.8,
+                linestyle=(0, (4, 3)),
+                label=baseline_label,
+            )
+        _density_axis(axes, density)
+        axes.set_title(panel, fontsize=9)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=10)
+    named = {
+        name: handle
+        for axes in grid.flat
+        for handle, name in zip(*axes.get_legend_handles_labels())
+    }
+    figure.legend(
+        named.values(),
+        named.keys(),
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=min(4, len(named)),
+    )
+    return figure
+
+
+def matrices(
+    values: Mapping[str, np.ndarray],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    marked: Mapping[str, np.ndarray] | None = None,
+) -> Any:
+    """Maps of differences side by side, with the numbers in their cells.
+
+    Args:
+      values: per panel `[rows, columns]`; nan is left white. All share one scale of
+        colours, red below 0 and blue above.
+      rows: their names, from the top.
+      columns: their names.
+      label: of the values, with their unit.
+      xlabel: what the columns are.
+      ylabel: what the rows are.
+      title: above all panels.
+      marked: cells with a star and bold numbers, bool, of panels by name.
+
+    Returns:
+      A matplotlib figure.
+    """
+    width = 1.0 + 0.55 * len(columns)
+    figure, grid = _grid(1, len(values), (width, 1.4 + 0.42 * len(rows)))
+    finite = np.abs(np.concatenate([np.ravel(x) for x in values.values()]))
+    finite = finite[np.isfinite(finite)]
+    most = max(float(finite.max()) if finite.size else 0.0, 1e-12)
+    for axes, (panel, found) in zip(grid.flat, values.items()):
+        axes.grid(False)
+        shown = axes.imshow(found, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        stars = (marked or {}).get(panel, np.zeros(np.shape(found), bool))
+        for i, j in np.argwhere(np.isfinite(found)):
+            dark = abs(found[i, j]) > 0.6 * most
+            axes.text(
+                j,
+                i,
+                f"{found[i, j]:+.1f}" + "*" * bool(stars[i, j]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if stars[i, j] else "normal",
+                color="white" if dark else "#222222",
+            )
+        names = [name.replace("_", " ") for name in columns]
+        axes.set_xticks(range(len(columns)), names, rotation=35, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), [], fontsize=8)
+        axes.set_title(panel, fontsize=9)
+        axes.set_xlabel(xlabel)
+    grid[0, 0].set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    grid[0, 0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=list(grid.flat), label=label)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+CAPTION_SIZE = 7
+"""Size of the text below a figure, in points."""
+
+
+def caption(figure: Any, lines: Sequence[str]) -> Any:
+    """Writes text below a figure; `save` makes the page as much longer.
+
+    What is drawn keeps its place and size, so nothing can overlap the text.
+
+    Args:
+      figure: from any function here, or another of matplotlib's.
+      lines: of text, each broken where it would be wider than the figure; what follows
+        is set in. None of them: nothing is written.
+
+    Returns:
+      The figure.
+    """
+    if not lines:
+        return figure
+    points = 72 * figure.get_figwidth()
+    left = 0.02
+    broken = [part for line in lines for part in _broken(line, points * (0.98 - left))]
+    text = figure.text(left, 0, "\n".join(broken), va="top", fontsize=CAPTION_SIZE)
+    text.set_parse_math(False)
+    return figure
+
+
+def _broken(line: str, width: float) -> list[str]:
+    """A line in parts no wider than so many points, where its words allow it."""
+    from matplotlib.textpath import TextPath
+
+    def wide(text: str) -> float:
+        # Ends that are measured: a path has no extent where there is only a blank.
+        return TextPath((0, 0), f"{text}|", size=CAPTION_SIZE).get_extents().width
+
+    parts, indent = [""], "    "
+    for word in line.split():
+        longer = f"{parts[-1]} {word}" if parts[-1].strip() else f"{parts[-1]}{word}"
+        if parts[-1].strip() and wide(longer) > width:
+            longer = indent + word
+            parts.append("")
+        parts[-1] = longer
+    return parts
+
+
 def save(
     figure: Any, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")
 ) -> None:
     """Writes a figure in several formats beside each other and closes it.
+
+    Text below the figure, from `caption`, belongs to it.
 
     Raises:
       ValueError: the path is an address.
@@ -509,11 +678,12 @@ def save(
     path = errors.on_disk("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        page = _page(figure)
         for suffix in formats:
             # No date in the file: the same figure makes the same bytes.
             metadata = {"Date": None} if suffix == "svg" else None
             target = path.with_suffix(f".{suffix}")
-            figure.savefig(target, dpi=150, metadata=metadata)
+            figure.savefig(target, dpi=150, metadata=metadata, bbox_inches=page)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"cannot write {target}: {reason}") from error
@@ -521,7 +691,31 @@ def save(
         pyplot.close(figure)
 
 
+def _page(figure: Any) -> Any:
+    """What is written of a figure, in inches: all of it, with the text below; or None."""
+    from matplotlib.transforms import Bbox
+
+    page = figure.bbox_inches
+    boxes = [text.get_window_extent() for text in figure.texts]
+    bottom = min((box.y0 / figure.dpi for box in boxes), default=0.0)
+    if bottom >= page.y0:
+        return None
+    # A legend outside of the axes would go to the lower end of what is written.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
+    return Bbox.from_extents(page.x0, bottom - 0.08, page.x1, page.y1)
+
+
 def _figure() -> tuple[Any, Any]:
+    """A figure with axes."""
+    figure, grid = _grid(1, 1, (6.0, 3.8))
+    return figure, grid[0, 0]
+
+
+def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure with axes `[rows, columns]`, and the size of one of them in inches."""
     try:
         import matplotlib
     except ImportError:
@@ -532,10 +726,17 @@ def _figure() -> tuple[Any, Any]:
     matplotlib.rcParams["svg.hashsalt"] = "lottery_jax"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.0, 3.8), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure, axes
+    figure, grid = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(columns * size[0], rows * size[1]),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    return figure, grid
 
 
 def _mean_line(

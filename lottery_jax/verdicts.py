@@ -13,11 +13,15 @@ Differences are always `values - reference`: negative is good where lower is bet
 positive where higher is. Replicas that diverged (nan in either arm) are left out, by
 name, and the verdict says so. Missing controls and too few replicas make a verdict
 undecided; malformed input raises `ValueError`.
+
+A claim that is made at many places, such as every density of a figure, errs more often
+somewhere than at each. `family` says how many comparisons were made, and which answers
+hold all at once.
 """
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -584,6 +588,116 @@ def combine(*verdicts: Verdict, claim: str | None = None) -> Verdict:
     )
 
 
+class Family(NamedTuple):
+    """Verdicts that are read together, such as those of one claim at every density.
+
+    Attributes:
+      verdicts: as they were given: each by an interval of its own.
+      simultaneous: the same by intervals that hold all at once; see `family`. An answer
+        is the one of `verdicts`, or undecided.
+      number: of comparisons: of the intervals that were looked at, those of parts
+        included. A claim without one (a control that was not run, fewer than two
+        replicas, an exact count) is none.
+      confidence: of each single interval, and of all simultaneous ones together.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    simultaneous: tuple[Verdict, ...]
+    number: int
+    confidence: float
+
+    @property
+    def counts(self) -> dict[Answer, int]:
+        """How often each answer was given, each by its own interval."""
+        return _counts(self.verdicts)
+
+    @property
+    def surviving(self) -> dict[Answer, int]:
+        """How often each answer is given by the simultaneous intervals."""
+        return _counts(self.simultaneous)
+
+    @property
+    def n(self) -> tuple[int, int]:
+        """The fewest and the most independent units that a comparison rests on."""
+        units = [v.n for one in self.verdicts for v in _compared(one)] or [0]
+        return min(units), max(units)
+
+
+def family(verdicts: Iterable[Verdict]) -> Family:
+    """How many comparisons verdicts rest on, and which of them hold all at once.
+
+    An interval of 95% misses its mean in one comparison of twenty, so of many answers
+    some are wrong by chance. Here each of m intervals is computed anew at the confidence
+    1 - (1 - c) / m, c that of the verdicts (Bonferroni's inequality; Dunn, Multiple
+    Comparisons Among Means, 1961): with probability c or more all m hold their means at
+    once, whatever the dependence between them, and so every yes and every no that they
+    give is right at once. Holm's step-down procedure rejects more, but it tests one
+    direction and has no such simple intervals, while a verdict is its interval.
+
+    Parts of a combined verdict count as comparisons of their own: a no is given by any of
+    them. What a verdict alone left undecided stays so.
+
+    Args:
+      verdicts: in any order, all of one confidence. Which they are should not depend on
+        their answers.
+
+    Returns:
+      The family; the answers that were given stay as they are.
+
+    Raises:
+      ValueError: intervals of different confidence.
+    """
+    given = tuple(verdicts)
+    compared = [v for one in given for v in _compared(one)]
+    several = sorted({v.confidence for v in compared})
+    if len(several) > 1:
+        raise ValueError(
+            f"confidence={', '.join(f'{c:g}' for c in several)}; it must be the same in"
+            " all verdicts of a family"
+        )
+    confidence = several[0] if several else INDEPENDENT.confidence
+    number = len(compared)
+    if number < 2:
+        return Family(given, given, number, confidence)
+    each = 1 - (1 - confidence) / number
+    wide = tuple(_at_confidence(one, each) for one in given)
+    return Family(given, wide, number, confidence)
+
+
+def _compared(verdict: Verdict) -> list[Verdict]:
+    """The verdicts with an interval that one rests on: itself, or its parts."""
+    if verdict.parts:
+        return [v for part in verdict.parts for v in _compared(part)]
+    return [verdict] if verdict.n > 1 else []
+
+
+def _at_confidence(verdict: Verdict, confidence: float) -> Verdict:
+    """The verdict by intervals of a higher confidence: its answer, or undecided."""
+    if verdict.parts:
+        parts = (_at_confidence(part, confidence) for part in verdict.parts)
+        wide = combine(*parts, claim=verdict.claim)
+    elif verdict.n > 1:
+        before, after = (
+            _quantile(c, verdict.n) for c in (verdict.confidence, confidence)
+        )
+        half = (verdict.high - verdict.estimate) * after / before
+        low, high = verdict.estimate - half, verdict.estimate + half
+        answer = _answer(low, high, verdict.side, verdict.tolerance)
+        wide = verdict._replace(
+            low=low, high=high, confidence=confidence, answer=answer
+        )
+    else:
+        return verdict
+    if verdict.answer in (wide.answer, "undecided"):
+        return wide._replace(answer=verdict.answer, reason=verdict.reason)
+    return wide._replace(answer="undecided")
+
+
+def _counts(verdicts: Sequence[Verdict]) -> dict[Answer, int]:
+    answers: tuple[Answer, ...] = ("yes", "no", "undecided")
+    return {a: sum(v.answer == a for v in verdicts) for a in answers}
+
+
 def _mean_and_half_width(units: np.ndarray, confidence: float) -> tuple[float, float]:
     n = len(units)
     if n == 0:
@@ -592,10 +706,15 @@ def _mean_and_half_width(units: np.ndarray, confidence: float) -> tuple[float, f
         # The mean of equal numbers can round away from them; the spread of one is
         # unknown, not zero.
         return float(units[0]), math.inf if n == 1 else 0.0
+    half = _quantile(confidence, n) * float(units.std(ddof=1)) / math.sqrt(n)
+    return float(units.mean()), half
+
+
+def _quantile(confidence: float, n: int) -> float:
+    """Of Student's t, for a two-sided interval of n units."""
     import scipy.stats
 
-    quantile = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
-    return float(units.mean()), quantile * float(units.std(ddof=1)) / math.sqrt(n)
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
 
 
 def _answer(low: float, high: float, side: Side, tolerance: float) -> Answer:

@@ -144,6 +144,11 @@ def test_a_run_leaves_results_verdicts_tables_and_figures(name, finished):
     for one in judged:
         assert list(one)[-2:] == ["claim", "verdict"]
         assert one["verdict"]["answer"] in ("yes", "no", "undecided")
+    # The results say the same, with how many comparisons there were.
+    assert json.loads(results.attrs["verdicts"]) == judged
+    lines = json.loads(results.attrs["claims"])
+    for claim in {one["claim"] for one in judged}:
+        assert [line.startswith(f"{claim}: ") for line in lines].count(True) == 1
     assert (folder / "table.md").read_text().startswith("| ")
     figure = out.strip().splitlines()[-1].removeprefix("Figure: ")
     assert pathlib.Path(figure).stat().st_size > 5000

@@ -20,7 +20,7 @@ import toys
 import lottery_jax as lj
 from experiments import display, identity, imp, recipes
 from experiments.experiment import Outcome
-from lottery_jax import checkpoints, keys, masks, records, tickets
+from lottery_jax import checkpoints, keys, masks, records, tickets, verdicts
 from lottery_jax.imp import ARMS, levels
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -355,6 +355,53 @@ def test_table_and_verdicts(study):
     assert [row["level"] for row in found] == [1] * 4 + [2] * 4
     winning = next(row for row in found if row["claim"] == "winning")
     assert [part["unit"] for part in winning["verdict"]["parts"]] == ["error", "steps"]
+
+
+def test_claims_are_counted_with_their_comparisons():
+    def judged(level, answer, **where):
+        difference = {"yes": -1e-2, "no": 1e-2, "undecided": 0.0}[answer]
+        verdict = verdicts.better(
+            0.2 + difference + np.array([0, 1e-4, 2e-4]), np.full(3, 0.2)
+        )
+        verdict = verdict._replace(answer=answer)
+        place = {"level": level, "density": 0.8**level, **where}
+        return display.Judged(place, "better", verdict)
+
+    found = [judged(i, a) for i, a in enumerate(["no", "yes", "undecided", "yes"])]
+    expected = (
+        "better: yes at 2 of 4 densities, no at 1, undecided at 1 (4 comparisons; "
+    )
+    lines = display.claims(found)
+    assert lines[0] == f"{expected}after Bonferroni: yes 2, no 1)"
+    assert lines[1:] == ["Paired 95% intervals, n = 3."]
+    assert display.claims(found[:1])[0] == "better: no (1 comparison)"
+    places = [judged(1, "undecided", arm=arm) for arm in "ab"]
+    assert display.claims(places)[0].startswith("better: undecided at 2 of 2 arms (2 ")
+    both = [*places, judged(2, "yes", arm="a")]
+    assert "yes at 1 of 3 places, undecided at 2" in display.claims(both)[0]
+    alone = verdicts.better([0.1], [0.2])
+    assert display.claims([display.Judged({}, "x", alone)]) == [
+        "x: undecided (no interval)"
+    ]
+    assert display.claims([]) == []
+
+
+def test_results_bear_the_verdicts_of_the_last_tolerance(study, tmp_path):
+    folder = shutil.copytree(study[0], tmp_path / "run")
+    path = folder / "results.nc"
+    before = path.read_bytes()
+    arguments = [*TINY.split(), "--levels", "2", "--out", str(folder)]
+    assert imp.main(arguments) == 0
+    assert path.read_bytes() == before
+    assert imp.main([*arguments, "--tolerance", "0.9"]) == 0
+    found, old = records.load(path), records.load(study[0] / "results.nc")
+    assert found.equals(old)
+    assert json.loads(found.attrs["verdicts"]) == json.loads(
+        (folder / "verdicts.json").read_text()
+    )
+    assert found.attrs["verdicts"] != old.attrs["verdicts"]
+    assert imp.main(arguments) == 0
+    assert records.load(path).identical(old)
 
 
 def test_progress_off_a_terminal_is_a_line_per_level(study):

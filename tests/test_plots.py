@@ -231,3 +231,55 @@ def test_named_rows_show_their_mean_from_the_first_at_the_top():
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     assert [t.get_text() for t in axes.get_yticklabels()] == list(values)
     assert {"15.0", "30.0"} <= {text.get_text() for text in axes.texts}
+
+
+LINES = [
+    "matching dense: yes at 9 of 16 densities, no at 4, undecided at 3 (16 "
+    "comparisons; after Bonferroni: yes 8, no 3), and on",
+    "short",
+    "costs $5 and $6 at 100%",
+]
+
+
+def six_lines():
+    """A figure whose legend lies below its axes."""
+    values = {f"line {i}": np.full((2, 3), float(i)) for i in range(6)}
+    return plots.against_density(DENSITY, values, ylabel="y")
+
+
+def test_a_caption_lies_below_all_else_and_is_no_wider_than_the_figure():
+    figure = plots.caption(six_lines(), LINES)
+    (text,) = figure.texts
+    figure.draw_without_rendering()
+    box = text.get_window_extent()
+    assert box.y1 <= 0 < box.x0 and box.x1 <= figure.bbox.x1
+    (legend,) = figure.legends
+    for part in (figure.axes[0], legend):
+        assert part.get_tightbbox().y0 >= 0
+    # Broken between words, and nothing lost.
+    written = text.get_text().split("\n")
+    assert [line.startswith("    ") for line in written] == [False, True, False, False]
+    assert " ".join(text.get_text().split()) == " ".join(LINES)
+
+
+def test_a_saved_figure_is_as_much_longer_as_its_caption(tmp_path):
+    from matplotlib import image
+
+    plots.save(six_lines(), tmp_path / "bare")
+    plots.save(plots.caption(six_lines(), []), tmp_path / "none")
+    captioned = plots.caption(six_lines(), LINES)
+    height = -captioned.texts[0].get_window_extent().y0 / captioned.dpi
+    plots.save(captioned, tmp_path / "long")
+    bare, long = (image.imread(tmp_path / f"{n}.png") for n in ("bare", "long"))
+    assert bare.shape[:2] == (570, 900)
+    assert long.shape[1] == 900 and long.shape[0] == pytest.approx(
+        570 + 150 * (height + 0.08), abs=2
+    )
+    # What is drawn stays where it was, but for the hinting of its letters; the legend too.
+    ink = [(x[:570, :, :3] < 0.9).any(axis=-1) for x in (bare, long)]
+    rows = [x.any(axis=1)[470:] for x in ink]
+    assert np.mean(rows[0] != rows[1]) < 0.1 and rows[0].any()
+    assert (long[570:, :, :3] < 0.5).any()
+    for suffix in ("png", "svg"):
+        one, other = (tmp_path / f"{n}.{suffix}" for n in ("bare", "none"))
+        assert one.read_bytes() == other.read_bytes()

@@ -351,6 +351,84 @@ def test_impossible_values_and_metrics_are_refused(call, message):
         call()
 
 
+# Families
+
+
+def test_simultaneous_intervals_are_bonferronis():
+    several = [
+        np.array([0.001, 0.002, 0.006]),
+        np.array([-0.02, -0.021, -0.019, -0.02]),
+    ]
+    found = verdicts.family(paired(values) for values in several)
+    assert (found.number, found.confidence, found.n) == (2, 0.95, (3, 4))
+    assert found.verdicts == tuple(paired(values) for values in several)
+    for values, one in zip(several, found.simultaneous):
+        low, high = scipy.stats.t.interval(
+            1 - 0.05 / 2, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+        )
+        assert (one.low, one.high) == pytest.approx((low, high), rel=1e-9)
+        assert one.confidence == pytest.approx(0.975)
+
+
+def test_some_answers_do_not_survive_their_number():
+    # Half-widths 4.30 and, at 1 - 0.05 / 16, 17.8 standard errors of 0.001 / sqrt(3).
+    sure, unsure, far = (
+        np.array([-0.001, 0, 0.001]) + shift for shift in (-0.02, -0.005, 0.02)
+    )
+    assert scipy.stats.t.ppf(1 - 0.05 / 32, 2) == pytest.approx(17.8, abs=0.1)
+    family = verdicts.family([paired(sure)] + [paired(unsure)] * 14 + [paired(far)])
+    assert family.counts == {"yes": 15, "no": 1, "undecided": 0}
+    assert family.surviving == {"yes": 1, "no": 1, "undecided": 14}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(VALUES, SIDES), max_size=6))
+def test_an_answer_survives_or_becomes_undecided(several):
+    given_ = [paired(values, side) for values, side in several]
+    found = verdicts.family(given_)
+    assert found.number == len(given_)
+    assert sum(found.counts.values()) == sum(found.surviving.values()) == len(given_)
+    for one, wide in zip(given_, found.simultaneous):
+        assert wide.answer in (one.answer, "undecided")
+        assert wide.low <= one.low + 1e-12 and wide.high >= one.high - 1e-12
+        assert wide.estimate == one.estimate and wide.n == one.n
+
+
+def test_parts_are_comparisons_and_what_has_no_interval_is_none():
+    yes, no = paired([-0.02, -0.021]), paired([0.02, 0.021])
+    both = verdicts.combine(yes, no)
+    alone = paired([0.1])
+    absent = verdicts.missing("not run", side="<=", tolerance=0.0, claim="claim")
+    found = verdicts.family([both, alone, absent, yes])
+    assert found.number == 3 and found.n == (2, 2)
+    assert found.simultaneous[1:3] == (alone, absent)
+    wide = found.simultaneous[0]
+    assert [part.confidence for part in wide.parts] == [1 - 0.05 / 3] * 2
+    assert both.answer == "no" and wide.answer == wide.parts[1].answer
+    assert verdicts.family([]).number == 0
+
+
+def test_one_comparison_needs_no_correction():
+    one = paired([-0.02, -0.021, -0.0195])
+    assert verdicts.family([one]).simultaneous == (one,)
+
+
+def test_what_was_left_undecided_for_a_reason_stays_so():
+    reason = "one rate alone"
+    one = paired([-0.02] * 3)._replace(answer="undecided", reason=reason)
+    both = verdicts.combine(paired([-0.02] * 3), paired([-0.03] * 3))
+    both = both._replace(answer="undecided", reason=reason)
+    found = verdicts.family([one, both])
+    assert [(v.answer, v.reason) for v in found.simultaneous] == [
+        ("undecided", reason)
+    ] * 2
+
+
+def test_a_family_has_one_confidence():
+    with pytest.raises(ValueError, match=r"confidence=0.9, 0.95; it must be the same"):
+        verdicts.family([paired([0, 1], confidence=c) for c in (0.95, 0.9)])
+
+
 # Ma et al. 2021
 
 NOISE = np.array([-1, 0, 1]) * 1e-4

@@ -1,0 +1,459 @@
+"""Every source on every target: the engine that all studies of transfer share.
+
+A study says, by a `Design`, which networks there are and which of them give tickets to
+which. Iterative pruning finds the tickets of each, late rewinding included. On each target
+then train, as one batch, the tickets of all sources at all densities, and as another the
+target's own beside random ones. All start at the rewind step, under the noise that their
+replica has on that target: differences between sources are paired.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import display, identity, recipes
+from experiments.recipes import Recipe, Setup
+from experiments.transfer.config import Config
+from lottery_jax import errors, imp, keys, masks, records, tickets, training, trees
+from lottery_jax import transfer as grafts
+from lottery_jax.execution import Where
+from lottery_jax.types import Mask, Params, Prunable, Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+CHAIN = "imp"
+"""The chain of a pruning study, in the names of its tickets."""
+
+
+class Design(NamedTuple):
+    """What travels from where to where.
+
+    Attributes:
+      recipes: what is trained, by the name of a source or target.
+      sources: whose tickets travel.
+      targets: where they go; each finds native tickets of its own.
+      same_head: keep the head of a ticket, for targets that differ from their sources in
+        no class: in their optimizer, say.
+    """
+
+    recipes: Mapping[str, Config]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    same_head: bool = False
+
+
+def plan(recipe: Config, steps_per_epoch: int) -> imp.Plan:
+    """How the tickets of a network are found.
+
+    Args:
+      recipe: what is trained.
+      steps_per_epoch: of its task.
+
+    Raises:
+      ValueError: a field that makes no sense; names it.
+    """
+    return imp.check(
+        imp.Plan(
+            steps=recipes.parse_step(recipe, "steps", steps_per_epoch),
+            rewind_step=recipes.parse_step(recipe, "rewind_step", steps_per_epoch),
+            chains=(imp.Chain(CHAIN, imp.Geometric(recipe.fraction)),),
+            arms=("ticket",),
+            validate_every=recipe.every,
+            random_scope="global",
+            seed=recipe.seed,
+        )
+    )
+
+
+def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]:
+    """Task, optimizer and plan of every network, by its name.
+
+    Args:
+      design: of the study.
+      cfg: its configuration.
+
+    Raises:
+      ValueError: a field that makes no sense, or a source and a target that differ in
+        more than their heads; names them.
+    """
+    levels = errors.wholes("levels", cfg.levels, 1)
+    if not levels or sorted(set(levels)) != list(levels):
+        raise ValueError(f"levels={levels}; there must be some, and they must rise")
+    errors.some_different("carried", cfg.carried)
+    if "ticket" not in cfg.carried:
+        raise ValueError(f"carried={cfg.carried}; 'ticket' must be among them")
+    own = design(cfg)
+    setups = {}
+    for name, recipe in own.recipes.items():
+        task = _body(recipes.make_task(recipe))
+        protocol = plan(recipe, task.steps_per_epoch)
+        imp.check_task(task, protocol, max(levels))
+        tx = recipes.make_optimizer(recipe, task.steps_per_epoch)
+        setups[name] = Setup(cfg, task, tx, protocol)
+    _check_grafts(own, setups)
+    return setups
+
+
+def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
+    """Raises a ValueError if an unpruned network of a source does not fit a target."""
+    key = keys.of_seed(0)
+    for source in design.sources:
+        params, state, _ = setups[source].task.init(key)
+        ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
+        for target in design.targets:
+            try:
+                grafts.graft(ticket, _landing(design, setups[target].task), key)
+            except ValueError as error:
+                raise ValueError(f"from {source} to {target}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """The prunable leaves of a task that travel; equal for equal heads."""
+
+    head: tuple[str, ...]
+
+    def __call__(self, params: Params) -> Prunable:
+        return masks.prunable(params, exclude=self.head)
+
+
+def _body(task: Task) -> Task:
+    """The task with nothing of its head among the weights that count.
+
+    So that networks are equally dense where it counts, whatever their numbers of classes.
+    """
+    return task._replace(prunable=_Body(task.head))
+
+
+def _landing(design: Design, task: Task) -> Task:
+    """A target, as tickets see it."""
+    return task._replace(head=()) if design.same_head else task
+
+
+# --- running --------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The pruning study of a network.
+
+    Attributes:
+      study: its records.
+      tickets: by level, of each replica.
+    """
+
+    study: imp.Study
+    tickets: dict[int, list[tickets.Ticket]]
+
+
+def find(
+    name: str, recipe: Recipe, setup: Setup, ids: Sequence[int], where: Where
+) -> Found:
+    """Runs iterative pruning of a network, or what is missing of it.
+
+    Args:
+      name: of the network.
+      recipe: of it.
+      setup: likewise.
+      ids: of the replicas.
+      where: its folder gets the tickets.
+    """
+    _, task, tx, protocol = setup
+    levels: tuple[int, ...] = setup.cfg.levels
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    config = {k: v for k, v in identity.as_config(recipe).items() if k in fields}
+    called = display.names(protocol, ids)
+    watched = display.watched(where, f"{name}: ", names=called, last=max(levels))
+    with watched as place:
+        study = imp.run(
+            task,
+            tx,
+            protocol,
+            levels=max(levels),
+            replicas=ids,
+            metadata={"model": recipe.model, "task": name, "config": config},
+            where=place,
+        )
+    assert where.store is not None
+
+    def ticket(level: int, i: int) -> tickets.Ticket:
+        path = imp.ticket_path(where.store, CHAIN, level, i)  # type: ignore[arg-type]
+        return tickets.load(path, task.shapes[:2])
+
+    return Found(study, {level: [ticket(level, i) for i in ids] for level in levels})
+
+
+def trained_dense(
+    name: str, setup: Setup, ids: Sequence[int], where: Where
+) -> list[tickets.Ticket]:
+    """Trained dense networks as tickets without a pruned weight, of each replica.
+
+    They are the ends of level 0 of the pruning study.
+    """
+    _, task, tx, protocol = setup
+    with display.watched(where, f"{name}, dense: ") as place:
+        done = training.train_replicas(
+            task,
+            tx,
+            protocol.steps,
+            ids,
+            seed=protocol.seed,
+            validate_every=protocol.validate_every,
+            where=place,
+        )
+    networks = done.networks
+    (found,) = imp.tickets_from([masks.ones_like(networks.params)], networks)
+    return found
+
+
+def again(
+    setup: Setup,
+    chains: Mapping[str, Sequence[tickets.Ticket]],
+    arms: tuple[str, ...],
+    ids: Sequence[int],
+    where: Where,
+    what: str = "",
+) -> dict[str, np.ndarray]:
+    """Trains tickets of any origin on a target, from its rewind step: one batch.
+
+    Args:
+      setup: of the target.
+      chains: tickets of each replica, by a name.
+      arms: what of them is trained.
+      ids: of the replicas.
+      where: it runs.
+      what: before the names of stages.
+
+    Returns:
+      Records by name, `[chains, arms, replicas]`.
+    """
+    _, task, tx, protocol = setup
+    (chain,) = protocol.chains
+    named = tuple(dataclasses.replace(chain, name=name) for name in chains)
+    protocol = dataclasses.replace(protocol, chains=named, arms=arms)
+    called = display.names(protocol, ids)
+    with display.watched(where, what, names=called) as place:
+        study = imp.retrain(
+            task,
+            tx,
+            protocol,
+            list(chains.values()),
+            level=1,  # whichever: all start alike
+            replicas=ids,
+            where=place.renamed(level=None),
+        )
+    return {
+        name: value[:, :, :, 0]
+        for name, (axes, value) in study.records.items()
+        if axes[-1] == "level"
+    }
+
+
+Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Arrays by name, each with the names of its axes."""
+
+
+class Sources(NamedTuple):
+    """All that is ready to travel.
+
+    Attributes:
+      design: what travels where.
+      found: the pruning study of every network, by its name.
+      dense: trained dense networks by source, of each replica; {} if none travels.
+      ids: of the replicas.
+    """
+
+    design: Design
+    found: Mapping[str, Found]
+    dense: Mapping[str, Sequence[tickets.Ticket]]
+    ids: list[int]
+
+
+def on_target(target: str, setup: Setup, ready: Sources, where: Where) -> Arrays:
+    """Trains all that comes to a target, and the target's own.
+
+    Args:
+      target: its name.
+      setup: of it.
+      ready: what comes.
+      where: it runs; each batch has a folder of its own.
+
+    Returns:
+      The records that `one` returns, without the axis of the targets.
+    """
+    cfg, ids = setup.cfg, ready.ids
+    design, found, levels = ready.design, ready.found, cfg.levels
+    landing = _landing(design, setup.task)
+    kept = f"test_{recipes.metric(cfg).name}", "diverged"
+
+    def there(given: Sequence[Sequence[tickets.Ticket]]) -> Any:
+        return grafts.grafted(given, landing, seed=setup.plan.seed, replicas=ids)
+
+    pairs = list(itertools.product(design.sources, levels))
+    grafted = there([found[source].tickets[level] for source, level in pairs])
+    rows = {f"{s}, level {n}": row for (s, n), row in zip(pairs, grafted)}
+    arms = tuple(grafts.CARRIED[one] for one in travelling(cfg))
+    at = again(setup, rows, arms, ids, where.below("sources"), f"to {target}: ")
+
+    def square(values: np.ndarray) -> np.ndarray:
+        """From `[source * level, arm, replica]` to `[arm, source, level, replica]`."""
+        shape = (len(design.sources), len(levels), *values.shape[1:])
+        return np.moveaxis(values.reshape(shape), 2, 0)
+
+    axes = ("carried", "source", "level", "replica")
+    out: Arrays = {name: (axes, square(at[name])) for name in kept}
+    out["density"] = (axes[1:], square(at["density"])[0])
+    broken = [_broken(found[source], levels) for source in design.sources]
+    out["diverged"] = (axes, out["diverged"][1] | np.stack(broken))
+
+    native = {f"level {level}": found[target].tickets[level] for level in levels}
+    both = ("ticket", grafts.CARRIED["random ticket"])
+    at = again(setup, native, both, ids, where.below("own"), f"{target}: ")
+    at["diverged"] |= _broken(found[target], levels)[:, None]
+    for i, prefix in enumerate(("native", "random")):
+        out |= {f"{prefix}_{name}": (axes[2:], at[name][:, i]) for name in kept}
+    level_0 = found[target].study.records
+    out |= {f"dense_{name}": (axes[3:], level_0[name][1][0, 0, :, 0]) for name in kept}
+    if not ready.dense:
+        return out
+    rows = dict(zip(ready.dense, there(list(ready.dense.values()))))
+    place = where.below("dense")
+    at = again(setup, rows, ("ticket",), ids, place, f"dense to {target}: ")
+    gone = [found[one].study.records["diverged"][1][0, 0, :, 0] for one in rows]
+    at["diverged"] |= np.stack(gone)[:, None]
+    ends = ("source", "replica")
+    return out | {f"fine_tuned_{name}": (ends, at[name][:, 0]) for name in kept}
+
+
+def travelling(cfg: Config) -> list[str]:
+    """What is carried at every level: all but the dense weights."""
+    return [one for one in cfg.carried if one != "dense"]
+
+
+def one(
+    design: Callable[[Config], Design],
+    setups: Mapping[str, Setup],
+    ids: list[int],
+    where: Where,
+) -> "xr.Dataset":
+    """Some replicas of all sources on all targets, or what is missing of them.
+
+    Args:
+      design: of the study.
+      setups: from `prepare`.
+      ids: of the replicas.
+      where: it runs; every network has a folder of its own.
+
+    Returns:
+      What networks are compared by, `test_METRIC [target, carried, source, level,
+      replica]`, and `diverged` likewise; the same of a target's own tickets (`native_`) and
+      of random ones (`random_`), `[target, level, replica]`, of its dense network
+      (`dense_`), `[target, replica]`, and of a source's dense network that was fine-tuned
+      (`fine_tuned_`), `[target, source, replica]`; `density [target, source, level,
+      replica]`; `overlap` and `overlap_by_chance [source, other, level, replica]`.
+    """
+    cfg = next(iter(setups.values())).cfg
+    own = design(cfg)
+    natives, trained = where.below("native"), where.below("dense")
+    found = {
+        name: find(name, recipe, setups[name], ids, natives.below(name))
+        for name, recipe in own.recipes.items()
+    }
+    dense = {
+        name: trained_dense(name, setups[name], ids, trained.below(name))
+        for name in own.sources
+        if "dense" in cfg.carried
+    }
+    ready = Sources(own, found, dense, ids)
+    parts, seconds = [], {}
+    for target in own.targets:
+        begin, place = time.monotonic(), where.below("targets").below(target)
+        parts.append(on_target(target, setups[target], ready, place))
+        seconds[target] = round(time.monotonic() - begin, 1)
+    out: Arrays = {
+        name: (("target", *axes), np.stack([part[name][1] for part in parts]))
+        for name, (axes, _) in parts[0].items()
+    }
+    shared, chance = overlaps({s: found[s].tickets for s in own.sources}, setups)
+    among = ("source", "other", "level", "replica")
+    out |= {"overlap": (among, shared), "overlap_by_chance": (among, chance)}
+    coordinates = {
+        "carried": travelling(cfg),
+        "source": list(own.sources),
+        "target": list(own.targets),
+        "other": list(own.sources),
+        "level": list(cfg.levels),
+        "replica": ids,
+    }
+    notes = dict.fromkeys(recipes.note(recipe) for recipe in own.recipes.values())
+    note = " ".join(filter(None, notes))
+    first = own.targets[0]
+    attributes = {
+        **records.environment(),
+        "execution": found[first].study.execution._asdict(),
+        "steps": setups[first].plan.steps,
+        "rewind_step": setups[first].plan.rewind_step,
+        "seconds_of_targets": seconds,
+        **({"note": note} if note else {}),
+    }
+    return records.dataset(out, coordinates, attributes)
+
+
+def _broken(found: Found, levels: Sequence[int]) -> np.ndarray:
+    """Whether a ticket's mask was made from weights that diverged, `[level, replica]`."""
+    diverged = found.study.records["diverged"][1][0, 0]
+    return diverged[:, np.array(levels) - 1].T
+
+
+# --- masks ----------------------------------------------------------------------------
+
+
+def overlaps(
+    found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
+    setups: Mapping[str, Setup],
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much masks of two sources have in common, and what they would have by chance.
+
+    By chance, weights survive in
+    each layer at random, as many of them as do in each of the two.
+
+    Args:
+      found: tickets by source, level and replica.
+      setups: of the sources.
+
+    Returns:
+      Two arrays `[source, source, level, replica]`: the share of the surviving weights of
+      the first that survive in the second, too.
+    """
+    sets = list(found)
+    flat = {name: _bodies(found[name], setups[name].task) for name in sets}
+    levels = list(found[sets[0]])
+    shape = (len(sets), len(sets), len(levels), len(found[sets[0]][levels[0]]))
+    shared, chance = np.empty(shape), np.empty(shape)
+    for (i, a), (j, b) in itertools.product(enumerate(sets), repeat=2):
+        for level, r in itertools.product(range(shape[2]), range(shape[3])):
+            of_a, of_b = flat[a][level][r], flat[b][level][r]
+            alive = sum(int(x.sum()) for x in of_a)
+            both = sum(int((x & y).sum()) for x, y in zip(of_a, of_b))
+            expected = sum(float(x.sum() * y.mean()) for x, y in zip(of_a, of_b))
+            shared[i, j, level, r] = both / alive
+            chance[i, j, level, r] = expected / alive
+    return shared, chance
+
+
+def _bodies(
+    found: Mapping[int, Sequence[tickets.Ticket]], task: Task
+) -> list[list[list[np.ndarray]]]:
+    """The masks of what counts, by level and replica."""
+    flags = masks.resolve(task.shapes[0], masks.of_task(task))
+
+    def body(mask: Mask) -> list[np.ndarray]:
+        leaves = jax.tree.leaves(trees.host(mask))
+        return [leaf for leaf, take in zip(leaves, flags) if take]
+
+    return [[body(one.mask) for one in row] for row in found.values()]
