@@ -72,10 +72,10 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     density = results["density"].mean("replica")
     for what, source, target in itertools.product(carried, sources, targets):
         pair = {"source": source, "target": target}
+        if source == target and what == "ticket" and results.attrs["head"] == "kept":
+            continue  # the very same training again
         here = travelled.sel(carried=what, **pair)
-        claim = f"{what} transfers"
-        if source == target:
-            claim = f"native {what} with a new head matches the native ticket"
+        claim = _transfers(what, source, target)
         for level in levels:
             at = {"level": level}
             where = {**pair, **at, "density": float(density.sel(**pair, **at))}
@@ -190,6 +190,9 @@ def _differences(outcome: Outcome) -> Rows:
         cells = []
         for target in targets:
             found = _mean_difference(outcome.judged, str(what), str(source), target)
+            if found is None:
+                cells.append("itself")
+                continue
             half = points.of((found.high - found.low) / 2)
             cells.append(f"{points.of(found.estimate):+.2f} ± {half:.2f}")
         rows.append([f"{what} of {source}", *cells])
@@ -232,12 +235,12 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         transfers = [
             one
             for one in judged
-            if f"{what} transfers" in one.claim or f"{what} with a new" in one.claim
+            if f"{what} transfers" in one.claim or f"native {what}, grafted" in one.claim
         ]
         others = [one for one in mine if one not in transfers]
         if what == "ticket":
             others += [one for one in judged if one.claim.startswith("native ticket ")]
-            others = [one for one in others if "with a new head" not in one.claim]
+            others = [one for one in others if ", grafted" not in one.claim]
         yield f"accuracy{end}", _panels(outcome, str(what)), others
         yield f"difference{end}", _maps(outcome, str(what)), transfers
 
@@ -331,7 +334,9 @@ def _surely(
         [_mean_difference(judged, what, source, target, level) for target in targets]
         for source in sources
     ]
-    return np.array([[v.low > 0 or v.high < 0 for v in row] for row in found])
+    return np.array(
+        [[v is not None and (v.low > 0 or v.high < 0) for v in row] for row in found]
+    )
 
 
 def _mean_difference(
@@ -340,19 +345,27 @@ def _mean_difference(
     source: str,
     target: str,
     level: int | None = None,
-) -> verdicts.Verdict:
-    """The verdict on a difference to native: at a level, or in the mean over all."""
-    claim = f"{what} transfers"
-    if source == target:
-        claim = f"native {what} with a new head matches the native ticket"
+) -> verdicts.Verdict | None:
+    """The verdict on a difference to native: at a level, or in the mean over all.
+
+    None for a target's own ticket that kept its head.
+    """
+    claim = _transfers(what, source, target)
     where: dict[str, Any] = {"source": source, "target": target}
     if level is None:
         claim = f"{claim}, {MEAN_OF_DENSITIES}"
     else:
         where["level"] = level
-    (found,) = (
+    found = (
         one.verdict
         for one in judged
         if one.claim == claim and where.items() <= one.where.items()
     )
-    return found
+    return next(found, None)
+
+
+def _transfers(what: str, source: str, target: str) -> str:
+    """The claim that something of a source is as good as a target's own."""
+    if source == target:
+        return f"native {what}, grafted, matches the native ticket"
+    return f"{what} transfers"
