@@ -145,7 +145,9 @@ def conclusions(outcome: Outcome) -> list[str]:
 
 def tables(outcome: Outcome) -> list[Rows]:
     """Accuracy on each target, differences to native tickets, and what masks share."""
-    return [_accuracy(outcome), _differences(outcome), _overlap(outcome)]
+    found = [_accuracy(outcome), _differences(outcome)]
+    several = outcome.results.sizes["source"] > 1
+    return [*found, _overlap(outcome)] if several else found
 
 
 def _accuracy(outcome: Outcome) -> Rows:
