@@ -237,7 +237,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         transfers = [
             one
             for one in judged
-            if f"{what} transfers" in one.claim or f"native {what}, grafted" in one.claim
+            if f"{what} transfers" in one.claim
+            or f"native {what}, grafted" in one.claim
         ]
         others = [one for one in mine if one not in transfers]
         if what == "ticket":

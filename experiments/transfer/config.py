@@ -28,7 +28,7 @@ class Config(Where, Recipe):
         default=(0.1, 0.3, 1.0), metadata=UNLESS_DEFAULT
     )
     """For few and size: parts of the training examples of `data`, in (0, 1]."""
-    sgd_learning_rate: float = dataclasses.field(default=0.1, metadata=UNLESS_DEFAULT)
+    sgd_learning_rate: float = dataclasses.field(default=0.02, metadata=UNLESS_DEFAULT)
     """For optimizers: the learning rate of SGD; `learning_rate` is Adam's."""
     carried: tuple[Carried, ...] = ("ticket",)
     """What is taken to a target: the ticket; the mask alone (structure), on a fresh draw;

@@ -17,7 +17,7 @@ from experiments.display import Judged
 from experiments.experiment import Outcome
 from experiments.transfer import compared, pairs, study
 from experiments.transfer.config import Config
-from lottery_jax import data, plots, verdicts
+from lottery_jax import plots, verdicts
 
 if TYPE_CHECKING:
     import xarray as xr

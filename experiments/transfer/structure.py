@@ -72,7 +72,12 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
 
 def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
     """All that is carried, side by side, a panel per source; then differences to native."""
-    claims = ("ticket better", "structure better", "ticket matches", "structure matches")
+    claims = (
+        "ticket better",
+        "structure better",
+        "ticket matches",
+        "structure matches",
+    )
     claims += ("dense of the source",)
     about = [one for one in outcome.judged if one.claim.startswith(claims)]
     yield "structure", _panels(outcome), about

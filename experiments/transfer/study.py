@@ -71,7 +71,7 @@ def shares(cfg: Config) -> dict[str, Config]:
       ValueError: shares that make no sense.
     """
     errors.some_different("shares", cfg.shares)
-    if not (0 < min(cfg.shares) and max(cfg.shares) <= 1):
+    if not (min(cfg.shares) > 0 and max(cfg.shares) <= 1):
         raise errors.wrong("shares", cfg.shares, "in (0, 1]")
     number = examples(cfg)
     return dict(
