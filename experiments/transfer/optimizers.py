@@ -12,10 +12,11 @@ from experiments.transfer.config import Config
 
 def design(cfg: Config) -> pairs.Design:
     """Both optimizers on one data set, each a source and a target."""
-    rates = {"sgd": cfg.sgd_learning_rate, "adam": cfg.learning_rate}
     recipes = {
-        name: dataclasses.replace(cfg, optimizer=name, learning_rate=rate)
-        for name, rate in rates.items()
+        "sgd": dataclasses.replace(
+            cfg, optimizer="sgd", learning_rate=cfg.sgd_learning_rate
+        ),
+        "adam": dataclasses.replace(cfg, optimizer="adam"),
     }
     return pairs.Design(recipes, tuple(recipes), tuple(recipes), same_head=True)
 
