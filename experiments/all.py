@@ -13,6 +13,7 @@ from experiments import (
     rewinding,
     strong_lth,
     supermask,
+    transfer,
 )
 from experiments.experiment import Experiment
 
@@ -27,4 +28,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     edge_popup.EXPERIMENT,
     at_init.EXPERIMENT,
     strong_lth.EXPERIMENT,
+    transfer.EXPERIMENT,
 )

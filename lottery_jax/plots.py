@@ -520,9 +520,8 @@ def panels_against_density(
     """
     columns = min(2, len(values))
     figure, grid = _grid(-(-len(values) // columns), columns, (3.6, 2.7))
-    styles = _styles(
-        list(dict.fromkeys(label for own in values.values() for label in own))
-    )
+    labels = list(dict.fromkeys(label for own in values.values() for label in own))
+    styles = _styles(labels, without=("random_mask", "random_ticket", "dense"))
     for axes, (panel, own) in zip(grid.flat, values.items()):
         for label, y in own.items():
             _mean_line(axes, 100 * density, y, label, styles[label])
@@ -585,7 +584,7 @@ def matrices(
       A matplotlib figure.
     """
     width = 1.0 + 0.55 * len(columns)
-    figure, grid = _grid(1, len(values), (width, 1.4 + 0.42 * len(rows)))
+    figure, grid = _grid(1, len(values), (width, 1.6 + 0.42 * len(rows)))
     finite = np.abs(np.concatenate([np.ravel(x) for x in values.values()]))
     finite = finite[np.isfinite(finite)]
     most = max(float(finite.max()) if finite.size else 0.0, 1e-12)
@@ -612,7 +611,7 @@ def matrices(
         axes.set_xlabel(xlabel)
     grid[0, 0].set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     grid[0, 0].set_ylabel(ylabel)
-    figure.colorbar(shown, ax=list(grid.flat), label=label)
+    figure.colorbar(shown, ax=list(grid.flat)).set_label(label, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -780,10 +779,16 @@ def _names(figure: Any, axes: Any) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each line: arms have theirs, others share what is left."""
+def _styles(
+    labels: Sequence[str], without: Sequence[str] = ()
+) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each line: arms have theirs, others share what is left.
+
+    Those of the arms `without` are kept for these.
+    """
     arms = {label: label.rpartition(": ")[2].replace(" ", "_") for label in labels}
-    left = [style for arm, style in STYLES.items() if arm not in arms.values()]
+    taken = {*arms.values(), *without}
+    left = [style for arm, style in STYLES.items() if arm not in taken]
     others = [label for label in labels if arms[label] not in STYLES]
     return {
         label: STYLES[arms[label]]

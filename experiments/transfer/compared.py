@@ -155,30 +155,25 @@ def _accuracy(outcome: Outcome) -> Rows:
     results, shown = outcome.results, metrics.quality(outcome.metric)
     columns = _lines(outcome)
     dense = shown.of(tested(results, outcome.metric, "dense_"))
-    tuned = "fine_tuned_diverged" in results
-    rows = []
-    for target, level in itertools.product(
-        results["target"].values, results["level"].values
-    ):
-        at = {"target": target, "level": level}
-        share = float(results["density"].sel(at).mean())
-        cells = [mean_deviation(line.sel(at).values, 1) for line in columns.values()]
-        rows.append([str(target), f"{100 * share:.1f}", *cells])
+    header, rows, tuned = ["target", "density %", "dense", *columns], [], None
+    if "fine_tuned_diverged" in results:
+        tuned = shown.of(tested(results, outcome.metric, "fine_tuned_"))
+        header += [f"dense of {source}" for source in results["source"].values]
     for target in results["target"].values:
-        empty = ["-"] * len(columns)
-        mean = mean_deviation(dense.sel(target=target).values, 1)
-        rows.append([str(target), "dense: " + mean, *empty])
-        if tuned:
-            values = shown.of(tested(results, outcome.metric, "fine_tuned_"))
-            cells = [
-                mean_deviation(values.sel(target=target, source=source).values, 1)
-                for source in results["source"].values
-            ]
-            rest = ["-"] * (len(columns) - len(cells) - 2)
-            rows.append([str(target), "dense, fine-tuned", "-", "-", *cells, *rest])
+        row = [mean_deviation(dense.sel(target=target).values, 1)]
+        row += ["-"] * len(columns)
+        if tuned is not None:
+            row += [mean_deviation(x.values, 1) for x in tuned.sel(target=target)]
+        rows.append([str(target), "dense", *row])
+        for level in results["level"].values:
+            at = {"target": target, "level": level}
+            share = f"{100 * float(results['density'].sel(at).mean()):.1f}"
+            row = [mean_deviation(line.sel(at).values, 1) for line in columns.values()]
+            rest = ["-"] * (len(header) - 3 - len(row))
+            rows.append([str(target), share, "-", *row, *rest])
     title = f"{outcome.preset}: test {shown.name} in {shown.unit}, mean ± deviation of "
     title += f"{results.sizes['replica']} replicas"
-    return Rows(title, ["target", "density %", *columns], rows)
+    return Rows(title, header, rows)
 
 
 def _differences(outcome: Outcome) -> Rows:

@@ -43,8 +43,8 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     default="digits",
-    tiny="--model mlp-4 --subset 200 --steps 2it --rewind-step 1it --every 2 "
-    "--levels 1 2 --replicas 2 --carried ticket structure dense",
+    tiny="--datasets digits-a digits-b --model mlp-4 --subset 200 --steps 2it "
+    "--rewind-step 1it --every 2 --levels 1 --replicas 2",
     prepare=functools.partial(pairs.prepare, design),
     one=functools.partial(pairs.one, design),
     judge=compared.judge,

@@ -102,15 +102,23 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
 
 def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
     """Raises a ValueError if an unpruned network of a source does not fit a target."""
-    key = keys.of_seed(0)
-    for source in design.sources:
+    key, seen = keys.of_seed(0), set()
+
+    def leaves(name: str) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        named = trees.by_path(setups[name].task.shapes[:2])
+        return tuple((path, x.shape, str(x.dtype)) for path, x in named.items())
+
+    for source, target in itertools.product(design.sources, design.targets):
+        kind = leaves(source), leaves(target)
+        if kind in seen:  # networks of these shapes fit
+            continue
+        seen.add(kind)
         params, state, _ = setups[source].task.init(key)
         ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
-        for target in design.targets:
-            try:
-                grafts.graft(ticket, _landing(design, setups[target].task), key)
-            except ValueError as error:
-                raise ValueError(f"from {source} to {target}: {error}") from None
+        try:
+            grafts.graft(ticket, _landing(design, setups[target].task), key)
+        except ValueError as error:
+            raise ValueError(f"from {source} to {target}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
