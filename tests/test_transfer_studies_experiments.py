@@ -303,7 +303,7 @@ def test_a_ticket_that_kept_its_head_is_not_compared_with_itself():
     def found(head):
         return results_of(("s", "t"), ("s", "t"), lambda *_: 0.1, head=head)
 
-    cfg, claim = config(), "native ticket, grafted, matches the native ticket"
+    cfg, claim = config(), "native ticket with a new head matches the native ticket"
     kept, replaced = (compared.judge(found(h), cfg) for h in ("kept", "replaced"))
     assert len(answers(replaced, claim)) == 2 * len(LEVELS)
     assert not answers(kept, claim)

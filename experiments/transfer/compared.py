@@ -70,12 +70,13 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     levels = results["level"].values.tolist()
     carried = results["carried"].values.tolist()
     density = results["density"].mean("replica")
+    head = results.attrs.get("head", "replaced")  # as the matrix does
     for what, source, target in itertools.product(carried, sources, targets):
         pair = {"source": source, "target": target}
-        if source == target and what == "ticket" and results.attrs["head"] == "kept":
+        if source == target and what == "ticket" and head == "kept":
             continue  # the very same training again
         here = travelled.sel(carried=what, **pair)
-        claim = _transfers(what, source, target)
+        claim = _transfers(what, source, target, head)
         for level in levels:
             at = {"level": level}
             where = {**pair, **at, "density": float(density.sel(**pair, **at))}
@@ -232,13 +233,12 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         transfers = [
             one
             for one in judged
-            if f"{what} transfers" in one.claim
-            or f"native {what}, grafted" in one.claim
+            if f"{what} transfers" in one.claim or _at_home(one, str(what))
         ]
         others = [one for one in mine if one not in transfers]
         if what == "ticket":
             others += [one for one in judged if one.claim.startswith("native ticket ")]
-            others = [one for one in others if ", grafted" not in one.claim]
+            others = [one for one in others if not _at_home(one, "ticket")]
         yield f"accuracy{end}", _panels(outcome, str(what)), others
         yield f"difference{end}", _maps(outcome, str(what)), transfers
 
@@ -348,22 +348,28 @@ def _mean_difference(
 
     None for a target's own ticket that kept its head.
     """
-    claim = _transfers(what, source, target)
+    claims = [_transfers(what, source, target, head) for head in ("kept", "replaced")]
     where: dict[str, Any] = {"source": source, "target": target}
     if level is None:
-        claim = f"{claim}, {MEAN_OF_DENSITIES}"
+        claims = [f"{claim}, {MEAN_OF_DENSITIES}" for claim in claims]
     else:
         where["level"] = level
     found = (
         one.verdict
         for one in judged
-        if one.claim == claim and where.items() <= one.where.items()
+        if one.claim in claims and where.items() <= one.where.items()
     )
     return next(found, None)
 
 
-def _transfers(what: str, source: str, target: str) -> str:
+def _transfers(what: str, source: str, target: str, head: str) -> str:
     """The claim that something of a source is as good as a target's own."""
-    if source == target:
-        return f"native {what}, grafted, matches the native ticket"
-    return f"{what} transfers"
+    if source != target:
+        return f"{what} transfers"
+    new = " with a new head" if head == "replaced" else ""
+    return f"native {what}{new} matches the native ticket"
+
+
+def _at_home(one: Judged, what: str) -> bool:
+    """Whether a verdict is about a target's own, trained like what travels there."""
+    return one.claim.startswith(f"native {what}") and "the native ticket" in one.claim

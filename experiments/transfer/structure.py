@@ -77,8 +77,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         "structure better",
         "ticket matches",
         "structure matches",
+        "dense of the source",
     )
-    claims += ("dense of the source",)
     about = [one for one in outcome.judged if one.claim.startswith(claims)]
     yield "structure", _panels(outcome), about
     for name, figure, judged in compared.figures(outcome):
