@@ -239,8 +239,11 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         if what == "ticket":
             others += [one for one in judged if one.claim.startswith("native ticket ")]
             others = [one for one in others if not _at_home(one, "ticket")]
-        yield f"accuracy{end}", _panels(outcome, str(what)), others
-        yield f"difference{end}", _maps(outcome, str(what)), transfers
+        several = results.sizes["source"] * results.sizes["target"] > 1
+        below = others if several else transfers + others
+        yield f"accuracy{end}", _panels(outcome, str(what)), below
+        if several:
+            yield f"difference{end}", _maps(outcome, str(what)), transfers
 
 
 def _lines(outcome: Outcome, what: str | None = None) -> dict[str, Any]:
