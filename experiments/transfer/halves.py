@@ -1,6 +1,6 @@
 """Tickets of one half of a data set, trained on the other half.
 
-Morcos et al. 2019, section 4.1: transfer within a distribution. The halves are disjoint and
+Morcos et al. 2019, on transfer within a distribution. The halves are disjoint and
 of the same classes, so the head stays.
 """
 

@@ -1,13 +1,13 @@
 """Larger and richer sources: tickets of parts of one data set, trained on others.
 
 Parts are shares of the examples, and the first half of the classes beside as many examples
-of all classes. Morcos et al. 2019, section 4.2: larger sources, in examples and in classes,
-give tickets that transfer better.
+of all classes. Morcos et al. 2019: larger sources, in examples and in classes, give tickets
+that transfer better.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from experiments.experiment import Outcome
 from experiments.transfer import compared, pairs, study
 from experiments.transfer.config import Config
 from lottery_jax import plots, verdicts
+from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,8 +28,8 @@ MORE, RICHER = "more examples give a better ticket", "more classes give a better
 
 def design(cfg: Config) -> pairs.Design:
     """Parts of the set are the sources, the other sets the targets."""
-    few, as_many = poor(cfg), study.examples(poor(cfg))
-    sources = study.shares(cfg) | dict([study.subset(cfg, as_many)])
+    few = poor(cfg)
+    sources = study.shares(cfg) | dict([study.subset(cfg, study.examples(few))])
     sources[f"{cfg.data}-{few.classes}classes"] = few
     targets = {name: study.of_set(cfg, name) for name in study.others(cfg)}
     return pairs.Design(sources | targets, tuple(sources), tuple(targets))
@@ -36,12 +37,19 @@ def design(cfg: Config) -> pairs.Design:
 
 def poor(cfg: Config) -> Config:
     """The recipe of the first half of the classes, with all their examples."""
-    return dataclasses.replace(cfg, classes=study_classes(cfg) // 2)
+    return dataclasses.replace(cfg, classes=recipes.load_data(cfg).num_classes // 2)
 
 
-def study_classes(cfg: Config) -> int:
-    """How many classes the set has."""
-    return recipes.load_data(cfg).num_classes
+def one(
+    setups: Mapping[str, recipes.Setup], ids: list[int], where: Where
+) -> "xr.Dataset":
+    """As in the matrix, and how many examples each source has."""
+    results = pairs.one(design, setups, ids, where)
+    number = [
+        len(setups[name].task.data["train"]["label"])
+        for name in results["source"].values.tolist()
+    ]
+    return results.assign(examples=("source", np.array(number, np.int32)))
 
 
 # --- what came out --------------------------------------------------------------------
@@ -73,18 +81,14 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     targets = results["target"].values.tolist()
     pairs_ = [(MORE, *pair) for pair in itertools.combinations(by_size, 2)]
     for claim, less, more in [*pairs_, (RICHER, *classes)]:
-        for among in ([t] for t in targets):
-            a, b = (
-                values.sel(source=s, target=among).mean("target", skipna=False).values
-                for s in (more, less)
-            )
+        where = {"source": more, "than": less}
+        for target in targets:
+            a, b = (values.sel(source=s, target=target).values for s in (more, less))
             better = verdicts.better(a, b, metric=metric, replicas=replicas)
-            where = {"target": among[0], "source": more, "than": less}
-            found.append(study.judged(claim, where, better))
+            found.append(study.judged(claim, {"target": target, **where}, better))
         means = values.mean("target", skipna=False)
         a, b = (means.sel(source=s).values for s in (more, less))
         better = verdicts.better(a, b, metric=metric, replicas=replicas)
-        where = {"source": more, "than": less}
         found.append(study.judged(f"{claim}, mean of targets", where, better))
     return found
 
@@ -125,16 +129,6 @@ def _by_size(outcome: Outcome) -> Any:
         baseline=0.0,
         baseline_label="native",
     )
-
-
-def one(setups: Any, ids: list[int], where: Any) -> "xr.Dataset":
-    """As in the matrix, and how many examples each source has."""
-    results = pairs.one(design, setups, ids, where)
-    number = [
-        len(setups[name].task.data["train"]["label"])
-        for name in results["source"].values.tolist()
-    ]
-    return results.assign(examples=("source", np.array(number, np.int32)))
 
 
 EXPERIMENT = study.experiment(design, one=one, judge=judge, figures=figures)
