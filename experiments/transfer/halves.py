@@ -1,7 +1,7 @@
 """Tickets of one half of a data set, trained on the other half.
 
-Morcos et al. 2019, on transfer within a distribution. The halves are disjoint and
-of the same classes, so the head stays.
+Morcos et al. 2019, on transfer within a distribution. The halves are disjoint and of the
+same classes, so the head stays.
 """
 
 from experiments.transfer import matrix, pairs, study

@@ -1,7 +1,8 @@
 """Tickets of one optimizer, trained by another: SGD and Adam as a 2 x 2.
 
-Morcos et al. 2019, on transfer across optimizers. The task is the same, so the head stays; a target's own
-ticket is then the native one itself. Each optimizer has a learning rate of its own.
+Morcos et al. 2019, on transfer across optimizers. The task is the same, so the head stays;
+a target's own ticket is then the native one itself. Each optimizer has a learning rate of
+its own.
 """
 
 import dataclasses
