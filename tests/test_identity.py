@@ -75,6 +75,12 @@ HASHES = {
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
     },
+    "transfer": {
+        "digits": "4362cfb6",
+        "lenet": "ca86e9a7",
+        "conv2": "c9deb2d2",
+        "resnet20-cifar-paper": "b05a9fbf",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -99,6 +105,7 @@ FREE = {
     "at_init": {"tolerance", "replicas"},
     "supermask": {"tolerance", "replicas"},
     "edge_popup": {"tolerance", "replicas"},
+    "transfer": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

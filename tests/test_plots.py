@@ -283,3 +283,71 @@ def test_a_saved_figure_is_as_much_longer_as_its_caption(tmp_path):
     for suffix in ("png", "svg"):
         one, other = (tmp_path / f"{n}.{suffix}" for n in ("bare", "none"))
         assert one.read_bytes() == other.read_bytes()
+
+
+# --- several panels -------------------------------------------------------------------
+
+
+def test_panels_have_the_lines_of_their_own_and_one_legend():
+    values = {
+        f"on {target}": {
+            label: np.full((2, 3), 10.0 * i + j)
+            for j, label in enumerate(("native", "random ticket", "from b"))
+        }
+        for i, target in enumerate("abc")
+    }
+    figure = plots.panels_against_density(
+        DENSITY, values, ylabel="accuracy (%)", baselines={"on b": 55.0}
+    )
+    assert len(figure.axes) == 4 and not figure.axes[3].axison
+    colors = []
+    for i, axes in enumerate(figure.axes[:3]):
+        assert axes.get_title() == f"on {'abc'[i]}"
+        found = {c.get_label(): c.lines[0] for c in axes.containers}
+        for j, line in enumerate(found.values()):
+            expected = np.stack([100 * DENSITY, np.full(3, 10.0 * i + j)], axis=1)
+            np.testing.assert_allclose(line.get_xydata(), expected)
+        colors.append({name: line.get_color() for name, line in found.items()})
+        dashed = [line for line in axes.lines if line.get_label() == "dense"]
+        assert [line.get_ydata()[0] for line in dashed] == ([55.0] if i == 1 else [])
+    # A name has one colour, and no two have the same; the control's is its own.
+    assert colors[0] == colors[1] == colors[2]
+    assert len(set(colors[0].values())) == 3
+    assert colors[0]["random ticket"] == plots.STYLES["random_ticket"][0]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == ["dense", "from b", "native", "random ticket"]
+    assert [axes.get_ylabel() for axes in figure.axes[:2]] == ["accuracy (%)", ""]
+
+
+def test_matrices_write_their_numbers_and_mark_cells():
+    values = {
+        "mean": np.array([[0.0, -1.26, np.nan], [2.5, 0.04, -0.5]]),
+        "sparsest": np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]),
+    }
+    sure = {"mean": np.array([[False, True, False], [True, False, False]])}
+    figure = plots.matrices(
+        values, rows=["a", "b_c"], columns=list("xyz"), label="points", marked=sure
+    )
+    mean, sparsest, bar = figure.axes
+    written = {(t.get_position()[1], t.get_position()[0]): t for t in mean.texts}
+    assert {place: text.get_text() for place, text in written.items()} == {
+        (0, 0): "+0.0", (0, 1): "-1.3*", (1, 0): "+2.5*", (1, 1): "+0.0", (1, 2): "-0.5"
+    }  # fmt: skip
+    weights = {place: text.get_fontweight() for place, text in written.items()}
+    assert {place for place, w in weights.items() if w == "bold"} == {(0, 1), (1, 0)}
+    np.testing.assert_array_equal(
+        mean.images[0].get_array().filled(np.nan), values["mean"]
+    )
+    # One scale for all, with white at 0.
+    limits = {axes.images[0].get_clim() for axes in (mean, sparsest)}
+    assert limits == {(-2.5, 2.5)}
+    assert [text.get_text() for text in mean.get_yticklabels()] == ["a", "b c"]
+    assert bar.get_ylabel() == "points"
+
+
+def test_matrices_without_a_number_are_drawn():
+    figure = plots.matrices(
+        {"": np.full((1, 2), np.nan)}, rows=["a"], columns=["x", "y"], label="points"
+    )
+    assert not figure.axes[0].texts

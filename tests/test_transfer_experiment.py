@@ -25,7 +25,7 @@ SHAPES = {
     "cifar100": (32, 32, 3),
     "svhn": (32, 32, 3),
 }
-SETS = ("digits-a", "digits-5classes")
+SETS = ("digits-a", "digits-b")
 
 
 def small(**changes):
@@ -142,21 +142,24 @@ def test_what_makes_no_sense_is_refused_by_its_name(changes, message):
 
 def test_networks_of_all_sources_are_equally_dense_whatever_their_heads(run):
     folder, setups, results = run
-    assert (
-        len({setups[name].task.shapes[0]["head"]["bias"].shape for name in SETS}) == 2
-    )
-    for level in (1, 3):
-        counts = set()
+    cfg = small(datasets=("digits", "digits-5classes"))
+    kept = []
+    for setup in pairs.prepare(matrix.design, cfg).values():
+        shapes, flags = setup.task.shapes[0], masks.of_task(setup.task)
+        assert not flags["head"]["kernel"]
+        (chain,) = setup.plan.chains
+        kept.append([imp.keep_counts(chain, shapes, n, flags)[0] for n in (1, 3)])
+    assert kept[0] == kept[1]
+    for level, number in zip((1, 3), kept[0]):
         for name in SETS:
-            setup = setups[name]
-            found = ticket(folder, setup, name, level, 0)
-            assert found.mask["head"]["kernel"].all()
-            flags = masks.of_task(setup.task)
-            assert not flags["head"]["kernel"]
-            counts.add(int(masks.count(found.mask, flags)))
-        assert len(counts) == 1
-        share = counts.pop() / (64 * 4)
-        np.testing.assert_array_equal(results["density"].sel(level=level), share)
+            mask = ticket(folder, setups[name], name, level, 0).mask
+            assert (
+                mask["head"]["kernel"].all()
+                and mask["dense_0"]["kernel"].sum() == number
+            )
+        np.testing.assert_array_equal(
+            results["density"].sel(level=level), number / (64 * 4)
+        )
 
 
 def test_native_tickets_train_on_the_noise_of_the_study_that_found_them(run):
@@ -199,28 +202,27 @@ def test_chains_of_a_target_share_the_noise_of_each_replica(run):
     assert (loss[0] != loss[1]).all() and loss[0, 0] != loss[0, 1]
 
 
-def test_a_head_that_stays_is_that_of_the_ticket(tmp_path):
-    cfg = small(levels=(1,))
-
-    def design(cfg):
-        rates = {"slow": 1e-3, "fast": 1e-2}
-        own = {
-            name: dataclasses.replace(cfg, data="digits", learning_rate=rate)
-            for name, rate in rates.items()
-        }
-        return pairs.Design(own, ("slow",), ("slow", "fast"), same_head=True)
-
-    setups = pairs.prepare(design, cfg)
-    found = pairs.one(design, setups, [0, 1], where(tmp_path))
-    assert found["source"].values.tolist() == ["slow"]
-    at_home = found["test_error"].sel(target="slow", source="slow", carried="ticket")
-    native = found["native_test_error"].sel(target="slow")
-    np.testing.assert_array_equal(at_home, native)
-    setup = setups["fast"]
-    row = [ticket(tmp_path, setups["slow"], "slow", 1, r) for r in (0, 1)]
-    alone = pairs.again(setup, {"x": row}, ("ticket",), [0, 1], where(None))
-    there = found["test_error"].sel(target="fast", source="slow", carried="ticket")
-    np.testing.assert_array_equal(there.values[0], alone["test_error"][0, 0])
+def test_a_head_that_stays_is_that_of_the_ticket(run):
+    folder, setups, results = run
+    name = SETS[0]
+    setup, own = (
+        setups[name],
+        [[ticket(folder, setups[name], name, 1, r) for r in (0, 1)]],
+    )
+    study = imp.run(
+        *setup[1:], levels=3, replicas=[0, 1], where=where(folder / "native" / name)
+    )
+    found = {name: pairs.Found(study, {level: own[0] for level in (1, 3)})}
+    for stays in (True, False):
+        design = pairs.Design({}, (name,), (name,), same_head=stays)
+        ready = pairs.Sources(design, found, {}, [0, 1])
+        out = pairs.on_target(name, setup, ready, where(None))
+        at_home, native = out["test_error"][1][0, 0, 0], out["native_test_error"][1][0]
+        np.testing.assert_array_equal(
+            native, results["native_test_error"].sel(target=name, level=1)
+        )
+        # With its own head a ticket is the native one, to the bit.
+        assert (at_home == native).all() == stays
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(
@@ -238,9 +240,13 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(
     monkeypatch.setattr(pairs, "on_target", stop)
     with pytest.raises(KeyboardInterrupt):
         pairs.one(matrix.design, setups, [0, 1], where(tmp_path))
-    trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("MANIFEST*")}
+    trained = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("manifest.json")
+    }
     found = pairs.one(matrix.design, setups, [0, 1], where(tmp_path))
     assert seen == [SETS[0], SETS[1], *SETS]
+    # What was trained before is not trained again.
+    assert any("targets" in path.parts for path in trained)
     assert all(path.stat().st_mtime_ns == time for path, time in trained.items())
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -327,9 +333,7 @@ def made_up(random=0.3, **changes):
 
 def answer(judged, claim, **where):
     (found,) = (
-        one.verdict
-        for one in judged
-        if one.claim == claim and where.items() == (one.where | where).items()
+        one.verdict for one in judged if one.claim == claim and one.where == where
     )
     return found
 
