@@ -311,7 +311,10 @@ def test_a_ticket_that_kept_its_head_is_not_compared_with_itself():
     outcome = Outcome(found("kept"), cfg, "optimizers", kept)
     (_, table) = compared.tables(outcome)[:2]
     assert [row[1:].count("itself") for row in table.rows] == [1, 1]
-    assert len(list(compared.figures(outcome))) == 2
+    (_, panels, _), _ = compared.figures(outcome)
+    drawn = [{c.get_label() for c in axes.containers} for axes in panels.axes]
+    both = {"native", "random ticket"}
+    assert drawn == [both | {"from t"}, both | {"from s"}]
 
 
 # --- run ------------------------------------------------------------------------------

@@ -274,10 +274,13 @@ def _panels(outcome: Outcome, what: str) -> Any:
     lines = _lines(outcome, what)
     axes = ("replica", "level")
 
+    kept = results.attrs.get("head") == "kept"
+
     def of(target: Any) -> dict[str, np.ndarray]:
         return {
             name: line.sel(target=target).transpose(*axes).values
             for name, line in lines.items()
+            if not (kept and name == f"from {target}")  # the native line itself
         }
 
     targets = [str(target) for target in results["target"].values]
