@@ -470,7 +470,7 @@ _GREY: Fields = dict(
 
 _SCANS: Fields = dict(
     data="digits", model="mlp-100-100", batch_size=32, learning_rate=2e-3, steps="600it",
-    rewind_step="30it",
+    rewind_step="30it", levels=(5, 9, 13, 16),
 )
 # Few levels, each of half the weights: 25% to 3.1%.
 _STUDY: Fields = {
@@ -537,15 +537,17 @@ TRANSFER: Table = {
     "digits-optimizers": (
         "The demo of optimizers: an MLP on 8x8 scans; no download. Under a minute on 2 "
         "cores.",
-        {**_SCANS, "study": "optimizers", "levels": (2, 5, 8, 11)},
+        {**_SCANS, "study": "optimizers"},
     ),
     "resnet20-cifar-paper": (
         "Morcos et al.'s protocol with a ResNet-20: CIFAR-10, CIFAR-100 and SVHN in "
         "colour, 30 levels, 6 replicas, k of one epoch. For a GPU (not run).",
-        dict(
-            **_CIFAR, datasets=("cifar10", "cifar100", "svhn"), model="resnet-20",
-            batch_size=128, drops=("20000it", "30000it"), steps="40000it",
-            rewind_step="400it", levels=tuple(range(2, 31, 4)), replicas=6, every=1000,
-        ),
+        # No flips: SVHN shows digits.
+        {
+            **_CIFAR, "augment": ("crop",), "datasets": ("cifar10", "cifar100", "svhn"),
+            "model": "resnet-20", "batch_size": 128, "drops": ("20000it", "30000it"),
+            "steps": "40000it", "rewind_step": "400it", "levels": tuple(range(2, 31, 4)),
+            "replicas": 6, "every": 1000,
+        },
     ),
 }

@@ -76,10 +76,10 @@ HASHES = {
         "conv6-cifar10-paper": "e3701b49",
     },
     "transfer": {
-        "digits": "4362cfb6",
+        "digits": "52fe59f6",
         "lenet": "ca86e9a7",
         "conv2": "c9deb2d2",
-        "resnet20-cifar-paper": "b05a9fbf",
+        "resnet20-cifar-paper": "7fceb07a",
     },
 }
 
