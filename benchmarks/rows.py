@@ -724,6 +724,22 @@ _SUPERMASK = Row(
     turns=7,
 )
 
+# tickets of another task
+
+_THERE, _HERE = "imp.retrain of grafted tickets", "training.train of dense networks"
+
+_TRANSFER = Row(
+    "LeNet-300-100, batch 60, Adam 1.2e-3, 55,000 examples of 784 pixels (noise): "
+    f"{2 * N} replicas of 4 tickets of the same shapes, masks of density 0.2, grafted onto "
+    "the task and trained with `imp.retrain` (stacking, moving, validation and test "
+    f"included), against `training.train` of {8 * N} dense networks with validation at the "
+    f"same steps; on {N} host devices, one at a time on each.",
+    Sizes(replicas=2 * N, held_out=500, test=500, steps=600, every=300, pairs=4),
+    TINY | {"held_out": 20, "test": 20, "pairs": 2, "replicas": N},
+    {_THERE: _jax("transferred"), _HERE: _jax("untransferred")},
+    ratios=[Ratio(_THERE, _HERE, Target(">=", 0.9))],
+)
+
 # accelerators
 
 
@@ -791,6 +807,7 @@ ROWS: Mapping[str, Row] = {
     "pruning": _PRUNING,
     "supermask": _SUPERMASK,
     "sweep": _SWEEP,
+    "transfer": _TRANSFER,
     "gpu-resnet20": _on_gpu("resnet-20"),
     "gpu-vgg16": _on_gpu("vgg-16"),
 }

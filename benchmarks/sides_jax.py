@@ -39,6 +39,7 @@ from lottery_jax import (
     sparse,
     supermask,
     training,
+    transfer,
     transforms,
 )
 from lottery_jax.connectivity import branches as branches_
@@ -727,6 +728,57 @@ def interval(differences: np.ndarray) -> Spread:
         return Spread(mean, mean, mean)
     half = stats.t.ppf(0.975, number - 1) * differences.std(ddof=1) / number**0.5
     return Spread(mean, mean - float(half), mean + float(half))
+
+
+def transferred(sizes: Sizes) -> Programs:
+    """Tickets of as many chains as `pairs`, on another task, from the graft to results."""
+    task, tx = make_task(sizes), make_tx(sizes)
+    generator = np.random.default_rng(4)
+    shapes = Network(*task.shapes[:2])
+
+    def found() -> lj.tickets.Ticket:
+        network = jax.tree.map(lambda x: x[0], draw(generator, 1, shapes))
+        flags = masks.prunable(shapes.params)
+        mask = jax.tree.map(
+            lambda p, prunable: (
+                generator.random(p.shape) < (sizes.density if prunable else 1)
+            ),
+            *(network.params, flags),
+        )
+        return lj.tickets.Ticket(mask, *network, {})
+
+    source = [[found() for _ in range(sizes.replicas)] for _ in range(sizes.pairs)]
+    plan = imp.Plan(
+        sizes.steps,
+        chains=tuple(imp.Chain(f"source {i}") for i in range(sizes.pairs)),
+        arms=("ticket",),
+        validate_every=sizes.every,
+    )
+    where = Where(make_execution(sizes))
+
+    def run() -> int:
+        there = transfer.grafted(source, task, replicas=sizes.replicas)
+        own = {"level": 1, "replicas": sizes.replicas, "where": where}
+        imp.retrain(task, tx, plan, there, **own)
+        return sizes.pairs * sizes.replicas * sizes.steps
+
+    return {"run": run}
+
+
+def untransferred(sizes: Sizes) -> Programs:
+    """As many dense networks of the same task, trained and validated alike."""
+    task, tx = make_task(sizes), make_tx(sizes)
+    number = sizes.pairs * sizes.replicas
+    keys, where = lj.keys.of_replicas(0, range(number)), Where(make_execution(sizes))
+
+    def run() -> int:
+        runs = training.fresh(task, tx, keys.init, keys.noise, where=where)
+        own = {"every": sizes.every, "validate": True, "where": where}
+        done = training.train(task, tx, runs, sizes.steps, **own)
+        jax.block_until_ready(done.state)
+        return number * sizes.steps
+
+    return {"run": run}
 
 
 # --- tickets in use -------------------------------------------------------------------

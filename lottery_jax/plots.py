@@ -893,7 +893,8 @@ def panels_against_density(
       A matplotlib figure, two panels in a row, each with a vertical axis of its own.
     """
     columns = min(2, len(values))
-    figure, grid = _grid(-(-len(values) // columns), columns, (3.6, 2.7))
+    size = (3.6, 2.7) if columns > 1 else (5.8, 3.4)
+    figure, grid = _grid(-(-len(values) // columns), columns, size)
     labels = list(dict.fromkeys(label for own in values.values() for label in own))
     styles = _styles(labels, without=("random_mask", "random_ticket", "dense"))
     for axes, (panel, own) in zip(grid.flat, values.items()):
@@ -925,7 +926,7 @@ def panels_against_density(
         frameon=False,
         fontsize=8,
         loc="outside lower center",
-        ncols=min(4, len(named)),
+        ncols=min(2 * columns, len(named)),
     )
     return figure
 
@@ -957,8 +958,10 @@ def matrices(
     Returns:
       A matplotlib figure.
     """
-    width = 1.0 + 0.55 * len(columns)
-    figure, grid = _grid(1, len(values), (width, 1.6 + 0.42 * len(rows)))
+    # However few there are, titles and the scale must fit.
+    width = max(1.0 + 0.55 * len(columns), 7.0 / len(values))
+    height = max(1.6 + 0.42 * len(rows), 2.6)
+    figure, grid = _grid(1, len(values), (width, height))
     finite = np.abs(np.concatenate([np.ravel(x) for x in values.values()]))
     finite = finite[np.isfinite(finite)]
     most = max(float(finite.max()) if finite.size else 0.0, 1e-12)
@@ -1011,7 +1014,7 @@ def caption(figure: Any, lines: Sequence[str]) -> Any:
         return figure
     points = 72 * figure.get_figwidth()
     left = 0.02
-    broken = [part for line in lines for part in _broken(line, points * (0.98 - left))]
+    broken = [part for line in lines for part in _broken(line, points * (0.94 - left))]
     text = figure.text(left, 0, "\n".join(broken), va="top", fontsize=CAPTION_SIZE)
     text.set_parse_math(False)
     return figure

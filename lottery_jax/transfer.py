@@ -64,7 +64,9 @@ def graft(ticket: Ticket, task: Task, key: Key) -> tuple[Network, Mask]:
     must = "a lottery_jax.tickets.Ticket, from tickets.load or imp.tickets_of"
     errors.is_a("ticket", ticket, Ticket, must)
     measured.check(task)
-    return _onto(ticket, task, _drawn(task, keys.check("key", key)))
+    keys.check("key", key)
+    _check(ticket, task)
+    return _onto(ticket, task, _drawn(task, key))
 
 
 def grafted(
@@ -106,6 +108,7 @@ def grafted(
             )
         for one in row:
             errors.is_a("found", one, Ticket, must)
+            _check(one, task)
     init = keys.of_replicas(seed, ids).init
     draws = [_drawn(task, init[i]) for i in range(len(ids))]
 
@@ -122,46 +125,42 @@ def _drawn(task: Task, key: Key) -> Network:
     return trees.host(Network(params, model_state))
 
 
-def _onto(ticket: Ticket, task: Task, drawn: Network) -> tuple[Network, Mask]:
-    """The ticket in the trees of a task, with the head of a draw."""
+def _check(ticket: Ticket, task: Task) -> None:
+    """Whether a ticket fits a task, before anything is drawn.
+
+    Raises:
+      ValueError: as `graft`.
+    """
+    params, state = task.shapes[:2]
     if task.head:
         try:
-            trees.matching(drawn.params, task.head)
+            trees.matching(params, task.head)
         except ValueError as error:
             raise ValueError(f"task.head: {error}") from None
-    full = jax.tree.map(lambda x: np.ones(x.shape, np.bool_), drawn.params)
-    mask = _joined("mask", ticket.mask, full, task.head)
-    params = _joined("params", ticket.params, drawn.params, task.head)
-    state = _joined("model_state", ticket.model_state, drawn.model_state, task.head)
+    full = trees.shapes_of(params, np.bool_)
+    _check_fit("mask", ticket.mask, full, task.head)
+    _check_fit("params", ticket.params, params, task.head)
+    _check_fit("model_state", ticket.model_state, state, task.head)
+    alive = trees.by_path(trees.host(ticket.mask))
     flags = masks.resolve(params, masks.of_task(task))
-    for (path, alive), counts in zip(trees.by_path(mask).items(), flags):
-        if not counts and not alive.all():
+    for path, counts in zip(trees.paths(params), flags):
+        if not counts and not _is_head(path, task.head) and not alive[path].all():
             raise ValueError(
                 f"ticket: leaf {path!r} is pruned, and does not count as prunable in the "
                 "task; densities would be wrong. Give the task a `prunable` that counts it"
             )
-    params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
-    return Network(params, state), mask
 
 
-def _joined(field: str, given: PyTree, drawn: PyTree, head: tuple[str, ...]) -> PyTree:
-    """The leaves of a ticket in the structure of a draw, whose head stays.
-
-    Raises:
-      ValueError: leaves that do not fit; names them all.
-    """
-
-    def is_head(path: str) -> bool:
-        return any(re.search(pattern, path) for pattern in head)
-
-    theirs, own = trees.by_path(trees.host(given)), trees.by_path(drawn)
+def _check_fit(field: str, given: PyTree, like: PyTree, head: tuple[str, ...]) -> None:
+    """Whether the leaves of a ticket are a task's in all but the head; names the others."""
+    theirs, own = trees.by_path(trees.host(given)), trees.by_path(like)
     wrong = [
         f"{path!r} is no leaf of the task"
         for path in theirs
-        if path not in own and not is_head(path)
+        if path not in own and not _is_head(path, head)
     ]
     for path, leaf in own.items():
-        if is_head(path):
+        if _is_head(path, head):
             continue
         if path not in theirs:
             wrong.append(f"{path!r} is missing in the ticket")
@@ -176,6 +175,26 @@ def _joined(field: str, given: PyTree, drawn: PyTree, head: tuple[str, ...]) -> 
             f"{'; '.join(wrong)}. Source and target need the same model and inputs of one "
             "shape, which data.grey28 gives images"
         )
+
+
+def _onto(ticket: Ticket, task: Task, drawn: Network) -> tuple[Network, Mask]:
+    """A ticket that fits in the trees of a task, with the head of a draw."""
+    full = jax.tree.map(lambda x: np.ones(x.shape, np.bool_), drawn.params)
+    mask = _joined(ticket.mask, full, task.head)
+    params = _joined(ticket.params, drawn.params, task.head)
+    state = _joined(ticket.model_state, drawn.model_state, task.head)
+    params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
+    return Network(params, state), mask
+
+
+def _joined(given: PyTree, drawn: PyTree, head: tuple[str, ...]) -> PyTree:
+    """The leaves of a ticket in the structure of a draw, whose head stays."""
+    theirs = trees.by_path(trees.host(given))
     return trees.map_by_path(
-        lambda path, leaf: leaf if is_head(path) else theirs[path], drawn
+        lambda path, leaf: leaf if _is_head(path, head) else theirs[path], drawn
     )
+
+
+def _is_head(path: str, head: tuple[str, ...]) -> bool:
+    """Whether a leaf is one of the output layer's."""
+    return any(re.search(pattern, path) for pattern in head)

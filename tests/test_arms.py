@@ -406,6 +406,7 @@ def signed():
         arms=(
             *("ticket", "reinit", "shuffled_weights", "reinit_signed"),
             *("shuffled_weights_signed", "constant", "constant_signed"),
+            "random_ticket",
         ),
         validate_every=2,
     )
@@ -474,10 +475,31 @@ def test_constants_are_the_deviation_of_the_whole_layer_at_the_rewind_step(chain
     assert (a != b).any()
 
 
+@pytest.mark.parametrize("chain", ["imp", "lr_rewind"])
+def test_random_tickets_have_the_random_mask_and_the_reinits_weights(chain):
+    for replica in (0, 1):
+        key = replica_keys(signed().plan.seed, replica).mask_shuffle
+        for level in (1, 2):
+            own, fresh = (
+                began(name, chain, replica, level)
+                for name in ("random_ticket", "reinit")
+            )
+            random = lj.masks.shuffle(key, fresh.mask)  # the key of random masks
+            toys.assert_equal(own.mask, lj.trees.host(random))
+            both = jax.tree.map(np.logical_and, own.mask, fresh.mask)
+            toys.assert_equal(masked(both, own.params), masked(both, fresh.params))
+            toys.assert_equal(own.params, masked(own.mask, own.params))
+            toys.assert_equal(own.model_state, fresh.model_state)
+            assert (
+                own.mask["hidden"]["kernel"] & ~fresh.mask["hidden"]["kernel"]
+            ).any()
+
+
 def test_at_level_0_they_are_what_their_arm_is():
     study = signed()
+    of_fresh = {arm.name: arm.fresh for arm in arms.ARMS}
     for arm in study.plan.arms:
-        like = "reinit" if arm.startswith("reinit") else "ticket"
+        like = "reinit" if of_fresh[arm] else "ticket"
         for chain in ("imp", "lr_rewind"):
             loss, other = (
                 study.record("test_loss", chain, a)[:, 0] for a in (arm, like)

@@ -1,6 +1,7 @@
 """Data: sets and their splits, the reader, augmentation, and the order of examples."""
 
 import functools
+import gzip
 import json
 import random
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from lottery_jax import data
-from lottery_jax.data import cache, generated, prepare, prepared, sets
+from lottery_jax.data import cache, generated, perturb, prepare, prepared, sets, usps
 from lottery_jax.data._random import random_state
 
 TFDS_NAMES = {
@@ -298,6 +299,251 @@ def test_computed_statistics_standardise_the_training_set(fake):
     np.testing.assert_allclose([image.mean(), image.std()], [0, 1], atol=1e-5)
 
 
+# --- parts of a set -------------------------------------------------------------------
+
+
+def test_halves_are_disjoint_equal_and_share_the_validation_split(fake):
+    folder, _ = fake("kmnist")
+    whole, a, b = (
+        data.load("kmnist", validation=99, half=half, data_dir=folder).arrays
+        for half in (None, "a", "b")
+    )
+    # 1,401 are left: the last one belongs to neither.
+    assert rows(a["train"]) + rows(b["train"]) == rows(whole["train"])[:1400]
+    assert len(a["train"]["label"]) == 700
+    for split in ("validation", "test"):
+        assert rows(a[split]) == rows(b[split]) == rows(whole[split])
+    part = data.load("kmnist", validation=99, half="b", subset=50, data_dir=folder)
+    assert rows(part.arrays["train"]) == rows(b["train"])[:50]
+
+
+def test_classes_keep_the_examples_of_the_first_ones_in_their_splits(fake):
+    folder, _ = fake("kmnist")
+    whole, few = (
+        data.load("kmnist", validation=100, classes=n, data_dir=folder)
+        for n in (None, 3)
+    )
+    assert few.num_classes == 3 and (few.mean, few.std) == (whole.mean, whole.std)
+    for split, fields in whole.arrays.items():
+        expected = [row for row in rows(fields) if row[1] < 3]
+        assert rows(few.arrays[split]) == expected and expected
+    part = data.load(
+        "kmnist", validation=100, classes=3, half="a", subset=20, data_dir=folder
+    )
+    assert rows(part.arrays["train"]) == rows(few.arrays["train"])[:20]
+    noisy = data.load(
+        "kmnist", validation=100, classes=3, label_noise=1.0, data_dir=folder
+    )
+    assert set(noisy.arrays["train"]["label"]) == {0, 1, 2}
+
+
+# --- the input adapter ----------------------------------------------------------------
+
+
+def dataset_of(images, name="own"):
+    """A data set of images, all in every split, labelled 0 and 1 in turns."""
+    labels = np.arange(len(images), dtype=np.int32) % 2
+    split = {"image": images, "label": labels}
+    arrays = {name: dict(split) for name in ("train", "validation", "test")}
+    return data.Dataset(arrays, 2, images.shape[1:], (0.5,), (0.5,), name, "a note")
+
+
+def draw_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
+
+
+def test_images_of_the_right_shape_stay_as_they_are():
+    images = draw_images(28, 28, 1)
+    adapted = data.grey28(dataset_of(images))
+    for split in adapted.arrays.values():
+        np.testing.assert_array_equal(split["image"], images)
+
+
+def test_smaller_images_are_padded_with_black_on_both_sides():
+    images = draw_images(16, 5, 1)
+    adapted = data.grey28(dataset_of(images))
+    expected = np.zeros((4, 28, 28, 1), np.uint8)
+    expected[:, 6:22, 11:16] = images
+    np.testing.assert_array_equal(adapted.arrays["test"]["image"], expected)
+    assert adapted.shape == (28, 28, 1)
+
+
+def test_colours_become_luminance():
+    images = draw_images(28, 28, 3)
+    weights = np.array([0.299, 0.587, 0.114])
+    expected = np.floor((images.astype(np.float64) * weights).sum(-1) + 0.5 + 1e-9)
+    adapted = data.grey28(dataset_of(images)).arrays["train"]["image"]
+    np.testing.assert_array_equal(adapted[..., 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (61, 61, 1), (40, 20, 1)])
+def test_larger_images_are_resized_as_pillow_does(shape):
+    image_module = pytest.importorskip("PIL.Image")
+    images = draw_images(*shape)
+    height, width = (min(28, side) for side in shape[:2])
+
+    def reference(image):
+        image = image_module.fromarray(image[..., 0])
+        size = (width, height)
+        return np.asarray(image.resize(size, image_module.Resampling.BILINEAR))
+
+    top, left = (28 - height) // 2, (28 - width) // 2
+    expected = np.zeros((4, 28, 28), np.uint8)
+    expected[:, top : top + height, left : left + width] = [
+        reference(image) for image in images
+    ]
+    adapted = data.grey28(dataset_of(images)).arrays["train"]["image"]
+    np.testing.assert_array_equal(adapted[..., 0], expected)
+
+
+def test_resizing_by_hand():
+    """Four pixels to two: a triangle of half-width 2 about the centres 1 and 3."""
+    images = np.array([10, 50, 90, 250], np.uint8).reshape(1, 1, 4, 1)
+    weights = np.array([[0.75, 0.75, 0.25, 0], [0, 0.25, 0.75, 0.75]])
+    weights /= weights.sum(axis=1, keepdims=True)
+    expected = np.floor(weights @ images.reshape(-1) + 0.5)
+    resized = perturb.resized(images, 1, 2)
+    np.testing.assert_array_equal(resized.reshape(-1), expected)
+
+
+def test_adapted_images_have_statistics_of_their_own():
+    found = data.grey28(dataset_of(draw_images(20, 20, 3)))
+    image = found.arrays["train"]["image"] / 255.0
+    np.testing.assert_allclose((found.mean, found.std), ([image.mean()], [image.std()]))
+    assert (found.name, found.note, found.num_classes) == ("own", "a note", 2)
+    np.testing.assert_array_equal(found.arrays["test"]["label"], [0, 1, 0, 1])
+
+
+def test_many_images_are_adapted_in_blocks(monkeypatch):
+    dataset = dataset_of(draw_images(32, 32, 3))
+    whole = data.grey28(dataset)
+    monkeypatch.setattr(data.adapted, "_BLOCK", 3)
+    in_blocks = data.grey28(dataset)
+    for split, fields in whole.arrays.items():
+        np.testing.assert_array_equal(fields["image"], in_blocks.arrays[split]["image"])
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((4, 40), np.float32), r"float32 of shape \(40,\)"),
+        (np.zeros((4, 28, 28, 1), np.float32), r"float32 of shape \(28, 28, 1\)"),
+        (np.zeros((4, 28, 28, 2), np.uint8), r"uint8 of shape \(28, 28, 2\)"),
+        (np.zeros((4, 28, 28), np.uint8), r"uint8 of shape \(28, 28\)"),
+    ],
+)
+def test_what_is_no_image_is_not_adapted(images, found):
+    with pytest.raises(ValueError, match=f"dataset: examples of own={found}; it must"):
+        data.grey28(dataset_of(images))
+
+
+# --- USPS -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_usps(tmp_path, monkeypatch):
+    """A folder with files of a few lines each, and what is in them."""
+    monkeypatch.setenv("LOTTERY_JAX_CACHE", str(tmp_path / "cache"))
+    files = {"train": ("zip.train.gz", 12), "test": ("zip.test.gz", 3)}
+    monkeypatch.setattr(usps, "FILES", files)
+    folder, written = tmp_path / "data", {}
+    (folder / "usps").mkdir(parents=True)
+    for seed, (split, (name, number)) in enumerate(files.items()):
+        rng = np.random.default_rng(seed)
+        labels, grey = rng.integers(0, 10, number), rng.uniform(-1, 1, (number, 256))
+        grey[0, :3] = -1, 1, 0
+        written[split] = labels, grey.round(3)
+        lines = [
+            f"{label:.4f} {' '.join(f'{v:.3f}' for v in row)} \n"
+            for label, row in zip(*written[split])
+        ]
+        with gzip.open(folder / "usps" / name, "wt") as file:
+            file.writelines(lines)
+    return folder, written
+
+
+def test_usps_is_parsed_from_its_lines(fake_usps):
+    folder, written = fake_usps
+    loaded = data.load("usps", validation=2, data_dir=folder)
+    labels, grey = written["test"]
+    test = loaded.arrays["test"]
+    np.testing.assert_array_equal(test["label"], labels)
+    expected = np.rint((grey + 1) * 127.5).reshape(3, 16, 16, 1)
+    np.testing.assert_array_equal(test["image"], expected)
+    assert test["image"].dtype == np.uint8 and test["label"].dtype == np.int32
+    assert test["image"][0, 0, :3, 0].tolist() == [0, 255, 128]
+    assert len(loaded.arrays["train"]["label"]) == 10
+    assert "usps" in data.available(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "fewer lines", "no gzip"])
+def test_damaged_files_of_usps_are_named(fake_usps, damage):
+    folder, _ = fake_usps
+    path = folder / "usps" / "zip.test.gz"
+    content = path.read_bytes()
+    lines = gzip.decompress(content).split(b"\n")
+    changed, message = {
+        "truncated": (content[:-50], "is damaged"),
+        "text": (gzip.compress(b"7 a b c\n"), "is damaged"),
+        "fewer lines": (
+            gzip.compress(b"\n".join(lines[:2])),
+            r"holds \(2, 257\) numbers; it must be 3 lines of 257",
+        ),
+        "no gzip": (b"\n".join(lines), "is damaged"),
+    }[damage]
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"zip.test.gz {message}"):
+        data.load("usps", validation=2, data_dir=folder)
+
+
+def test_usps_that_is_not_there_names_the_command(fake_usps):
+    folder, _ = fake_usps
+    (folder / "usps" / "zip.train.gz").unlink()
+    command = f"python -m lottery_jax.data.prepare usps --data-dir {folder}\n"
+    with pytest.raises(FileNotFoundError) as error:
+        data.load("usps", data_dir=folder)
+    assert command in str(error.value) and "data-prepare" not in str(error.value)
+    assert "usps" not in data.available(folder)
+
+
+def test_prepare_copies_the_files_of_usps_and_leaves_those_that_are_there(
+    fake_usps, tmp_path, monkeypatch, capsys
+):
+    folder, _ = fake_usps
+    monkeypatch.setattr(usps, "URL", f"{(folder / 'usps').as_uri()}/")
+    own = tmp_path / "own" / "usps"
+    own.mkdir(parents=True)
+    (own / "zip.test.gz").write_bytes(b"mine")
+    prepare.main(["usps", "--data-dir", str(own.parent)])
+    assert "usps: prepared" in capsys.readouterr().out
+    assert sorted(path.name for path in own.iterdir()) == [
+        "zip.test.gz",
+        "zip.train.gz",
+    ]
+    train = folder / "usps" / "zip.train.gz"
+    assert (own / "zip.train.gz").read_bytes() == train.read_bytes()
+    assert (own / "zip.test.gz").read_bytes() == b"mine"
+    # Nothing is left of a download that failed.
+    monkeypatch.setattr(usps, "URL", f"{(folder / 'nowhere').as_uri()}/")
+    with pytest.raises(OSError):
+        prepare.prepare("usps", tmp_path / "other")
+    assert usps.find(tmp_path / "other") is None
+
+
+def test_the_published_usps(prepared_data):
+    loaded = data.load("usps", validation=0, data_dir=prepared_data("usps"))
+    train, test = loaded.arrays["train"], loaded.arrays["test"]
+    assert (len(train["label"]), len(test["label"])) == (7291, 2007)
+    # As published with the files.
+    counts = [1194, 1005, 731, 658, 652, 556, 664, 645, 542, 644]
+    assert np.bincount(train["label"]).tolist() == counts
+    counts = [359, 264, 198, 166, 200, 160, 170, 147, 166, 177]
+    assert np.bincount(test["label"]).tolist() == counts
+    adapted = data.grey28(loaded).arrays["train"]["image"]
+    np.testing.assert_array_equal(adapted[:, 6:22, 6:22], train["image"])
+    assert not adapted[:, :6].any() and not adapted[:, :, 22:].any()
+
+
 def test_unit_l2_leaves_an_empty_image_empty():
     images = np.zeros((2, 2, 2, 1), np.uint8)
     images[1, 0, 0, 0] = 9
@@ -321,6 +567,14 @@ def test_unit_l2_leaves_an_empty_image_empty():
         ({"validation": 1, "normalization": "l2"}, "dataset, imagenet, none, unit_l2"),
         ({"validation": 1, "normalization": "imagenet"}, "three colour channels"),
         ({"validation": 1, "seed": -1}, "seed=-1; it must be between 0 and"),
+        ({"validation": 1, "classes": 1}, "classes=1; it must be between 2 and 10"),
+        ({"validation": 1, "classes": 11}, "classes=11; it must be between 2 and 10"),
+        ({"validation": 1, "classes": 2.0}, "classes=2.0; it must be a whole number"),
+        ({"validation": 1, "half": "c"}, "half='c'; it must be one of a, b"),
+        (
+            {"validation": 500, "half": "a", "subset": 501},
+            r"subset=501; it must lie in \[1, 500\] for 'kmnist' .*, half='a'",
+        ),
     ],
 )
 def test_options_out_of_range(fake, options, message):

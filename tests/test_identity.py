@@ -79,6 +79,12 @@ HASHES = {
         "digits": "52fe59f6",
         "lenet": "ca86e9a7",
         "conv2": "c9deb2d2",
+        "optimizers": "247ffa84",
+        "halves": "4d00e53a",
+        "few": "817c476b",
+        "size": "c9830ef4",
+        "structure": "3dacc792",
+        "digits-optimizers": "8426d088",
         "resnet20-cifar-paper": "7fceb07a",
     },
     "ma": {

@@ -17,7 +17,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import connectivity, data, imp, supermask, training
+from lottery_jax import connectivity, data, imp, supermask, training, transfer
 from lottery_jax.connectivity import Measure, branches, points
 from lottery_jax.types import Network, Task
 
@@ -1015,6 +1015,50 @@ ENTRANCES = {
             "dense": [([1], "dense=1; it must be a list of tickets for each chain")],
             "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
+        },
+    ),
+    "transfer.graft": (
+        transfer.graft,
+        lambda g: dict(ticket=g.found[0][0], task=g.task, key=g.keys.init[0]),
+        {
+            "ticket": [
+                (3, "ticket=3; it must be a lottery_jax.tickets.Ticket"),
+                (lambda: given().one, "ticket=a Network; it must be a lottery_jax.tic"),
+                (
+                    lambda: given().found[0][0]._replace(params={"w": np.ones(3)}),
+                    "ticket.params must fit the task in all but its head",
+                ),
+            ],
+            "task": _NO_TASK,
+            "key": [(0, "key=int; it must be keys of threefry2x32")],
+        },
+    ),
+    "transfer.grafted": (
+        transfer.grafted,
+        lambda g: dict(found=g.found, task=g.task, replicas=2),
+        {
+            "found": [
+                (lambda: given().found[0], "found=a Ticket; it must be a list of tick"),
+                ([["a.safetensors"] * 2], "found='a.safetensors'; it must be a list"),
+                ([[]], "found: a chain has 0 tickets; it must be 2, one for each"),
+                (
+                    lambda: [[given().found[0][0]._replace(model_state={"n": 1})] * 2],
+                    "ticket.model_state must fit the task in all but its head",
+                ),
+            ],
+            "task": _NO_TASK,
+            "seed": [],  # what it may be is for the keys to say
+            "replicas": _NO_REPLICAS,
+        },
+    ),
+    "data.grey28": (
+        data.grey28,
+        lambda g: dict(dataset=TOY),
+        {
+            "dataset": [
+                (lambda: TOY.arrays, "dataset=a dict; it must be a .*Dataset"),
+                (lambda: TOY, r"dataset: examples of toy=float32 of shape \(8,\)"),
+            ]
         },
     ),
     "lj.train": (

@@ -70,12 +70,13 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     levels = results["level"].values.tolist()
     carried = results["carried"].values.tolist()
     density = results["density"].mean("replica")
+    head = results.attrs.get("head", "replaced")  # as the matrix does
     for what, source, target in itertools.product(carried, sources, targets):
         pair = {"source": source, "target": target}
+        if source == target and what == "ticket" and head == "kept":
+            continue  # the very same training again
         here = travelled.sel(carried=what, **pair)
-        claim = f"{what} transfers"
-        if source == target:
-            claim = f"native {what} with a new head matches the native ticket"
+        claim = _transfers(what, source, target, head)
         for level in levels:
             at = {"level": level}
             where = {**pair, **at, "density": float(density.sel(**pair, **at))}
@@ -145,7 +146,9 @@ def conclusions(outcome: Outcome) -> list[str]:
 
 def tables(outcome: Outcome) -> list[Rows]:
     """Accuracy on each target, differences to native tickets, and what masks share."""
-    return [_accuracy(outcome), _differences(outcome), _overlap(outcome)]
+    found = [_accuracy(outcome), _differences(outcome)]
+    several = outcome.results.sizes["source"] > 1
+    return [*found, _overlap(outcome)] if several else found
 
 
 def _accuracy(outcome: Outcome) -> Rows:
@@ -185,6 +188,9 @@ def _differences(outcome: Outcome) -> Rows:
         cells = []
         for target in targets:
             found = _mean_difference(outcome.judged, str(what), str(source), target)
+            if found is None:
+                cells.append("itself")
+                continue
             half = points.of((found.high - found.low) / 2)
             cells.append(f"{points.of(found.estimate):+.2f} ± {half:.2f}")
         rows.append([f"{what} of {source}", *cells])
@@ -227,14 +233,17 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         transfers = [
             one
             for one in judged
-            if f"{what} transfers" in one.claim or f"{what} with a new" in one.claim
+            if f"{what} transfers" in one.claim or _at_home(one, str(what))
         ]
         others = [one for one in mine if one not in transfers]
         if what == "ticket":
             others += [one for one in judged if one.claim.startswith("native ticket ")]
-            others = [one for one in others if "with a new head" not in one.claim]
-        yield f"accuracy{end}", _panels(outcome, str(what)), others
-        yield f"difference{end}", _maps(outcome, str(what)), transfers
+            others = [one for one in others if not _at_home(one, "ticket")]
+        several = results.sizes["source"] * results.sizes["target"] > 1
+        below = others if several else transfers + others
+        yield f"accuracy{end}", _panels(outcome, str(what)), below
+        if several:
+            yield f"difference{end}", _maps(outcome, str(what)), transfers
 
 
 def _lines(outcome: Outcome, what: str | None = None) -> dict[str, Any]:
@@ -265,10 +274,13 @@ def _panels(outcome: Outcome, what: str) -> Any:
     lines = _lines(outcome, what)
     axes = ("replica", "level")
 
+    kept = results.attrs.get("head") == "kept"
+
     def of(target: Any) -> dict[str, np.ndarray]:
         return {
             name: line.sel(target=target).transpose(*axes).values
             for name, line in lines.items()
+            if not (kept and name == f"from {target}")  # the native line itself
         }
 
     targets = [str(target) for target in results["target"].values]
@@ -326,7 +338,9 @@ def _surely(
         [_mean_difference(judged, what, source, target, level) for target in targets]
         for source in sources
     ]
-    return np.array([[v.low > 0 or v.high < 0 for v in row] for row in found])
+    return np.array(
+        [[v is not None and (v.low > 0 or v.high < 0) for v in row] for row in found]
+    )
 
 
 def _mean_difference(
@@ -335,19 +349,33 @@ def _mean_difference(
     source: str,
     target: str,
     level: int | None = None,
-) -> verdicts.Verdict:
-    """The verdict on a difference to native: at a level, or in the mean over all."""
-    claim = f"{what} transfers"
-    if source == target:
-        claim = f"native {what} with a new head matches the native ticket"
+) -> verdicts.Verdict | None:
+    """The verdict on a difference to native: at a level, or in the mean over all.
+
+    None for a target's own ticket that kept its head.
+    """
+    claims = [_transfers(what, source, target, head) for head in ("kept", "replaced")]
     where: dict[str, Any] = {"source": source, "target": target}
     if level is None:
-        claim = f"{claim}, {MEAN_OF_DENSITIES}"
+        claims = [f"{claim}, {MEAN_OF_DENSITIES}" for claim in claims]
     else:
         where["level"] = level
-    (found,) = (
+    found = (
         one.verdict
         for one in judged
-        if one.claim == claim and where.items() <= one.where.items()
+        if one.claim in claims and where.items() <= one.where.items()
     )
-    return found
+    return next(found, None)
+
+
+def _transfers(what: str, source: str, target: str, head: str) -> str:
+    """The claim that something of a source is as good as a target's own."""
+    if source != target:
+        return f"{what} transfers"
+    new = " with a new head" if head == "replaced" else ""
+    return f"native {what}{new} matches the native ticket"
+
+
+def _at_home(one: Judged, what: str) -> bool:
+    """Whether a verdict is about a target's own, trained like what travels there."""
+    return one.claim.startswith(f"native {what}") and "the native ticket" in one.claim

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Literal
 
 from experiments import presets
-from experiments.identity import FREE, Where
+from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from experiments.recipes import Recipe
 
-Study = Literal["matrix"]
+Study = Literal["matrix", "optimizers", "halves", "few", "size", "structure"]
 Carried = Literal["ticket", "structure", "dense"]
 
 
@@ -16,10 +16,20 @@ class Config(Where, Recipe):
     """Everything that a study is determined by, and where and how it runs."""
 
     study: Study = "matrix"
-    """matrix: tickets of every data set, trained on every data set."""
+    """matrix: tickets of every data set, trained on every data set. optimizers: found by
+    SGD or Adam, trained by either. halves: from one half of a set to the other. few: to
+    few examples of a set. size: from larger and richer parts of a set. structure: tickets,
+    their masks alone and dense weights, side by side."""
     datasets: tuple[str, ...] = ("digits-a", "digits-b", "digits-5classes")
     """For matrix: data sets, instead of `data`; each is a source and a target. SET-a and
-    SET-b are disjoint halves of one, SET-5classes are its first five classes."""
+    SET-b are disjoint halves of one, SET-5classes are its first five classes. The sets
+    beside `data` in other studies: sources for few and structure, targets for size."""
+    shares: tuple[float, ...] = dataclasses.field(
+        default=(0.1, 0.3, 1.0), metadata=UNLESS_DEFAULT
+    )
+    """For few and size: parts of the training examples of `data`, in (0, 1]."""
+    sgd_learning_rate: float = dataclasses.field(default=0.02, metadata=UNLESS_DEFAULT)
+    """For optimizers: the learning rate of SGD; `learning_rate` is Adam's."""
     carried: tuple[Carried, ...] = ("ticket",)
     """What is taken to a target: the ticket; the mask alone (structure), on a fresh draw;
     the trained dense weights, to be fine-tuned. The ticket must be among them."""

@@ -404,6 +404,7 @@ def one(
     attributes = {
         **records.environment(),
         "execution": found[first].study.execution._asdict(),
+        "head": "kept" if own.same_head else "replaced",
         "steps": setups[first].plan.steps,
         "rewind_step": setups[first].plan.rewind_step,
         "seconds_of_targets": seconds,
