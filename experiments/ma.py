@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display, identity, metrics, presets, recipes
+from experiments import display, metrics, presets, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Drawn, Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -33,6 +33,9 @@ from lottery_jax.ma import MaConditions, ma_conditions
 
 if TYPE_CHECKING:
     import xarray as xr
+
+SWEPT = "learning_rate"
+"""What is swept here, and nothing else."""
 
 CLAIMS = {
     "nontrivial": "nontrivial sparsity",
@@ -49,7 +52,7 @@ every rate."""
 class Config(Where, Recipe):
     """Everything that a study is determined by, and where and how it runs."""
 
-    learning_rates: tuple[float, ...] = (1.25e-3, 5e-3, 2e-2)
+    sweep_learning_rate: tuple[float, ...] = (1.25e-3, 5e-3, 2e-2)
     """Peak rates, instead of `learning_rate`: tickets are found at each, and everything is
     trained at all of them."""
     levels: int = 4
@@ -73,23 +76,23 @@ class Config(Where, Recipe):
     replicas: int = dataclasses.field(default=3, metadata=FREE)
     """Independent runs, each with its own initialisation and noise."""
 
-    @property
-    def sweep(self) -> dict[str, list[float]]:
-        """The rates as a sweep."""
-        return {"learning_rate": list(self.learning_rates)}
-
 
 # --- running --------------------------------------------------------------------------
 
 
 def prepare(cfg: Config) -> Setup:
     """Task, optimizer and the plan of a study; errors name the field."""
-    errors.some_different("learning_rates", cfg.learning_rates)
+    rates = cfg.sweep_learning_rate
+    if not rates:
+        raise errors.wrong("sweep_learning_rate", rates, "some rates")
+    for field in (f"sweep_{name}" for name in recipes.SWEPT if name != SWEPT):
+        if values := getattr(cfg, field):
+            raise errors.wrong(field, values, "empty: rates alone are compared")
     usual = next(
         f.default for f in dataclasses.fields(cfg) if f.name == "learning_rate"
     )
-    if cfg.learning_rate not in (usual, *cfg.learning_rates):
-        must = "one of learning_rates, which are used instead"
+    if cfg.learning_rate not in (usual, *rates):
+        must = "one of sweep_learning_rate, which are used instead"
         raise errors.wrong("learning_rate", cfg.learning_rate, must)
     errors.at_least("levels", cfg.levels, 1)
     for field in ("margin", "best_tolerance"):
@@ -108,17 +111,16 @@ def prepare(cfg: Config) -> Setup:
     )
     flags = masks.of_task(task)
     imp.keep_counts(plan.chains[0], task.shapes[0], cfg.levels, flags)  # or it raises
-    recipes.optimizers(cfg, task.steps_per_epoch, cfg.learning_rates)  # likewise
-    first = dataclasses.replace(cfg, learning_rate=cfg.learning_rates[0])
-    return Setup(cfg, task, make_optimizer(first, task.steps_per_epoch), plan)
+    make_tx = make_optimizer(cfg, task.steps_per_epoch, sweeps=True)
+    return Setup(cfg, task, make_tx, plan)
 
 
 def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """Finds tickets at every rate, and trains fresh weights in their masks at all rates."""
-    cfg, task, _, plan = setup
-    make_tx = recipes.optimizers(cfg, task.steps_per_epoch, cfg.learning_rates)
+    cfg, task, make_tx, plan = setup
+    sweep = recipes.sweep(cfg, task.steps_per_epoch)
     metric, levels = recipes.metric(cfg), range(1, cfg.levels + 1)
-    finding, there = imp.swept(plan, cfg.sweep), where.below("study")
+    finding, there = imp.swept(plan, sweep), where.below("study")
     if (folder := there.store) is None:
         raise errors.wrong("where.folder", None, "a folder: tickets are kept there")
     with display.watched(
@@ -133,24 +135,22 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             plan,
             levels=cfg.levels,
             replicas=ids,
-            sweep=cfg.sweep,
-            metadata={
-                "model": cfg.model,
-                "task": cfg.data,
-                "config": identity.as_config(cfg),
-            },
+            sweep=sweep,
+            metadata=recipes.ticket_metadata(cfg, "ma"),
             where=place,
         )
     of = dict.fromkeys(ids, folder)
     found = [row for n in levels for row in stored_tickets(of, finding, ids, n)]
     # Level after level, and the rates at which they were found within each.
     named = [
-        f"level {n}, found at {rate!r}" for n in levels for rate in cfg.learning_rates
+        f"level {n}, found at {rate!r}"
+        for n in levels
+        for rate in cfg.sweep_learning_rate
     ]
     again = dataclasses.replace(
         plan, chains=tuple(map(imp.Chain, named)), arms=("reinit",)
     )
-    names = display.names(imp.swept(again, cfg.sweep, tickets=False), ids)
+    names = display.names(imp.swept(again, sweep, tickets=False), ids)
     there = where.below("masks")
     with display.watched(there, names=names, last=1, metric=metric) as place:
         trained = imp.retrain(
@@ -160,7 +160,7 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             found,
             level=1,
             replicas=ids,
-            sweep=cfg.sweep,
+            sweep=sweep,
             where=place,
         )
     return _results(cfg, ids, study.dataset(), trained.dataset())
@@ -178,7 +178,7 @@ def _results(
       trained: `[chain, learning_rate, 1, replica, 1]`, a chain for each level and rate.
     """
     axes = ("learning_rate", "arm", "replica", "level")
-    rates, number = len(cfg.learning_rates), cfg.levels
+    rates, number = len(cfg.sweep_learning_rate), cfg.levels
     study = study.isel(chain=0)
     names = [str(name) for name in study]
     measured = [n for n in names if n.startswith("test_") and "_early" not in n]
@@ -196,8 +196,8 @@ def _results(
             np.moveaxis(own, 0, -1),
         )
     coordinates = {
-        "learning_rate": list(cfg.learning_rates),
-        "found_rate": list(cfg.learning_rates),
+        "learning_rate": list(cfg.sweep_learning_rate),
+        "found_rate": list(cfg.sweep_learning_rate),
         "arm": study["arm"].values.tolist(),
         "replica": ids,
         "level": list(range(number + 1)),
@@ -307,7 +307,7 @@ def conclusions(outcome: Outcome) -> list[str]:
     )
     dense = tested(outcome.results, outcome.metric).sel(arm="ticket", level=0)
     chosen = float(best(dense, outcome.metric)["learning_rate"])
-    if chosen in (min(cfg.learning_rates), max(cfg.learning_rates)):
+    if chosen in (min(cfg.sweep_learning_rate), max(cfg.sweep_learning_rate)):
         lines.append(
             f"Dense is best at {chosen:g}, an end of the rates that were tried: its best "
             "may lie beyond."
@@ -387,6 +387,7 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
         panels,
         ylabel=f"test {shown.name} at the end\nof training ({shown.unit})",
         title=title,
+        shared=True,
         lowest=_lowest(panels) if metric == verdicts.ERROR else None,
     )
     yield shown.name, figure, outcome.judged

@@ -550,6 +550,8 @@ TRANSFER: Table = {
             "replicas": 6, "every": 1000,
         },
     ),
+}
+
 MA: Table = {
     "mnist1d": (
         "The demo: MLP 40-100-100-10 on MNIST-1D, Adam at three rates, four densities, 3 "
@@ -562,7 +564,7 @@ MA: Table = {
         # A quarter of the usual rate, this rate, and four times as much.
         {
             **_LENET, "validation": 0, "steps": "1000it", "validate_every": 1000,
-            "learning_rates": (3e-4, 1.2e-3, 4.8e-3),
+            "sweep_learning_rate": (3e-4, 1.2e-3, 4.8e-3),
         },
     ),
     "resnet20-cifar10-paper": (
@@ -570,7 +572,7 @@ MA: Table = {
         "k = 0. For a GPU (not run).",
         dict(
             **_CIFAR, model="resnet-20", batch_size=64, drops=("80ep", "120ep"),
-            steps="160ep", learning_rates=(0.005, 0.01, 0.1), fraction=0.2, levels=11,
+            steps="160ep", sweep_learning_rate=(0.005, 0.01, 0.1), fraction=0.2, levels=11,
             max_density=0.5, validate_every=782,
         ),
     ),

@@ -88,9 +88,9 @@ HASHES = {
         "resnet20-cifar-paper": "7fceb07a",
     },
     "ma": {
-        "mnist1d": "f3cd7867",
-        "lenet-fashion": "7e588c95",
-        "resnet20-cifar10-paper": "8b9d78ca",
+        "mnist1d": "8f139e69",
+        "lenet-fashion": "0cdc296b",
+        "resnet20-cifar10-paper": "70b05891",
     },
 }
 

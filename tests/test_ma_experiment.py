@@ -50,7 +50,7 @@ def results_of(ticket, small, reinit, dense=(0.2, 0.1), density=(1.0, 0.4, 0.05)
     )
 
 
-CONFIG = experiment.Config(learning_rates=RATES, levels=2)
+CONFIG = experiment.Config(sweep_learning_rate=RATES, levels=2)
 
 
 def test_a_good_ticket_at_a_bad_rate_wins_the_secondary_prize_only():
@@ -157,7 +157,7 @@ def tiny(tmp_path_factory, compiled_quickly):
 
 def test_controls_are_those_of_a_study_at_one_rate(tiny):
     results, cfg = tiny
-    rate = cfg.learning_rates[1]
+    rate = cfg.sweep_learning_rate[1]
     task = recipes.make_task(cfg)
     plan = dataclasses.replace(
         experiment.prepare(cfg).plan, arms=("ticket", "reinit", "small_dense")
@@ -200,10 +200,17 @@ def test_controls_alone_make_no_tickets():
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"learning_rates": ()}, "learning_rates"),
-        ({"learning_rates": (0.1, 0.1)}, "learning_rates"),
-        ({"learning_rates": (0.1, -1.0)}, "learning_rates: -1.0; it must be 0 or more"),
-        ({"learning_rate": 0.3}, "learning_rate=0.3; it must be one of learning_rates"),
+        ({"sweep_learning_rate": ()}, "sweep_learning_rate"),
+        ({"sweep_learning_rate": (0.1, 0.1)}, "sweep_learning_rate"),
+        (
+            {"sweep_learning_rate": (0.1, -1.0)},
+            "sweep_learning_rate=-1.0; it must be 0 or more",
+        ),
+        ({"learning_rate": 0.3}, "learning_rate=0.3; it must be one of sweep_"),
+        (
+            {"sweep_momentum": (0.0, 0.9)},
+            r"sweep_momentum=\(0.0, 0.9\); it must be empty",
+        ),
         ({"levels": 0}, "levels=0"),
         ({"levels": 40}, "levels=40"),
         ({"fraction": 1.0}, "fraction=1.0"),
@@ -229,7 +236,8 @@ def test_fields_that_make_no_sense_are_named(change, match):
 )
 def test_an_optimizer_at_a_traced_rate_is_the_one_at_this_rate(fields):
     cfg = recipes.Recipe(steps="6it", **fields)
-    make = recipes.optimizers(cfg, 10, RATES)
+    swept = dataclasses.replace(cfg, sweep_learning_rate=RATES)
+    make = recipes.make_optimizer(swept, 10, sweeps=True)
     fixed = recipes.make_optimizer(dataclasses.replace(cfg, learning_rate=0.1), 10)
 
     def moved(tx):

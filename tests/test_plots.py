@@ -318,6 +318,8 @@ def test_receptive_fields_on_a_line_are_rows_above_a_count():
 def test_receptive_fields_that_do_not_fit_are_refused(shape, weights, message):
     with pytest.raises(ValueError, match=message):
         plots.receptive_fields(np.ones((8, 2), bool), shape, weights=weights)
+
+
 LINES = [
     "matching dense: yes at 9 of 16 densities, no at 4, undecided at 3 (16 "
     "comparisons; after Bonferroni: yes 8, no 3), and on",
@@ -374,16 +376,17 @@ def test_a_saved_figure_is_as_much_longer_as_its_caption(tmp_path):
 
 
 def test_panels_have_the_lines_of_their_own_and_one_legend():
-    values = {
-        f"on {target}": {
-            label: np.full((2, 3), 10.0 * i + j)
-            for j, label in enumerate(("native", "random ticket", "from b"))
-        }
+    panels = {
+        f"on {target}": plots.Panel(
+            {
+                label: np.full((2, 3), 10.0 * i + j)
+                for j, label in enumerate(("native", "random ticket", "from b"))
+            },
+            {"dense": 55.0} if target == "b" else {},
+        )
         for i, target in enumerate("abc")
     }
-    figure = plots.panels_against_density(
-        DENSITY, values, ylabel="accuracy (%)", baselines={"on b": 55.0}
-    )
+    figure = plots.panels_against_density(DENSITY, panels, ylabel="accuracy (%)")
     assert len(figure.axes) == 4 and not figure.axes[3].axison
     colors = []
     for i, axes in enumerate(figure.axes[:3]):
@@ -436,6 +439,8 @@ def test_matrices_without_a_number_are_drawn():
         {"": np.full((1, 2), np.nan)}, rows=["a"], columns=["x", "y"], label="points"
     )
     assert not figure.axes[0].texts
+
+
 def test_panels_share_their_axes_and_show_their_own_lines_and_levels():
     values = {
         name: np.array([[1.0, 2, 3], [3, 4, 5]]) + i for i, name in enumerate("ab")
@@ -444,7 +449,9 @@ def test_panels_share_their_axes_and_show_their_own_lines_and_levels():
         name: plots.Panel({"ticket, at best": y}, {"dense": y.mean(), "other": 9.0})
         for name, y in values.items()
     }
-    figure = plots.panels_against_density(DENSITY, panels, ylabel="y (%)", title="all")
+    figure = plots.panels_against_density(
+        DENSITY, panels, ylabel="y (%)", title="all", shared=True
+    )
     one, two = figure.axes
     assert [axes.get_title() for axes in (one, two)] == ["a", "b"]
     assert one.get_ylim() == two.get_ylim() and one.get_ylabel() == "y (%)"

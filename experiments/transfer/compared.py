@@ -286,11 +286,13 @@ def _panels(outcome: Outcome, what: str) -> Any:
     targets = [str(target) for target in results["target"].values]
     return plots.panels_against_density(
         results["density"].mean(("target", "source", "replica")).values,
-        {f"on {target}": of(target) for target in targets},
+        {
+            f"on {t}": plots.Panel(of(t), {"dense": float(dense.sel(target=t))})
+            for t in targets
+        },
         ylabel=f"test {shown.label}",
         title=f"{outcome.cfg.model}: {what}s of each source; mean of "
         f"{results.sizes['replica']} replicas, bars: min to max",
-        baselines={f"on {t}": float(dense.sel(target=t)) for t in targets},
     )
 
 

@@ -109,15 +109,14 @@ def _panels(outcome: Outcome) -> Any:
         return drawn | {name: np.repeat(tuned[:, None], levels, axis=1)}
 
     sources = results["source"].values.tolist()
-    panels = {f"from {source}": lines(source) for source in sources}
+    dense = {"dense from scratch": float(of("dense_").mean())}
+    panels = {f"from {one}": plots.Panel(lines(one), dense) for one in sources}
     return plots.panels_against_density(
         results["density"].mean(("target", "source", "replica")).values,
         panels,
         ylabel=f"test {shown.label}",
         title=f"{outcome.cfg.model} on {target}: mean of {results.sizes['replica']} "
         "replicas, bars: min to max",
-        baselines=dict.fromkeys(panels, float(of("dense_").mean())),
-        baseline_label="dense from scratch",
     )
 
 
