@@ -435,7 +435,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     tiny="--model mlp-8 --subset 200 --steps 2it --validate-every 2 --levels 1 "
-    "--learning-rates 1e-3 1e-2 --replicas 2",
+    "--sweep-learning-rate 1e-3 1e-2 --replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

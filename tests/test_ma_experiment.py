@@ -163,7 +163,7 @@ def test_controls_are_those_of_a_study_at_one_rate(tiny):
         experiment.prepare(cfg).plan, arms=("ticket", "reinit", "small_dense")
     )
     tx = recipes.make_optimizer(
-        dataclasses.replace(cfg, learning_rate=rate), task.steps_per_epoch
+        recipes.at_setting(cfg, {"learning_rate": rate}), task.steps_per_epoch
     )
     study = imp.run(task, tx, plan, levels=2, replicas=cfg.replicas)
     assert results.sizes["found_rate"] == results.sizes["pruned"] == 2
@@ -192,7 +192,7 @@ def test_controls_alone_make_no_tickets():
         imp.check(plan)
     with pytest.raises(ValueError, match="there must be one at least"):
         imp.check(dataclasses.replace(plan, arms=()), tickets=False)
-    study = imp.Study(*[None] * 5, plan, (0,), (1,))
+    study = imp.Study(*[None] * 5, plan, (0,), (1,), {})
     with pytest.raises(ValueError, match="study.plan.arms=.*'ticket'"):
         imp.tickets_of(study)
 
@@ -204,7 +204,7 @@ def test_controls_alone_make_no_tickets():
         ({"sweep_learning_rate": (0.1, 0.1)}, "sweep_learning_rate"),
         (
             {"sweep_learning_rate": (0.1, -1.0)},
-            "sweep_learning_rate=-1.0; it must be 0 or more",
+            "sweep_learning_rate=-1.0; it must be 0.0 or more",
         ),
         ({"learning_rate": 0.3}, "learning_rate=0.3; it must be one of sweep_"),
         (
