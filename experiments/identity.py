@@ -54,11 +54,13 @@ def as_config(config: Any) -> dict[str, Any]:
     """The fields of a configuration as they are stored.
 
     A field that is marked as later and has its default is left out, as in runs from before
-    it was there.
+    it was there. Where a run lies is not stored: it may be moved, and read by others.
     """
     later = [f for f in dataclasses.fields(config) if _mark(f) == "unless default"]
     at_default = {f.name for f in later if getattr(config, f.name) == f.default}
     fields = records.as_config(config)
+    if "out" in fields:
+        fields["out"] = None
     return {name: x for name, x in fields.items() if name not in at_default}
 
 
