@@ -280,7 +280,7 @@ def relabelled(task):
 CHANGES = {
     "task.loss": ("make_task", lambda cfg: decayed(recipes.make_task(cfg))),
     "data": ("make_task", lambda cfg: relabelled(recipes.make_task(cfg))),
-    "optimizer": ("make_optimizer", lambda cfg, steps: optax.sgd(0.1)),
+    "optimizer": ("make_optimizer", lambda cfg, steps, **_: optax.sgd(0.1)),
 }
 """What a name in a configuration may come to mean."""
 

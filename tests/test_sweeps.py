@@ -391,3 +391,12 @@ def test_every_optimizer_of_a_learning_rate_is_swept(name, task):
         return
     done = lj.train(task, make, 3, 1, sweep=sweep)
     toys.assert_close(numbers(done, 1), numbers(plain, 0), 1e-6)
+
+
+def test_procedures_are_the_same_objects_each_time():
+    """Programs of pruning are found by them at once, at every level."""
+    plan = imp.Plan(steps=10, chains=(imp.Chain("a"), imp.Chain("b")))
+    for own in (plan, imp.swept(plan, {"learning_rate": [0.1, 0.2]})):
+        assert [chain.name for chain in own.procedures] == ["a", "b"]
+        again = own.procedures
+        assert all(a is b for a, b in zip(own.procedures, again, strict=True))

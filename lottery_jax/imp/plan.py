@@ -6,6 +6,7 @@ the training run together; it says everything but task, optimizer, levels and re
 
 import bisect
 import dataclasses
+import functools
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -99,8 +100,7 @@ class Chain:
     @property
     def procedure(self) -> "Chain":
         """The chain without its setting."""
-        name = self.name.removesuffix(settings.words(dict(self.hyper)))
-        return dataclasses.replace(self, name=name, hyper=())
+        return _procedure(self) if self.hyper else self
 
     @property
     def keeps_weights(self) -> bool:
@@ -137,6 +137,13 @@ class Chain:
             "retrain": self.retrain,
             "rewind_step": self.rewind_step,
         } | ({"hyper": dict(self.hyper)} if self.hyper else {})
+
+
+@functools.lru_cache(maxsize=128)
+def _procedure(chain: Chain) -> Chain:
+    # The same object each time: programs are found by it at once.
+    name = chain.name.removesuffix(settings.words(dict(chain.hyper)))
+    return dataclasses.replace(chain, name=name, hyper=())
 
 
 @dataclasses.dataclass(frozen=True)
