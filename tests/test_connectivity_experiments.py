@@ -28,7 +28,7 @@ from experiments import (
 from experiments.all import EXPERIMENTS
 from experiments.rewinding import batch_size, config, stability
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 xr = pytest.importorskip("xarray")
 

@@ -49,9 +49,13 @@ SWEEPS = {
 
 
 def numbers(trained, at):
-    """All that came out for one run."""
+    """All that came out for one run; keys in an optimizer's state as their words."""
     curves = {name: x[at] for name, x in trained.curves.values.items()}
-    return trees.rows(trained.state, at), curves, trained.curves.first_nan[at]
+    state = jax.tree.map(
+        lambda x: jax.random.key_data(x) if trees.is_key(x) else x,
+        trees.rows(trained.state, at),
+    )
+    return state, curves, trained.curves.first_nan[at]
 
 
 @pytest.mark.parametrize("name", SWEEPS)

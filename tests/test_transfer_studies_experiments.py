@@ -23,7 +23,7 @@ from experiments.transfer import (
 from experiments.transfer.config import PRESETS, Config
 from lottery_jax import keys
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 xr = pytest.importorskip("xarray")
 pytest.importorskip("sklearn")
