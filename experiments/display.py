@@ -106,13 +106,11 @@ def claims(judged: Sequence[Judged]) -> list[str]:
       Bonferroni" are the answers by intervals that hold for all comparisons of the claim
       together.
     """
+    made = by_claim(judged)
     families = {
-        name: verdicts.family(one.verdict for one in own)
-        for name, own in by_claim(judged).items()
+        name: verdicts.family(one.verdict for one in own) for name, own in made.items()
     }
-    lines = [
-        _claim(name, own, by_claim(judged)[name]) for name, own in families.items()
-    ]
+    lines = [_claim(name, own, made[name]) for name, own in families.items()]
     compared = [own for own in families.values() if own.number]
     if not compared:
         return lines

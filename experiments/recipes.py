@@ -34,7 +34,7 @@ C = TypeVar("C", bound="Recipe")
 class Recipe:
     """A task, made of a data set and a model; an optimizer, and a number of steps."""
 
-    task: str = dataclasses.field(default="classification", metadata=UNLESS_DEFAULT)
+    task: str = _later("classification")
     """What is trained, a name of `experiments.recipes.TASKS`."""
     data: str = "mnist1d"
     """Data set: mnist1d and digits need no download; mnist, fashion_mnist, kmnist,
@@ -49,15 +49,11 @@ class Recipe:
     """Factor by which training images are blurred; None for none."""
     normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
     """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
-    inputs: Literal["own", "grey28"] = dataclasses.field(
-        default="own", metadata=UNLESS_DEFAULT
-    )
+    inputs: Literal["own", "grey28"] = _later("own")
     """Images as they are, or all as 28x28 grey ones: resized, or padded."""
-    classes: int | None = dataclasses.field(default=None, metadata=UNLESS_DEFAULT)
+    classes: int | None = _later(None)
     """Use examples of the first so many classes alone; None for all."""
-    half: Literal["a", "b"] | None = dataclasses.field(
-        default=None, metadata=UNLESS_DEFAULT
-    )
+    half: Literal["a", "b"] | None = _later(None)
     """One of two disjoint halves of the training examples; None for both."""
     augment: tuple[Literal["flip", "crop"], ...] = ()
     """Augmentation, in this order."""
