@@ -743,7 +743,7 @@ _TRANSFER = Row(
 # accelerators
 
 
-_WAYS = ("grouped", "patches", "loop")
+_WAYS = ("grouped", "tiles", "loop")
 
 
 def _cell(replicas: int, way: str | None, precision: str) -> str:

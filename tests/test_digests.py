@@ -152,7 +152,7 @@ def test_what_a_helper_is_called_where_a_constant_lies_and_what_is_shown_do_not_
 
 def test_precision_and_the_way_to_convolve_belong_to_the_execution():
     plain = of(convolved())
-    with lj.Execution(1, 1, "patches", "bfloat16").settings():
+    with lj.Execution(1, 1, "tiles", "bfloat16").settings():
         assert of(convolved()) == plain
 
 
