@@ -150,12 +150,6 @@ def test_what_a_helper_is_called_where_a_constant_lies_and_what_is_shown_do_not_
     assert of(shown("x")) == of(shown("y"))
 
 
-<<<<<<< HEAD
-def test_precision_and_the_way_to_convolve_belong_to_the_execution():
-    plain = of(convolved())
-    with lj.Execution(1, 1, "tiles", "bfloat16").settings():
-        assert of(convolved()) == plain
-=======
 def normalised():
     norm = lj.models.BatchNorm()
     variables = {
@@ -168,12 +162,11 @@ def normalised():
 @pytest.mark.parametrize("function", [convolved, normalised])
 def test_rounding_and_the_way_to_convolve_belong_to_the_execution(function):
     plain = of(function())
-    execution = lj.Execution(1, 1, "patches", "bfloat16", activations="bfloat16")
+    execution = lj.Execution(1, 1, "tiles", "bfloat16", activations="bfloat16")
     with execution.settings():
         assert of(function()) == plain
         traced = str(jax.make_jaxpr(function())(X))
         assert "bf16" in traced or "precision=bfloat16" in traced
->>>>>>> activations
 
 
 OF_OPTAX = (
