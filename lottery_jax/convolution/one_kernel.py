@@ -1,4 +1,4 @@
-"""The three maps for one kernel, three ways: XLA's, by patches, and fast in CPU loops.
+"""The three maps for one kernel, two ways: XLA's own, and fast in CPU loops.
 
 x is `[N, H, W, Ci]`, kernel `[h, w, Ci, Co]`, g `[N, H', W', Co]`, all of one dtype; the
 result has `dtype`, at least as wide.
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lottery_jax.convolution import tiles
 from lottery_jax.convolution.geometry import CANONICAL, Geometry
 from lottery_jax.types import Array
 
@@ -68,75 +69,6 @@ def _stock_kernel_gradient(
 STOCK = Maps(_stock_forward, _stock_input_gradient, _stock_kernel_gradient)
 
 
-# --- patches and one matrix product ---------------------------------------------------
-
-
-def _patches_forward(
-    x: Array, kernel: Array, geometry: Geometry, dtype: Any, precision: Any
-) -> Array:
-    return lax.dot_general(
-        _patches(_pad(x, geometry.padding), geometry),
-        kernel.reshape(-1, kernel.shape[3]),
-        (((3,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=dtype,
-    )
-
-
-def _patches_kernel_gradient(
-    x: Array, g: Array, geometry: Geometry, dtype: Any, precision: Any
-) -> Array:
-    # This way round XLA turns g over in memory, and not the patches, which are larger.
-    turned = lax.dot_general(
-        g,
-        _patches(_pad(x, geometry.padding), geometry),
-        (((0, 1, 2), (0, 1, 2)), ((), ())),
-        precision=precision,
-        preferred_element_type=dtype,
-    )
-    return turned.T.reshape(*geometry.window, x.shape[3], g.shape[3])
-
-
-def _input_gradient(
-    g: Array,
-    kernel: Array,
-    geometry: Geometry,
-    dtype: Any,
-    precision: Any,
-    *,
-    forward: Callable[..., Array],
-) -> Array:
-    """The convolution of the spread output gradient with the flipped kernel."""
-    spread = tuple((m - 1) * s + 1 for m, s in zip(geometry.output, geometry.strides))
-    before = [k - 1 - low for k, (low, _) in zip(geometry.window, geometry.padding)]
-    after = [
-        n + k - 1 - m - low
-        for n, k, m, low in zip(geometry.size, geometry.window, spread, before)
-    ]
-    padding = tuple(zip(before, after))
-    if geometry.window == (1, 1):
-        g = lax.dot_general(
-            g,
-            kernel[0, 0],
-            (((3,), (1,)), ((), ())),
-            precision=precision,
-            preferred_element_type=dtype,
-        )
-        return _pad(g, padding, geometry.strides)
-    if geometry.strides != (1, 1):
-        g, padding, spread = _pad(g, padding, geometry.strides), _NONE, geometry.size
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    mirrored = Geometry((1, 1), padding, g.shape[1:3], geometry.window, geometry.size)
-    return forward(g, flipped, mirrored, dtype, precision)
-
-
-PATCHES = Maps(
-    _patches_forward,
-    partial(_input_gradient, forward=_patches_forward),
-    _patches_kernel_gradient,
-)
-
-
 # --- fast in loops on CPU -------------------------------------------------------------
 
 
@@ -176,15 +108,42 @@ def _wide_forward(
     precision: Any,
     columns: int,
 ) -> Array:
-    """Some neighbouring columns of the output as features of one wider window."""
-    height, width = geometry.window
-    more = columns - 1
-    shifted = [
-        jnp.pad(kernel, ((0, 0), (i, more - i), (0, 0), (0, 0))) for i in range(columns)
+    """Tiles of neighbouring columns of the output: features of one wider window."""
+    channels, features = kernel.shape[2:]
+    taps = tiles.taps(geometry, (1, columns))
+    window = tuple(len(t) for t in taps)
+    spread = tiles.spread(kernel[None], taps)
+    spread = spread.reshape(*window, channels, columns * features)
+    wide = geometry._replace(strides=(1, columns), window=window)
+    y = _stock_forward(x, spread, wide, dtype, precision)
+    return y.reshape(x.shape[0], *geometry.output, features)
+
+
+def _canonical_input_gradient(
+    g: Array, kernel: Array, geometry: Geometry, dtype: Any, precision: Any
+) -> Array:
+    """The convolution of the spread output gradient with the flipped kernel."""
+    spread = tuple((m - 1) * s + 1 for m, s in zip(geometry.output, geometry.strides))
+    before = [k - 1 - low for k, (low, _) in zip(geometry.window, geometry.padding)]
+    after = [
+        n + k - 1 - m - low
+        for n, k, m, low in zip(geometry.size, geometry.window, spread, before)
     ]
-    wide = geometry._replace(strides=(1, columns), window=(height, width + more))
-    y = _stock_forward(x, jnp.concatenate(shifted, 3), wide, dtype, precision)
-    return y.reshape(x.shape[0], *geometry.output, kernel.shape[3])
+    padding = tuple(zip(before, after))
+    if geometry.window == (1, 1):
+        g = lax.dot_general(
+            g,
+            kernel[0, 0],
+            (((3,), (1,)), ((), ())),
+            precision=precision,
+            preferred_element_type=dtype,
+        )
+        return _pad(g, padding, geometry.strides)
+    if geometry.strides != (1, 1):
+        g, padding, spread = _pad(g, padding, geometry.strides), _NONE, geometry.size
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    mirrored = Geometry((1, 1), padding, g.shape[1:3], geometry.window, geometry.size)
+    return _canonical_forward(g, flipped, mirrored, dtype, precision)
 
 
 def _canonical_kernel_gradient(
@@ -253,10 +212,37 @@ def _turned_kernel_gradient(
 
 
 CANONICAL_MAPS = Maps(
-    _canonical_forward,
-    partial(_input_gradient, forward=_canonical_forward),
-    _canonical_kernel_gradient,
+    _canonical_forward, _canonical_input_gradient, _canonical_kernel_gradient
 )
+
+
+# --- patches, of which a CPU copies slices faster than it gathers pixels ---------------
+
+
+def _patches_forward(
+    x: Array, kernel: Array, geometry: Geometry, dtype: Any, precision: Any
+) -> Array:
+    return lax.dot_general(
+        _patches(_pad(x, geometry.padding), geometry),
+        kernel.reshape(-1, kernel.shape[3]),
+        (((3,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+
+
+def _patches_kernel_gradient(
+    x: Array, g: Array, geometry: Geometry, dtype: Any, precision: Any
+) -> Array:
+    # This way round XLA turns g over in memory, and not the patches, which are larger.
+    turned = lax.dot_general(
+        g,
+        _patches(_pad(x, geometry.padding), geometry),
+        (((0, 1, 2), (0, 1, 2)), ((), ())),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+    return turned.T.reshape(*geometry.window, x.shape[3], g.shape[3])
 
 
 def _pad(x: Array, padding: Any, strides: tuple[int, ...] = (1, 1)) -> Array:

@@ -43,7 +43,7 @@ def forward(
     tile = _within(tile, geometry.output)
     y = lax.dot_general(
         _windows_of_outputs(x, geometry, tile),
-        spread(kernel, _taps(geometry, tile)),
+        spread(kernel, taps(geometry, tile)),
         (((2,), (1,)), ((0,), (0,))),
         precision=precision,
         preferred_element_type=dtype,
@@ -73,10 +73,8 @@ def input_gradient(
         for t, s in zip(_within(tile, geometry.size), strides, strict=True)
     )
     first = [-((h - 1 - p) // s) for h, p, s in zip(geometry.window, low, strides)]
-    sizes = [
-        (a - 1 + p) // s - f + 1 for a, p, s, f in zip(tile, low, strides, first)
-    ]
-    taps = [
+    sizes = [(a - 1 + p) // s - f + 1 for a, p, s, f in zip(tile, low, strides, first)]
+    reached = [
         np.arange(a)[None] + p - s * (np.arange(m)[:, None] + f)
         for m, a, p, s, f in zip(sizes, tile, low, strides, first)
     ]
@@ -89,7 +87,7 @@ def input_gradient(
     )
     x = lax.dot_general(
         seen,
-        spread(kernel.swapaxes(3, 4), taps),
+        spread(kernel.swapaxes(3, 4), reached),
         (((2,), (1,)), ((0,), (0,))),
         precision=precision,
         preferred_element_type=dtype,
@@ -112,7 +110,7 @@ def kernel_gradient(
     array, which XLA keeps.
     """
     tile = _within(tile or _cheapest(x, geometry, g.shape[4]), geometry.output)
-    taps, wide = _taps(geometry, tile), jnp.promote_types(dtype, jnp.float32)
+    wide = jnp.promote_types(dtype, jnp.float32)
     seen = _windows_of_outputs(x, geometry, tile)
     counts = _counts(geometry.output, tile)
     spread_gradient = lax.dot_general(
@@ -123,7 +121,7 @@ def kernel_gradient(
         preferred_element_type=wide,
     )
     replicas, channels, features = x.shape[0], x.shape[4], g.shape[4]
-    sizes = [len(t) for t in taps]
+    sizes = [len(t) for t in taps(geometry, tile)]
     spread_gradient = spread_gradient.reshape(
         replicas, *sizes, channels, *tile, features
     )
@@ -172,37 +170,35 @@ def windows(
     )
     out = (replicas, images * math.prod(counts), math.prod(sizes) * channels)
     inside = _both((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
-    if rows.shape[1] == columns.shape[1] == 1 and inside.all() and rows.size == height:
-        if columns.size == width and tuple(strides) == (1, 1):
-            return x.reshape(out)  # every pixel is a window
+    every = np.arange(height)[:, None], np.arange(width)[:, None]
+    if np.array_equal(rows, every[0]) and np.array_equal(columns, every[1]):
+        return x.reshape(out)
     pixels = (
         np.clip(rows, 0, height - 1)[:, None, :, None] * width
         + np.clip(columns, 0, width - 1)[None, :, None, :]
     )
     x = x.reshape(replicas, images, height * width, channels)
-    seen = x.at[:, :, pixels.reshape(-1).astype(np.int32)].get(
-        mode="promise_in_bounds"
-    )
+    seen = x.at[:, :, pixels.reshape(-1).astype(np.int32)].get(mode="promise_in_bounds")
     if not inside.all():
         seen = jnp.where(inside.reshape(-1)[:, None], seen, jnp.zeros((), x.dtype))
     return seen.reshape(out)
 
 
-def spread(kernel: Array, taps: Sequence[np.ndarray]) -> Array:
+def spread(kernel: Array, joined: Sequence[np.ndarray]) -> Array:
     """Kernels over the windows of tiles.
 
     Args:
       kernel: `[R, h, w, Ci, Co]`.
-      taps: for rows and columns, `[size of the window, size of the tile]`: which tap
+      joined: for rows and columns, `[size of the window, size of the tile]`: which tap
         joins a pixel of the window to a pixel of the tile; none where it is no tap.
 
     Returns:
       `[R, window * Ci, tile * Co]`, pixels row by row.
     """
     replicas, height, width, channels, features = kernel.shape
-    (rows, columns), sizes = taps, (height, width)
-    inside = _both(*((t >= 0) & (t < n) for t, n in zip(taps, sizes)))
-    rows, columns = (np.clip(t, 0, n - 1) for t, n in zip(taps, sizes))
+    (rows, columns), sizes = joined, (height, width)
+    inside = _both(*((t >= 0) & (t < n) for t, n in zip(joined, sizes)))
+    rows, columns = (np.clip(t, 0, n - 1) for t, n in zip(joined, sizes))
     wide = kernel[:, rows[:, None, :, None], columns[None, :, None, :]]
     if not inside.all():
         wide = jnp.where(inside[..., None, None], wide, jnp.zeros((), kernel.dtype))
@@ -214,11 +210,11 @@ def spread(kernel: Array, taps: Sequence[np.ndarray]) -> Array:
 
 def _windows_of_outputs(x: Array, geometry: Geometry, tile: Tile) -> Array:
     steps = [a * s for a, s in zip(tile, geometry.strides)]
-    sizes = [len(t) for t in _taps(geometry, tile)]
+    sizes = [len(t) for t in taps(geometry, tile)]
     return windows(x, _counts(geometry.output, tile), steps, sizes, _low(geometry))
 
 
-def _taps(geometry: Geometry, tile: Tile) -> list[np.ndarray]:
+def taps(geometry: Geometry, tile: Tile) -> list[np.ndarray]:
     """Which tap joins a pixel of a tile's window to an output pixel of the tile."""
     sizes = [
         h + (a - 1) * s for h, a, s in zip(geometry.window, tile, geometry.strides)
@@ -288,7 +284,7 @@ def cheapest(
     """
 
     def seconds(tile: Tile) -> float:
-        seen = math.prod(len(t) for t in _taps(geometry, tile)) * channels
+        seen = math.prod(len(t) for t in taps(geometry, tile)) * channels
         rows = images * math.prod(_counts(geometry.output, tile))
         values = math.prod(tile) * features
         pixels = math.prod(geometry.output) * math.prod(geometry.strides)
