@@ -21,7 +21,7 @@ from lottery_jax.convolution import (
     max_pool,
 )
 from lottery_jax.convolution.geometry import geometry_of
-from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, PATCHES, STOCK
+from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, STOCK
 
 # Sums of at most 300 products of order 1 in float32, in another order.
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-4)
@@ -111,11 +111,18 @@ def derivatives(f, kernel, x, kernel_tangent, x_tangent):
 
 
 @pytest.mark.parametrize(
-    "axes",
-    [None, (0, 0), (0, None), (None, 0), (3, 2)],
-    ids=["alone", "both", "kernels", "inputs", "other axes"],
+    ("axes", "method"),
+    [
+        (None, None),
+        ((0, 0), None),
+        ((0, None), None),
+        ((None, 0), None),
+        ((3, 2), None),
+        ((0, 0), "tiles"),
+        (None, "tiles"),
+    ],
 )
-def test_derivatives_of_any_order(axes):
+def test_derivatives_of_any_order(axes, method):
     shapes = {"kernel": (3, 3, 2, 2), "x": (3, 6, 5, 2)}
     batch = 2
     arguments, in_axes = [], []
@@ -133,7 +140,9 @@ def test_derivatives_of_any_order(axes):
             function = jax.vmap(function, in_axes)
         return jax.jit(function)(*arguments)
 
-    want, got = program(stock), program(conv)
+    want = program(stock)
+    with batched_by(method):
+        got = program(conv)
     for name in want:
         for a, b in zip(jax.tree.leaves(want[name]), jax.tree.leaves(got[name])):
             np.testing.assert_allclose(
@@ -237,21 +246,28 @@ def test_every_platform_and_method_computes_the_same(groups):
         "precision": None,
     }
     operands = ((x, kernel, y), (g, kernel, pullback(g)[0]), (x, g, pullback(g)[1]))
-    for maps in (STOCK, PATCHES, CANONICAL_MAPS):
+    for maps in (STOCK, CANONICAL_MAPS):
         for function, (a, b, want) in zip(maps, operands, strict=True):
             close(jax.vmap(partial(function, **run))(a, b), want)
 
 
+PRODUCT = ("batching_dims = [0] x [0]", "convolution")
+GROUPED = ("feature_group_count = 3", "while")
+LOOP = ("while", "feature_group_count = 3")
 LOWERED = {
-    # method: (R = 3 on a GPU; what must stand there, what must not)
-    None: ("feature_group_count = 3", "while"),
-    "grouped": ("feature_group_count = 3", "while"),
-    "loop": ("while", "feature_group_count = 3"),
-    "patches": ("batching_dims = [0] x [0]", "convolution"),
+    # (method, platform): R = 3; what must stand there, what must not
+    (None, "cuda"): PRODUCT,
+    (None, "rocm"): PRODUCT,
+    (None, "tpu"): GROUPED,
+    (None, "cpu"): LOOP,
+} | {
+    (method, platform): text
+    for method, text in (("grouped", GROUPED), ("loop", LOOP), ("tiles", PRODUCT))
+    for platform in ("cuda", "tpu", "cpu")
 }
 
 
-@pytest.mark.parametrize("method", LOWERED)
+@pytest.mark.parametrize("method", [None, "grouped", "loop", "tiles"])
 def test_methods_under_a_vmap_over_kernels(method):
     x, kernel = normal(0, 3, 2, 7, 6, 3), normal(1, 3, 3, 3, 3, 4)
 
@@ -264,19 +280,42 @@ def test_methods_under_a_vmap_over_kernels(method):
         ours = jax.jit(partial(value_and_gradients, conv))
         for a, b in zip(ours(x, kernel), want, strict=True):
             close(a, b)
-        there, absent = LOWERED[method]
+
+
+@pytest.mark.parametrize(("method", "platform"), LOWERED)
+def test_what_runs_on_a_platform(method, platform):
+    x, kernel = normal(0, 3, 2, 7, 6, 3), normal(1, 3, 3, 3, 3, 4)
+    there, absent = LOWERED[method, platform]
+    with batched_by(method):
         traced = jax.jit(jax.vmap(conv)).trace(x, kernel)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text
         alone = jax.jit(conv).trace(x[0], kernel[0])
-        text = alone.lower(lowering_platforms=("cuda",)).as_text()
-        assert "stablehlo.convolution" in text and "while" not in text
+        text = alone.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in text) == ((there, absent) != PRODUCT)
+    assert "while" not in text
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("method", [None, "grouped", "loop", "tiles"])
+def test_dense_layers_of_many_replicas_are_one_batched_product(method, platform):
+    x, kernel = normal(0, 3, 5, 7), normal(1, 3, 7, 4)
+
+    def value_and_gradients(x, kernel):
+        y, pullback = jax.vjp(jax.vmap(dense), x, kernel)
+        return y, *pullback(y)
+
+    with batched_by(method), jax.default_matmul_precision("tensorfloat32"):
+        traced = jax.jit(value_and_gradients).trace(x, kernel)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.dot_general") == 3
+    assert "stablehlo.convolution" not in text and "while" not in text
 
 
 def test_an_inner_jit_does_not_remember_another_method():
     inner = jax.jit(jax.vmap(conv))
     x, kernel = normal(0, 2, 2, 4, 4, 3), normal(1, 2, 3, 3, 3, 4)
-    for method, dots in ((None, 0), ("patches", 1), ("grouped", 0)):
+    for method, dots in ((None, 0), ("tiles", 1), ("grouped", 0)):
         with batched_by(method):
             lowered = inner.lower(x, kernel).as_text()
         assert lowered.count("stablehlo.dot_general") == dots

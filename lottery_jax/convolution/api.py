@@ -27,7 +27,7 @@ def batched_by(method: Method | None) -> Iterator[None]:
     """Says how the convolutions that are traced within are executed under `vmap`.
 
     Values agree up to the order of summation. Without it, or with None, each platform has
-    its own: a loop on CPU, grouped convolutions elsewhere.
+    its own: a loop on CPU, tiles on GPUs, grouped convolutions elsewhere.
 
     Args:
       method: one of `METHODS`, or None.
@@ -170,8 +170,9 @@ def conv_general_dilated(
 def dense(x: Array, kernel: Array, precision: Any = None) -> Array:
     """`x @ kernel`, for any number of leading axes, at the precision of `conv`.
 
-    Under the precisions "tensorfloat32" and "bfloat16" a dense layer is a convolution over
-    images of one pixel, so that its products and those of its gradients are rounded alike.
+    Under the precisions "tensorfloat32" and "bfloat16" a dense layer goes by way of `conv`
+    as images of one pixel, so that its products and those of its gradients are rounded
+    alike; what runs is a matrix product, batched under `vmap`.
 
     Args:
       x: floating, `[..., C_in]`.

@@ -241,7 +241,7 @@ def whole(tree: PyTree, parts: int = 1) -> Iterator[None]:
 
 _OF_PLATFORM: dict[str, tuple[int, Method, Precision]] = {
     "cpu": (1, "loop", "float32"),
-    "gpu": (0, "grouped", "tensorfloat32"),
+    "gpu": (0, "tiles", "tensorfloat32"),
     "tpu": (0, "grouped", "bfloat16"),
 }
 
