@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     chunk: int = 1  # of them at once on a device; 0 for all
     convolution: str | None = None  # how kernels of several replicas are executed
     precision: str | None = None  # of products
+    activations: str | None = None  # what layers store
     steps: int = 200  # of each replica in a call, or of a level
     every: int = 100  # steps between validations
     levels: tuple[int, ...] = (1,)  # prunings, or those whose tickets are looked at

@@ -1,0 +1,165 @@
+"""The command: both processes, one after the other, within the time."""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks import report
+from benchmarks.gpu import page
+from benchmarks.report import GPU as NAME
+from benchmarks.rows import ROWS
+from benchmarks.run import ROOT
+
+_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    "ours": {
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+    },
+    "peers": {"JAX_PLATFORMS": "cpu"},  # the device's memory is PyTorch's
+}
+
+
+def answers(
+    side: str, seconds: float, limit: float, options: Sequence[str], log: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+    """Runs one of the two processes; what it answers, line by line.
+
+    Args:
+      side: "ours" or "peers".
+      seconds: after which it begins nothing new.
+      limit: after which it is ended.
+      options: of its command line.
+      log: file of what it prints beside its answers.
+    """
+    command = [sys.executable, "-m", f"benchmarks.gpu.{side}", str(seconds), *options]
+    with log.open("w") as errors:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | _ENVIRONMENT[side],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        timer = threading.Timer(limit, child.kill)
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:  # of a library
+                    print(line, end="", file=sys.stderr)
+        finally:
+            timer.cancel()
+            child.kill()
+            child.wait()
+    if child.returncode:
+        end = log.read_text()[-1500:]
+        yield {"failed": f"{side} ended with {child.returncode}:\n{end}"}
+
+
+def driver() -> str:
+    """What the machine says of its device, or ""."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+    done = subprocess.run(
+        [*query, "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
+    """Runs both processes; prints and stores each cell as soon as it is known."""
+    begin = time.monotonic()
+
+    def elapsed() -> float:
+        return time.monotonic() - begin
+
+    found: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "driver": driver(),
+        "versions": report.versions(),
+        "quick": quick,
+        "rulers": {},
+        "cells": {},
+        "remarks": [],
+    }
+    options = ["--quick"] * quick + ["--only", only] * bool(only)
+    whole = 60 * minutes
+    print(found["driver"], flush=True)
+    for side, share in (("peers", 0.3), ("ours", 1.0)):
+        if side == "peers" and importlib.util.find_spec("torch") is None:
+            found["remarks"].append("peers: PyTorch is not installed")
+            continue
+        # Time for the tables at the end, and for a cell that is being measured.
+        limit = share * whole - elapsed() - 5
+        log = out / f"gpu-{side}.log"
+        for answer in answers(side, limit - 10, limit, options, log):
+            if "cell" in answer:
+                name = answer.pop("cell")
+                found["cells"][name] = answer
+                print(f"{elapsed():4.0f} s  {page.line(name, answer)}", flush=True)
+            elif "failed" in answer:
+                found["remarks"].append(answer["failed"])
+                print(answer["failed"], flush=True)
+            else:
+                own = answer.get("rulers", answer)
+                found["rulers"] |= own
+                print(f"{elapsed():4.0f} s  {own}", flush=True)
+            found["seconds"] = round(elapsed(), 1)
+            (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+    (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, or renders what was measured; returns 0, or 1 if nothing was."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="Replicas on one accelerator, against PyTorch in the same minutes.",
+    )
+    parser.add_argument("--minutes", type=float, default=6.0, help="of the whole call")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path(os.environ.get("OUT", ".")),
+        help=f"folder of {NAME} and the logs (default: $OUT, or the current one)",
+    )
+    parser.add_argument("--only", default="", help="cells with all of WORD,WORD ...")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes that show that it runs"
+    )
+    parser.add_argument(
+        "--render",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="run nothing: keep these numbers, and write docs/performance.md again",
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.render:
+        found = json.loads(chosen.render.read_text())
+        page.markdown(found)  # or it is no such file
+        kept = ROOT / "docs" / "results" / NAME
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+        report.leave(ROOT / "docs", {}, list(ROWS))
+        return 0
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    found = measure(chosen.minutes, chosen.quick, chosen.only, chosen.out)
+    print()
+    print(page.markdown(found), flush=True)
+    return int(not any("rate" in own for own in found["cells"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
