@@ -54,8 +54,6 @@ def as_json(
     for process, own in found.costs.items():
         for what, cost in own.items():
             costs.setdefault(f"{what}, of each process", {})[process] = cost
-    if found.failed:
-        facts["not measured"] = found.failed
     rates = {name: spread(values)._asdict() for name, values in found.rates.items()}
     machine = {"cores": cores(), "processor": _processor()}
     return {

@@ -65,7 +65,7 @@ def answers(
             child.wait()
     if child.returncode:
         end = log.read_text()[-1500:]
-        yield {"failed": f"{side} ended with {child.returncode}:\n{end}"}
+        yield {"failed": f"{side}: it ended with {child.returncode}\n{end}", "died": True}
 
 
 def driver() -> str:
@@ -80,7 +80,11 @@ def driver() -> str:
 
 
 def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
-    """Runs both processes; prints and stores each cell as soon as it is known."""
+    """Runs both processes; prints and stores each cell as soon as it is known.
+
+    A process that dies is started again behind the cells that it has answered, with less
+    at once, as long as there is time.
+    """
     begin = time.monotonic()
 
     def elapsed() -> float:
@@ -95,31 +99,42 @@ def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
         "cells": {},
         "remarks": [],
     }
-    options = ["--quick"] * quick + ["--only", only] * bool(only)
-    whole = 60 * minutes
+
+    def take(answer: dict[str, Any]) -> None:
+        if "cell" in answer:
+            name = answer.pop("cell")
+            found["cells"][name] = answer
+            text = page.line(name, answer)
+        elif "failed" in answer:
+            found["remarks"].append(answer["failed"])
+            text = answer["failed"]
+        else:
+            found["rulers"] |= answer
+            text = json.dumps(answer)
+        print(f"{elapsed():4.0f} s  {text}", flush=True)
+        found["seconds"] = round(elapsed(), 1)
+        (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+
     print(found["driver"], flush=True)
+    options = ["--quick"] * quick + ["--only", only] * bool(only)
     for side, share in (("peers", 0.3), ("ours", 1.0)):
         if side == "peers" and importlib.util.find_spec("torch") is None:
-            found["remarks"].append("peers: PyTorch is not installed")
+            take({"failed": "peers: PyTorch is not installed"})
             continue
-        # Time for the tables at the end, and for a cell that is being measured.
-        limit = share * whole - elapsed() - 5
-        log = out / f"gpu-{side}.log"
-        for answer in answers(side, limit - 10, limit, options, log):
-            if "cell" in answer:
-                name = answer.pop("cell")
-                found["cells"][name] = answer
-                print(f"{elapsed():4.0f} s  {page.line(name, answer)}", flush=True)
-            elif "failed" in answer:
-                found["remarks"].append(answer["failed"])
-                print(answer["failed"], flush=True)
-            else:
-                own = answer.get("rulers", answer)
-                found["rulers"] |= own
-                print(f"{elapsed():4.0f} s  {own}", flush=True)
-            found["seconds"] = round(elapsed(), 1)
-            (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
-    (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+        skip, threads = 0, 12
+        while True:
+            # Time for the tables at the end, and for a cell that is being measured.
+            limit = share * 60 * minutes - elapsed() - 5
+            own = [*options, "--skip", str(skip), "--threads", str(threads)]
+            log = out / f"gpu-{side}-{skip}.log"
+            answered, died = 0, False
+            for answer in answers(side, limit - 10, limit, own, log):
+                answered, died = answered + ("cell" in answer), "died" in answer
+                take(answer)
+            if not died or share * 60 * minutes - elapsed() < 45:
+                break
+            skip += answered or int(threads == 1)
+            threads = max(1, threads // 4)
     return found
 
 

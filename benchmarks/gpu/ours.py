@@ -1,6 +1,6 @@
 """Our cells, in one process: several are compiled at once, then each is timed alone.
 
-    python -m benchmarks.gpu.ours SECONDS [--quick] [--only WORDS]
+    python -m benchmarks.gpu.ours SECONDS --help
 
 One line of JSON for each cell, and one for the device, on the standard output.
 """
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks import sides_jax
+from benchmarks import kernels, sides_jax
 from benchmarks.gpu import cells, process
 from benchmarks.gpu.cells import Cell
 from benchmarks.rows import Sizes
@@ -83,7 +83,8 @@ def lower(sizes: Sizes) -> Any:
     """The training segment of a cell, traced for arguments that need not be there."""
     own, execution = start_of(sizes), sides_jax.make_execution(sizes)
     data = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), own.data
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=execution.shared),
+        own.data,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 
@@ -165,7 +166,7 @@ _KINDS: Mapping[str, Sequence[str]] = {
 }
 
 
-def kernels(folder: str) -> dict[str, tuple[float, int]]:
+def times_of(folder: str) -> dict[str, tuple[float, int]]:
     """Seconds and number of each kernel in a trace's folder, by name."""
     total: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     for path in glob.glob(f"{folder}/**/*.xplane.pb", recursive=True):
@@ -189,7 +190,7 @@ def traced(call: Callable[[int], object], steps: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call(steps)
-        found = kernels(folder)
+        found = times_of(folder)
     if not found:
         return {}
     by_kind: dict[str, float] = collections.defaultdict(float)
@@ -259,12 +260,13 @@ def timed(sizes: Sizes, compiled: Any, reference: Any, quick: bool) -> Result:
 
 
 def account(compiled: Any) -> Result:
-    """What the compiler says of a program: bytes of a step and temporary memory."""
+    """What a program says of itself: bytes of a step and of temporary memory."""
     found: Result = {}
     with contextlib.suppress(Exception):  # what is not known is left out
         found["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
     with contextlib.suppress(Exception):
-        found["bytes"] = compiled.cost_analysis()["bytes accessed"]
+        steps = kernels.of_step(kernels.parse(compiled.as_text()))
+        found["bytes"] = kernels.moved(steps)
     return found
 
 
@@ -352,9 +354,9 @@ def waves(
     pool = futures.ThreadPoolExecutor(threads)
     while left:
         begin = time.monotonic()
-        size = threads if not cost else int((end - begin) / cost)
+        size = int((end - begin) / cost) if cost else threads
         size = min(size, threads + threads // 2)
-        if size < 1:
+        if begin >= end or size < 1:
             break
         wave, left = left[:size], left[size:]
         needed = [reference_of(cell) for cell in wave]
@@ -392,10 +394,10 @@ def main() -> None:
     """Runs the cells until the time is over."""
     options = process.options()
     begin = time.monotonic()
-    process.say({"rulers": rulers(options.quick)})
-    chosen = process.selected(cells.OURS, options.only)
+    process.say(rulers(options.quick))
+    chosen = process.selected(cells.OURS, options.only, options.skip)
     left = options.seconds - (time.monotonic() - begin)
-    threads = min(12, os.cpu_count() or 1)
+    threads = min(options.threads, os.cpu_count() or 1)
     for cell, found in waves(chosen, left, options.quick, threads):
         process.say({"cell": cell.name, **found})
     process.leave()

@@ -1,6 +1,6 @@
 """The same work in PyTorch, in the arrangements that suit an accelerator best.
 
-    python -m benchmarks.gpu.peers SECONDS [--quick] [--only WORDS]
+    python -m benchmarks.gpu.peers SECONDS --help
 
 Networks on the device, images in channels-last, fused optimizers, masks by one call, and
 one CUDA graph of a whole step: of one model, of several on streams of their own, or, for
@@ -315,7 +315,7 @@ def main() -> None:
         process.leave()
     process.say({"device of PyTorch": torch.cuda.get_device_name()})
     data: dict[str, Any] = {}
-    for cell in process.selected(cells.PEERS, options.only):
+    for cell in process.selected(cells.PEERS, options.only, options.skip):
         if time.monotonic() > end:
             process.say({"cell": cell.name, "error text": "no time was left"})
             continue

@@ -11,18 +11,20 @@ from benchmarks.gpu.cells import Cell
 
 
 def options() -> argparse.Namespace:
-    """`seconds`, `quick` and `only` of a process's command line."""
+    """What a process's command line says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("seconds", type=float, help="no cell is begun after them")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="cells with all of WORD,WORD ...")
+    parser.add_argument("--skip", type=int, default=0, help="the first of these cells")
+    parser.add_argument("--threads", type=int, default=12, help="that compile at once")
     return parser.parse_args()
 
 
-def selected(cells: Sequence[Cell], only: str) -> list[Cell]:
-    """The cells whose name has all the words, which commas separate."""
+def selected(cells: Sequence[Cell], only: str = "", skip: int = 0) -> list[Cell]:
+    """The cells whose name has all the words, which commas separate, but for the first."""
     words = [word.strip() for word in only.split(",")]
-    return [cell for cell in cells if all(word in cell.name for word in words)]
+    return [cell for cell in cells if all(word in cell.name for word in words)][skip:]
 
 
 def say(found: Mapping[str, Any]) -> None:
