@@ -29,10 +29,11 @@ class Sizes(NamedTuple):
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
+    devices: int = 0  # of JAX that are used; 0 for all
     chunk: int = 1  # of them at once on a device; 0 for all
     convolution: str | None = None  # how kernels of several replicas are executed
     precision: str | None = None  # of products
-    activations: str | None = None  # what layers store
+    activations: str = "float32"  # what layers store
     steps: int = 200  # of each replica in a call, or of a level
     every: int = 100  # steps between validations
     levels: tuple[int, ...] = (1,)  # prunings, or those whose tickets are looked at

@@ -105,7 +105,7 @@ def test_a_cell_that_fails_says_so_and_the_others_go_on(monkeypatch):
         return ours.Compiled("program", 1.0, error)
 
     def timed(sizes, program, reference, quick):
-        if sizes.precision == "bfloat16":
+        if sizes.activations == "bfloat16":
             raise RuntimeError("RESOURCE_EXHAUSTED: of memory")
         return {"rate": sizes.replicas}
 

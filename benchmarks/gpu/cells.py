@@ -22,9 +22,10 @@ NUMBERS: Mapping[str, Numbers] = {
     "float32": Numbers("float32", "float32"),
     "tf32": Numbers("tensorfloat32", "float32"),
     "bf16 operands": Numbers("bfloat16", "float32"),
-    "bf16 activations": Numbers("bfloat16", "bfloat16"),
+    "bf16 activations": Numbers("tensorfloat32", "bfloat16"),
 }
-"""By the name in tables. PyTorch's bfloat16 is autocast, whose activations are narrow."""
+"""By the name in tables. Narrow activations make narrow operands, but for the last layer's;
+PyTorch's are those of autocast."""
 
 
 class Cell(NamedTuple):
@@ -94,6 +95,7 @@ def sizes_of(cell: Cell, quick: bool = False) -> Sizes:
     return own._replace(
         replicas=replicas,
         batch=batch,
+        devices=1,
         convolution=cell.way if cell.way not in ("", "default") else None,
         precision=numbers.precision,
         activations=numbers.activations,

@@ -62,9 +62,8 @@ def _start(sizes: Sizes) -> Start:
 
 def start_of(sizes: Sizes) -> Start:
     """The same for all cells of a model: what they differ in is how it is executed."""
-    return _start(
-        sizes._replace(replicas=1, convolution=None, precision=None, activations=None)
-    )
+    own = sizes._replace(replicas=1, convolution=None, precision=None)
+    return _start(own._replace(activations="float32"))
 
 
 def arguments(sizes: Sizes) -> tuple[Any, ...]:

@@ -58,8 +58,8 @@ class Trained(Protocol):
 
 def _narrow(sizes: Sizes) -> Any:
     """Autocast to bfloat16, where it is asked for."""
-    bf16 = sizes.precision == "bfloat16"
-    return torch.autocast(DEVICE, torch.bfloat16, enabled=bf16)
+    narrow = sizes.activations == "bfloat16"
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=narrow)
 
 
 def _masks(kernels: Sequence[torch.Tensor], density: float) -> list[torch.Tensor]:
@@ -262,7 +262,7 @@ def error(own: Trained) -> float:
 
     sizes, narrow = own.sizes, gradient()
     settle(tf32=False)
-    own.sizes = sizes._replace(precision="float32")
+    own.sizes = sizes._replace(activations="float32")
     right = gradient()
     own.sizes = sizes
     settle()
