@@ -293,13 +293,14 @@ def rulers(quick: bool) -> Result:
 def copied(number: int, times: int = 20) -> float:
     """Bytes read and written in a second by passes over so many float32."""
 
+    # A number of times that the compiler does not know: it could make one pass of several.
     @partial(jax.jit, donate_argnums=0)
-    def passes(x: Any) -> Any:
+    def passes(x: Any, times: Any) -> Any:
         return lax.fori_loop(0, times, lambda i, x: x + i.astype(jnp.float32), x)
 
-    x = jax.block_until_ready(passes(jnp.zeros(number, jnp.float32)))
+    x = jax.block_until_ready(passes(jnp.zeros(number, jnp.float32), times))
     begin = time.perf_counter()
-    jax.block_until_ready(passes(x))
+    jax.block_until_ready(passes(x, times))
     return 8 * number * times / (time.perf_counter() - begin)
 
 
