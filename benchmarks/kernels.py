@@ -34,14 +34,13 @@ _BRANCHES = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _KIND = re.compile(r"kind=(k\w+)")
+_COMPILED = re.compile(r'deduplicated_name="([^"]+)"')
 
 _FREE = {
     *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all"),
     *("partition-id", "replica-id", "optimization-barrier", "add-dependency"),
-    *("async-done", "async-update", "copy-done", "all-reduce-done", "all-gather-done"),
 }
 _LOOKS = ("dynamic-slice", "slice", "gather")
-_SAME = ("bitcast", "reshape", "copy", "convert")
 _COLLECTIVES = (
     *("all-reduce", "all-gather", "all-to-all", "collective-permute"),
     *("reduce-scatter", "collective-broadcast", "ragged-all-to-all"),
@@ -71,7 +70,8 @@ class Kernel(NamedTuple):
 
     Attributes:
       name: in the program.
-      kind: its name without a number, or the library's function.
+      symbol: in the assembly.
+      kind: its symbol without a number, or the library's function.
       shape: of its result, without layouts.
       read: bytes each time.
       written: likewise.
@@ -81,6 +81,7 @@ class Kernel(NamedTuple):
     """
 
     name: str
+    symbol: str
     kind: str
     shape: str
     read: int
@@ -178,7 +179,7 @@ def _traffic(program: Program, around: Mapping[str, Instruction], one: Instructi
     """Bytes that an instruction reads and writes."""
     called = _CALLED.search(one.line)
     sizes = [size(around[o].shape) if o in around else 0 for o in one.operands]
-    if one.code == "fusion" and called and called[1] in program.computations:
+    if one.code.startswith("fusion") and called and called[1] in program.computations:
         inside = program.computations[called[1]]
         for other in inside.values():
             if other.code == "parameter":
@@ -206,7 +207,8 @@ def _without_scratch(shape: str, written: int, line: str) -> int:
 def _walk(program: Program, name: str, times: int) -> Iterator[Kernel]:
     inside = program.computations[name]
     for one in inside.values():
-        if one.code in _FREE:
+        # What is started is counted, not the waiting for it.
+        if one.code in _FREE or one.code.endswith(("-done", "-update")):
             continue
         called = _CALLED.search(one.line)
         if one.code == "while":
@@ -238,15 +240,18 @@ def _kernel(
     target = _TARGET.search(one.line) if one.code == "custom-call" else None
     kind = _KIND.search(one.line)
     read, written = _traffic(program, around, one)
-    base = re.sub(r"[.\d]+$", "", one.name)
+    # Equal kernels are compiled once, and what is started later has its name here alone.
+    compiled = _COMPILED.search(one.line)
+    symbol = compiled[1] if compiled else one.name
     return Kernel(
         name=one.name,
-        kind=target[1] if target else re.sub(r"(_\d+)+$", "", base),
+        symbol=re.sub(r"\W", "_", symbol),
+        kind=target[1] if target else re.sub(r"[._\d]+$", "", symbol),
         shape=re.sub(r"\{[^}]*\}", "", one.shape),
         read=read,
         written=written,
         times=times,
-        is_loop=one.code == "fusion"
+        is_loop=one.code.startswith("fusion")
         and ((kind is not None and kind[1] == "kLoop") or "concatenate" in one.name),
     )
 
@@ -371,18 +376,11 @@ def slow(
       The heaviest first. Loops over elements alone: products and sums branch as they must.
     """
     bound = share * moved(kernels)
-    alike = {
-        (one.kind, one.shape): code[_symbol(one)]
-        for one in kernels
-        if _symbol(one) in code
-    }
+    # Copies of an equal kernel that the text names as if they were their own.
+    alike = {(k.kind, k.shape): code[k.symbol] for k in kernels if k.symbol in code}
     found = []
     for one in sorted(kernels, key=lambda k: -k.bytes):
-        own = code.get(_symbol(one)) or alike.get((one.kind, one.shape))
+        own = code.get(one.symbol) or alike.get((one.kind, one.shape))
         if one.is_loop and one.bytes >= bound and own is not None and own.is_slow:
             found.append((one, own))
     return found
-
-
-def _symbol(kernel: Kernel) -> str:
-    return re.sub(r"\W", "_", kernel.name)
