@@ -75,7 +75,9 @@ def data(name: str, folder: pathlib.Path) -> None:
     """
     found = prepared.find(name, prepared.data_dir())
     if found is None:
-        raise errors.wrong("data", repr(name), "a data set that is prepared in $TFDS_DATA_DIR")
+        raise errors.wrong(
+            "data", repr(name), "a data set that is prepared in $TFDS_DATA_DIR"
+        )
     there = folder / unpack.DATA / name / found.name
     there.mkdir(parents=True)
     for path in found.iterdir():

@@ -355,7 +355,11 @@ def _measure_sides(
         }
         found.rates.update(take_turns(turns, 1 if quick else row.turns))
         for (own_name, i, tree), worker in workers.items():
-            name = own_name + f", process {i + 1}" * (i > 0) + f", {OTHER}" * (tree is not None)
+            name = (
+                own_name
+                + f", process {i + 1}" * (i > 0)
+                + f", {OTHER}" * (tree is not None)
+            )
             found.costs[name] = worker.run(COSTS)[1]
 
 

@@ -86,7 +86,9 @@ def environment(target: pathlib.Path) -> None:
     lines = [f"export PYTHONPATH={shlex.quote(paths)}${{PYTHONPATH:+:$PYTHONPATH}}"]
     for name, folder in (("TFDS_DATA_DIR", DATA), ("LOTTERY_JAX_CACHE", CACHE)):
         if (target / folder).is_dir():
-            lines.append(f"export {name}={shlex.quote(str((target / folder).resolve()))}")
+            lines.append(
+                f"export {name}={shlex.quote(str((target / folder).resolve()))}"
+            )
     (target / "environment.sh").write_text("\n".join(lines) + "\n")
 
 

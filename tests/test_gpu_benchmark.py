@@ -72,14 +72,14 @@ def test_the_best_of_a_side_is_compared_and_what_is_missing_is_left_out():
     assert not [label for label in found if "LeNet" in label or "tf32" in label]
 
 
-def test_the_floor_counts_the_activations_of_all_convolutions():
-    own = 7 * 16 * 32**2 + 6 * 32 * 16**2 + 6 * 64 * 8**2 + 32 * 16**2 + 64 * 8**2
-    assert ours._activations("resnet-20", (32, 32, 3)) == own
-    assert ours._activations("lenet-20", (28, 28, 1)) == 0
-    # Adam reads and writes weights, gradients and two moments; and there is a mask.
-    weights = 784 * 20 + 20 + 20 * 10 + 10
-    sizes = cells.sizes_of(ONE, quick=True)._replace(replicas=5)
-    assert ours.floor(sizes) == 5 * weights * 33
+def test_the_floor_grows_with_replicas_and_shrinks_with_activations():
+    one = cells.sizes_of(Cell("ours", "ResNet-20", 1, "", "tf32"), quick=True)
+    narrow = one._replace(activations="bfloat16")
+    assert ours.floor(one._replace(replicas=9, convolution="loop")) == (
+        9 * ours.floor(one)
+    )
+    # Weights and their optimizer stay as wide as they are.
+    assert 0.5 < ours.floor(narrow) / ours.floor(one) < 0.6
 
 
 def test_kernels_are_told_apart():
@@ -195,6 +195,18 @@ def test_a_process_that_dies_is_started_again_behind_what_it_answered(
 
 
 STARTED = ("--skip", "--threads")
+
+
+def test_a_process_that_says_nothing_is_ended(tmp_path, monkeypatch):
+    script = "import sys, time; print('[1]'); print('x', flush=True); time.sleep(60)"
+    monkeypatch.setattr(command, "PATIENCE", 0.1)
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{script}"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(command.sys, "executable", str(fake))
+    found = list(command.answers("ours", 1, 60, [], tmp_path / "log"))
+    assert found[0] == [1] and found[1]["died"]
+    assert found[1]["failed"].startswith("ours: it ended with -9")
 
 
 FOUND = {

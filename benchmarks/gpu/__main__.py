@@ -29,6 +29,10 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 }
 
 
+PATIENCE = 140.0
+"""Seconds without an answer after which a process is taken for stuck."""
+
+
 def answers(
     side: str, seconds: float, limit: float, options: Sequence[str], log: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
@@ -37,11 +41,12 @@ def answers(
     Args:
       side: "ours" or "peers".
       seconds: after which it begins nothing new.
-      limit: after which it is ended.
+      limit: after which it is ended; sooner if it is silent for too long.
       options: of its command line.
       log: file of what it prints beside its answers.
     """
     command = [sys.executable, "-m", f"benchmarks.gpu.{side}", str(seconds), *options]
+    end, heard, over = time.monotonic() + limit, time.monotonic(), threading.Event()
     with log.open("w") as errors:
         child = subprocess.Popen(
             command,
@@ -51,21 +56,28 @@ def answers(
             stderr=errors,
             text=True,
         )
-        timer = threading.Timer(limit, child.kill)
-        timer.start()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                if time.monotonic() > min(end, heard + PATIENCE):
+                    child.kill()
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
             for line in child.stdout or ():
+                heard = time.monotonic()
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError:  # of a library
                     print(line, end="", file=sys.stderr)
         finally:
-            timer.cancel()
+            over.set()
             child.kill()
             child.wait()
     if child.returncode:
-        end = log.read_text()[-1500:]
-        yield {"failed": f"{side}: it ended with {child.returncode}\n{end}", "died": True}
+        text = log.read_text()[-1500:]
+        why = f"{side}: it ended with {child.returncode}\n{text}"
+        yield {"failed": why, "died": True}
 
 
 def driver() -> str:

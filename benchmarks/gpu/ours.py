@@ -23,15 +23,13 @@ import numpy as np
 from jax import lax
 
 from benchmarks import kernels, sides_jax
+from benchmarks.floor import floor as of_program
 from benchmarks.gpu import cells, process
 from benchmarks.gpu.cells import Cell
 from benchmarks.rows import Sizes
 from benchmarks.run import outcome
-from lottery_jax import convolution, training
+from benchmarks.targets import Asked
 from lottery_jax.types import PyTree, Task
-
-PASSES = 15
-"""How often a step passes over all activations at the least: docs/performance.md."""
 
 Result = dict[str, Any]
 
@@ -111,51 +109,29 @@ def gradients(state: Any, row: int) -> np.ndarray:
 
 
 def floor(sizes: Sizes) -> float:
-    """Bytes of a step that no arrangement goes below.
-
-    Each pass over the activations reads or writes all of them once. Optimizer, weights and
-    mask: what is read and written of them in float32, and a byte of the mask.
-    """
-    own = start_of(sizes)
-    shapes = jax.eval_shape(own.task.init, jax.random.key(0))
-    number = sum(x.size for x in jax.tree.leaves(shapes[0]))
-    moments = 1 if sizes.optimizer == "sgd" else 2
-    width = 2 if sizes.activations == "bfloat16" else 4
-    activations = _activations(sizes.model, sizes.shape) * sizes.batch * width
-    weights = number * (4 * 2 * (1 + 1 + moments) + 1)
-    return sizes.replicas * (PASSES * activations + weights)
+    """Bytes of a step that no arrangement goes below: see `benchmarks.floor`."""
+    one = sizes._replace(replicas=1, convolution=None, precision=None)
+    return sizes.replicas * _floor(one)
 
 
 @lru_cache
-def _activations(model: str, shape: tuple[int, ...]) -> int:
-    """Numbers that the convolutions of a network make of one image; 0 for dense ones."""
-    made: list[int] = []
-    sizes = Sizes(model=model, shape=shape, examples=1, batch=1)
-    task = sides_jax.make_task(sizes)
-    stock = convolution.conv
-
-    def counted(x: Any, kernel: Any, **options: Any) -> Any:
-        y = stock(x, kernel, **options)
-        made.append(y.size if y.ndim == 4 and y.shape[1] > 1 else 0)
-        return y
-
-    with sides_jax.mock.patch.object(convolution, "conv", counted):
-        params, *state = jax.eval_shape(task.init, jax.random.key(0))
-        made.clear()
-        key, zero = jax.random.key(0), np.int32(0)
-
-        def loss(params: Any, state: Any, data: Any) -> Any:
-            batch = task.batch(data, task.order(key, zero), key, zero)
-            return task.loss(params, *state, batch, key)[0]
-
-        jax.eval_shape(loss, params, state, task.data)
-    return sum(made)
+def _floor(sizes: Sizes) -> float:
+    execution = sides_jax.make_execution(sizes)
+    return of_program("train", Asked(start_of(sizes).task, sizes, execution))
 
 
 # --- a traced call --------------------------------------------------------------------
 
 _KINDS: Mapping[str, Sequence[str]] = {
-    "convolutions": ("conv", "cudnn", "wgrad", "dgrad", "fprop", "implicit", "winograd"),
+    "convolutions": (
+        "conv",
+        "cudnn",
+        "wgrad",
+        "dgrad",
+        "fprop",
+        "implicit",
+        "winograd",
+    ),
     "products": ("gemm", "gemv", "cublas", "cutlass", "xmma", "dot", "nvjet"),
     "transposes": ("transpose", "nchwtonhwc", "nhwctonchw"),
     "reductions": ("reduce",),
@@ -252,7 +228,7 @@ def timed(sizes: Sizes, compiled: Any, reference: Any, quick: bool) -> Result:
         "rate": sizes.replicas / step,
     }
     try:
-        found |= traced(call, 2 if quick else max(2, min(8, int(0.1 / step))))
+        found |= traced(call, 2 if quick else max(4, min(20, int(0.2 / step))))
     except Exception as error:  # the rest is known
         found["no trace"] = outcome(str(error))
     return found
@@ -363,7 +339,9 @@ def waves(
         new = [r for r in dict.fromkeys(needed) if r and r not in references]
         for cell in (*new, *wave):  # data is made and moved once, before threads ask
             start_of(cells.sizes_of(cell, quick))
-        making = {cell: pool.submit(compile_cell, cell, quick) for cell in (*wave, *new)}
+        making = {
+            cell: pool.submit(compile_cell, cell, quick) for cell in (*wave, *new)
+        }
         futures.wait(making.values(), timeout=max(end - time.monotonic(), 1))
         none = Compiled(None, time.monotonic() - begin, "not compiled in time")
         made = {c: f.result() if f.done() else none for c, f in making.items()}

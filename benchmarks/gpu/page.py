@@ -130,11 +130,11 @@ def markdown(found: Mapping[str, Any]) -> str:
         "call, bfloat16 by autocast. Batches are drawn on the device in both.",
         "",
         "*Busy* is the sum of the kernels' times in a trace. *GB a step* is what the "
-        "compiled program reads and writes. The *floor*: 15 passes over the activations "
-        "of all convolutions, and one reading and writing of optimizer, weights and mask; "
-        "its ms are at the bandwidth below. The *error* is that of one step's gradient, "
-        "relative in norm, against the same step of one network in float32, the larger of "
-        "the first and the last replica's; PyTorch's against its own in float32.",
+        "compiled program reads and writes. The *floor* is what no arrangement of the "
+        "work goes below, about 15 passes over the activations (`benchmarks/floor.py`), "
+        "its ms at the bandwidth that is copied with. The *error* is that of one step's "
+        "gradient, relative in norm, against the same step of one network in float32, the "
+        "larger of the first and the last replica's; PyTorch's against its own float32.",
         "",
         *_goals(found),
     ]
