@@ -23,7 +23,7 @@ from benchmarks.run import ROOT
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "ours": {
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.88",
     },
     "peers": {"JAX_PLATFORMS": "cpu"},  # the device's memory is PyTorch's
 }
