@@ -296,7 +296,7 @@ def test_stacked_perceptrons_are_several_of_them():
     one, three = (peers.Stacked(sizes, data, number) for number in (1, 3))
     for single, stack in zip(one.params, three.params):
         stack.data.copy_(single.data.expand(stack.shape))
-    assert float(three.new_loss()) == pytest.approx(3 * float(one.new_loss()), rel=1e-5)
+    assert three.new_loss().item() == pytest.approx(3 * one.new_loss().item(), rel=1e-5)
 
 
 # --- a machine without a network ------------------------------------------------------
