@@ -162,7 +162,7 @@ def normalised():
 @pytest.mark.parametrize("function", [convolved, normalised])
 def test_rounding_and_the_way_to_convolve_belong_to_the_execution(function):
     plain = of(function())
-    execution = lj.Execution(1, 1, "patches", "bfloat16", activations="bfloat16")
+    execution = lj.Execution(1, 1, "tiles", "bfloat16", activations="bfloat16")
     with execution.settings():
         assert of(function()) == plain
         traced = str(jax.make_jaxpr(function())(X))

@@ -24,9 +24,9 @@ PER_EXECUTION = {
     "2 devices, looped": Execution(2, 1),
     "vmapped, grouped": Execution(1, 0, "grouped"),
     "vmapped in twos, loop": Execution(1, 2, "loop"),
-    "vmapped on 2 devices, patches": Execution(2, 0, "patches"),
+    "vmapped on 2 devices, patches": Execution(2, 0, "tiles"),
     "2 devices share a batch": Execution(2, 1, data_parallel=2),
-    "2 devices share a batch, vmapped": Execution(2, 0, "patches", None, 2),
+    "2 devices share a batch, vmapped": Execution(2, 0, "tiles", None, 2),
     "float32 by name": Execution(1, 1, None, "float32"),
 }
 CHUNKS = {"looped": 1, "chunks of 2": 2, "vmapped": 0}

@@ -125,7 +125,7 @@ OTHERWISE = {
     "out": "elsewhere",
     "devices": 1,
     "chunk": 1,
-    "convolution": "patches",
+    "convolution": "tiles",
     "data_parallel": 2,
     "checkpoint_seconds": 0.0,
     "precision": "bfloat16",

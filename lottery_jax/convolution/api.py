@@ -12,9 +12,9 @@ from lottery_jax.convolution.geometry import CANONICAL, Padding, geometry_of
 from lottery_jax.convolution.primitives import forward_p
 from lottery_jax.types import Array
 
-Method: TypeAlias = Literal["loop", "patches", "grouped"]
+Method: TypeAlias = Literal["loop", "tiles", "grouped"]
 """How convolutions with a kernel per replica are executed: one replica after another,
-patches and one batched matrix product, or one grouped convolution."""
+tiles of pixels and one batched matrix product, or one grouped convolution."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
 

@@ -4,12 +4,11 @@
 |---|---|
 | "loop" | one kernel after another: the default on CPU |
 | "grouped" | one grouped convolution, XLA's own: the default elsewhere |
-| "patches" | patches and one batched matrix product |
+| "tiles" | tiles of output pixels and one batched matrix product |
 
 For R = 1 they are the same: a plain convolution.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,24 +18,12 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from lottery_jax.convolution import primitives
-from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, PATCHES, STOCK, Maps
+from lottery_jax.convolution import primitives, tiles
+from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, STOCK
 from lottery_jax.types import Array
 
 _MANTISSA = {"tensorfloat32": 10, "bfloat16": 7}
 """Bits of the fraction that operands are rounded to."""
-
-
-def _loop(function: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    if a.shape[0] == 1:
-        return function(a[0], b[0])[None]
-    return lax.map(lambda pair: function(*pair), (a, b))
-
-
-def _together(function: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    if a.shape[0] == 1:
-        return function(a[0], b[0])[None]
-    return jax.vmap(function)(a, b)
 
 
 def _lower(primitive: Primitive, name: str, default: str, platform: str | None) -> None:
@@ -49,22 +36,30 @@ def _lower(primitive: Primitive, name: str, default: str, platform: str | None) 
       platform: None for all that have no rule of their own.
     """
     cpu = platform == "cpu"
-    alone: Maps = CANONICAL_MAPS if cpu else STOCK
+    alone = CANONICAL_MAPS if cpu else STOCK
 
     def lowered(a, b, *, geometry, dtype, precision, method):
         method = method or default
-        maps = {"loop": alone, "grouped": STOCK, "patches": PATCHES}[method]
-        maps = alone if a.shape[0] == 1 else maps
-        execute = _loop if method == "loop" else _together
+        number = a.shape[0]
         common = jnp.promote_types(a.dtype, b.dtype)
         a, b = a.astype(common), b.astype(common)
         if precision in _MANTISSA:
             a, b, precision = _rounded(a, b, precision, cpu)
         wide = jnp.promote_types(a.dtype, dtype)
+        maps = {"loop": alone, "grouped": STOCK, "tiles": tiles}[method]
+        maps = alone if number == 1 else maps
         compute: Any = partial(
             getattr(maps, name), geometry=geometry, dtype=wide, precision=precision
         )
-        return execute(compute, a, b).astype(dtype)
+        if number == 1:
+            y = compute(a[0], b[0])[None]
+        elif method == "loop":
+            y = lax.map(lambda pair: compute(*pair), (a, b))
+        elif method == "grouped":
+            y = jax.vmap(compute)(a, b)
+        else:
+            y = compute(a, b)
+        return y.astype(dtype)
 
     rule = mlir.lower_fun(lowered, multiple_results=False)
     mlir.register_lowering(primitive, rule, platform=platform)
