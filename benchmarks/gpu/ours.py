@@ -27,7 +27,6 @@ from benchmarks.floor import floor as of_program
 from benchmarks.gpu import cells, process
 from benchmarks.gpu.cells import Cell
 from benchmarks.rows import Sizes
-from benchmarks.run import outcome
 from benchmarks.targets import Asked
 from lottery_jax.types import PyTree, Task
 
@@ -230,7 +229,7 @@ def timed(sizes: Sizes, compiled: Any, reference: Any, quick: bool) -> Result:
     try:
         found |= traced(call, 2 if quick else max(4, min(20, int(0.2 / step))))
     except Exception as error:  # the rest is known
-        found["no trace"] = outcome(str(error))
+        found["no trace"] = process.why(error)
     return found
 
 
@@ -304,7 +303,7 @@ def compile_cell(cell: Cell, quick: bool) -> Compiled:
     try:
         program, error = lower(cells.sizes_of(cell, quick)).compile(), ""
     except Exception as failed:
-        program, error = None, outcome(f"{type(failed).__name__}: {failed}")
+        program, error = None, process.why(failed)
     return Compiled(program, time.perf_counter() - begin, error)
 
 
@@ -365,7 +364,7 @@ def _measured(
         found |= account(made.program) | {"floor": floor(sizes)}
         return found | timed(sizes, made.program, right, quick)
     except Exception as failed:  # the others go on
-        return found | {"error text": outcome(f"{type(failed).__name__}: {failed}")}
+        return found | {"error text": process.why(failed)}
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from torch.nn import functional
 from benchmarks.gpu import cells, process
 from benchmarks.gpu.cells import Cell
 from benchmarks.rows import Sizes
-from benchmarks.run import outcome
 from benchmarks.sides_torch import _residual, _widths
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -312,7 +311,7 @@ def measure(
         found |= {"ms": 1e3 * step, "low": 1e3 * min(taken), "high": 1e3 * max(taken)}
         found["rate"] = sizes.replicas / step
     except Exception as failed:  # the others go on
-        found["error text"] = outcome(f"{type(failed).__name__}: {failed}")
+        found["error text"] = process.why(failed)
     return found
 
 

@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu.cells import Cell
+from benchmarks.run import outcome
 
 
 def options() -> argparse.Namespace:
@@ -30,6 +32,12 @@ def selected(cells: Sequence[Cell], only: str = "", skip: int = 0) -> list[Cell]
 def say(found: Mapping[str, Any]) -> None:
     """Writes one line of JSON."""
     print(json.dumps(found), flush=True)
+
+
+def why(error: Exception) -> str:
+    """An error in a few words; all of it goes to the standard error, a log."""
+    traceback.print_exception(error)
+    return outcome(f"{type(error).__name__}: {error}")
 
 
 def leave() -> None:
