@@ -122,21 +122,21 @@ def kernel_gradient(
         precision=precision,
         preferred_element_type=wide,
     )
-    channels, features = x.shape[4], g.shape[4]
+    replicas, channels, features = x.shape[0], x.shape[4], g.shape[4]
     sizes = [len(t) for t in taps]
-    spread_gradient = spread_gradient.reshape(-1, *sizes, channels, *tile, features)
+    spread_gradient = spread_gradient.reshape(
+        replicas, *sizes, channels, *tile, features
+    )
+    # Where in the window each tap lies, for each pixel of the tile: [h, a] and [w, b].
     rows, columns = (
-        jnp.asarray(np.arange(h)[:, None, None] == t, wide)
-        for h, t in zip(geometry.window, taps)
+        np.arange(h)[:, None] + s * np.arange(t)
+        for h, s, t in zip(geometry.window, geometry.strides, tile)
     )
-    kernel = jnp.einsum(
-        "iya,jxb,Ryxcabd->Rijcd",
-        rows,
-        columns,
-        spread_gradient,
-        precision=lax.Precision.HIGHEST,
-    )
-    return kernel.astype(dtype)
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+    a, b = np.arange(tile[0])[:, None], np.arange(tile[1])
+    # [h, w, a, b, R, C_in, C_out]
+    found = spread_gradient[:, rows, columns, :, a, b]
+    return found.sum((2, 3)).transpose(2, 0, 1, 3, 4).astype(dtype)
 
 
 # --- windows and spread kernels -------------------------------------------------------
@@ -200,12 +200,12 @@ def spread(kernel: Array, taps: Sequence[np.ndarray]) -> Array:
       `[R, window * Ci, tile * Co]`, pixels row by row.
     """
     replicas, height, width, channels, features = kernel.shape
-    # One more row and column of taps, of zeros.
-    rows, columns = (
-        np.where((t >= 0) & (t < n), t, n) for t, n in zip(taps, (height, width))
-    )
-    kernel = jnp.pad(kernel, ((0, 0), (0, 1), (0, 1), (0, 0), (0, 0)))
+    (rows, columns), sizes = taps, (height, width)
+    inside = _both(*((t >= 0) & (t < n) for t, n in zip(taps, sizes)))
+    rows, columns = (np.clip(t, 0, n - 1) for t, n in zip(taps, sizes))
     wide = kernel[:, rows[:, None, :, None], columns[None, :, None, :]]
+    if not inside.all():
+        wide = jnp.where(inside[..., None, None], wide, jnp.zeros((), kernel.dtype))
     # [R, window, tile, Ci, Co] to [R, window, Ci, tile, Co].
     wide = wide.transpose(0, 1, 2, 5, 3, 4, 6)
     (m, a), (n, b) = rows.shape, columns.shape

@@ -93,13 +93,30 @@ def moments(x: Array, weights: Array | None = None) -> tuple[Array, Array, Array
     examples = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
     count = examples.sum() * math.prod(x.shape[1:-1])
     share = examples.astype(x.dtype) / count
+    mean, variance = lax.platform_dependent(
+        share, x, cpu=_moments_by_products, default=_moments_in_one_pass
+    )
+    return mean, variance, count
+
+
+def _moments_by_products(share: Array, x: Array) -> tuple[Array, Array]:
     mean = _sum(share, x)
     # Centred by a constant, whose derivatives cost nothing; the last term is 0 and keeps
     # second derivatives right.
     shift = lax.stop_gradient(mean)
     centred = x - jnp.broadcast_to(shift, x.shape)
     variance = _sum(share, jnp.square(centred)) - jnp.square(mean - shift)
-    return mean, variance, count
+    return mean, variance
+
+
+def _moments_in_one_pass(share: Array, x: Array) -> tuple[Array, Array]:
+    """Centred by the mean of the first example, so that an accelerator reads x once."""
+    axes = tuple(range(x.ndim - 1))
+    shift = lax.stop_gradient(x[0].mean(axes[:-1]))
+    share = share.reshape(-1, *(1 for _ in x.shape[1:]))
+    centred = x - shift
+    off = jnp.sum(share * centred, axes)
+    return shift + off, jnp.sum(share * jnp.square(centred), axes) - jnp.square(off)
 
 
 def _sum(share: Array, x: Array) -> Array:
