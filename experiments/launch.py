@@ -182,6 +182,7 @@ def execution(config: Any) -> Execution | None:
         for name, neutral in {
             **dict.fromkeys(Execution._fields),
             "data_parallel": 1,
+            "activations": "float32",
         }.items()
         if getattr(config, name) != neutral
     }

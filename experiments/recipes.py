@@ -16,7 +16,7 @@ from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
-from lottery_jax.execution import Precision
+from lottery_jax.execution import Activations, Precision
 from lottery_jax.keys import of_seed
 from lottery_jax.optimizers.settings import Optimizer, axes
 from lottery_jax.types import Array, Task
@@ -100,6 +100,9 @@ class Recipe:
     precision: Precision | None = None
     """What operands of products are rounded to; None for the platform's default. Changes
     results, unlike devices, chunk and convolution, and so belongs to the run."""
+    activations: Activations = _later("float32")
+    """What layers store and pass on: float32, or bfloat16 for half the bytes. Changes
+    results like precision."""
     seed: int = 0
     """All keys follow from it and the replica's number."""
 

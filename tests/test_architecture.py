@@ -33,14 +33,15 @@ ARROWS = {
     "supermask": ("prune", "scores"),
     # Where things run, and what lies in files.
     "convolution": ("types",),
-    "execution": ("convolution", "trees"),
+    "activations": ("types",),
+    "execution": ("convolution", "activations", "trees"),
     "storage": ("trees",),
     # How many runs are carried through time.
     "training": ("keys", "dynamic", "execution", "storage"),
     # What is trained; independent of how, and of the methods.
     "data": ("keys", "permutations"),
     "units": ("trees",),
-    "models": ("convolution", "data", "units"),
+    "models": ("convolution", "activations", "data", "units"),
     "tasks": ("models", "masks"),
     # Methods.
     "imp": ("training", "at_init"),

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lottery_jax.convolution import (
+    METHODS,
     avg_pool,
     batched_by,
     conv,
@@ -324,6 +325,38 @@ def test_operands_are_rounded_in_the_value_and_in_both_gradients(precision, bits
     )
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dilated", [False, True])
+def test_narrow_images_and_wide_kernels(method, dilated):
+    """The result and the images' gradient are stored narrow, the kernel's is not."""
+    narrow = normal(0, 2, 4, 6, 6, 3).astype(jnp.bfloat16)
+    kernel, strides = normal(1, 2, 3, 3, 3, 4), (2, 2) if dilated else (1, 1)
+    wide, rk = narrow.astype(jnp.float32), rounded(kernel, 7)
+    ours = partial(conv, precision="bfloat16", strides=strides)
+    want, want_pullback = jax.vjp(jax.vmap(partial(stock, strides=strides)), wide, rk)
+    g = jnp.cos(want).astype(jnp.bfloat16)
+    with batched_by(method):
+        y, pullback = jax.vjp(jax.vmap(ours), narrow, kernel)
+        gx, gk = pullback(g)
+    wanted_x, wanted_k = want_pullback(g.astype(jnp.float32))
+    assert (y.dtype, gx.dtype, gk.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    for got, exact in ((y, want), (gx, wanted_x)):
+        error = np.abs(got.astype(jnp.float32) - exact)
+        assert (error <= 2.0**-8 * np.abs(exact) + 1e-5).all()
+    np.testing.assert_allclose(gk, wanted_k, rtol=2e-5, atol=2e-5)
+
+
+def test_narrow_vectors_and_a_wide_kernel():
+    x, kernel = normal(0, 5, 7, dtype=jnp.bfloat16), normal(1, 7, 3)
+    got, pullback = jax.vjp(partial(dense, precision="bfloat16"), x, kernel)
+    assert [z.dtype for z in pullback(got)] == [jnp.bfloat16, jnp.float32]
+    exact = np.asarray(x, np.float64) @ rounded(kernel, 7)
+    np.testing.assert_allclose(np.asarray(got, np.float64), exact, 2.0**-8, 1e-6)
+    wide = pullback(got)[1]
+    exact = np.asarray(x, np.float64).T @ np.asarray(got, np.float64)
+    np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_without_a_precision_dense_is_a_product():
     x, kernel = normal(0, 5, 7), normal(1, 7, 3)
     np.testing.assert_array_equal(dense(x, kernel), x @ kernel)
@@ -386,8 +419,8 @@ def test_what_does_not_fit_is_refused():
     x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 1))
     with pytest.raises(ValueError, match=r"\(3, 3, 2, 1\).*C_in"):
         conv(x[..., :1], kernel)
-    with pytest.raises(ValueError, match="bfloat16.*float32.*one floating dtype"):
-        conv(x.astype(jnp.bfloat16), kernel)
+    with pytest.raises(ValueError, match="float32.*bfloat16.*one floating dtype"):
+        conv(x, kernel.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match="strides = .*positive"):
         conv(x, kernel, strides=(0, 1))
     with pytest.raises(ValueError, match="'CIRCULAR' must be 'SAME'"):

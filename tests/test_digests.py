@@ -150,10 +150,23 @@ def test_what_a_helper_is_called_where_a_constant_lies_and_what_is_shown_do_not_
     assert of(shown("x")) == of(shown("y"))
 
 
-def test_precision_and_the_way_to_convolve_belong_to_the_execution():
-    plain = of(convolved())
-    with lj.Execution(1, 1, "patches", "bfloat16").settings():
-        assert of(convolved()) == plain
+def normalised():
+    norm = lj.models.BatchNorm()
+    variables = {
+        "params": {"scale": np.ones(6), "bias": np.zeros(6)},
+        "batch_stats": {"mean": np.zeros(6), "var": np.ones(6)},
+    }
+    return lambda x: norm.apply(variables, x[None], False)
+
+
+@pytest.mark.parametrize("function", [convolved, normalised])
+def test_rounding_and_the_way_to_convolve_belong_to_the_execution(function):
+    plain = of(function())
+    execution = lj.Execution(1, 1, "patches", "bfloat16", activations="bfloat16")
+    with execution.settings():
+        assert of(function()) == plain
+        traced = str(jax.make_jaxpr(function())(X))
+        assert "bf16" in traced or "precision=bfloat16" in traced
 
 
 OF_OPTAX = (

@@ -181,6 +181,14 @@ def test_in_axes_that_make_no_sense(in_axes):
         (Execution(1, -1), "chunk=-1"),
         (Execution(2, 1, "im2col"), "convolution='im2col'; it must be one of loop"),
         (Execution(2, 1, None, "float16"), "precision='float16'; it must be one of"),
+        (
+            Execution(2, 1, activations="float16"),
+            "activations='float16'; it must be one",
+        ),
+        (
+            Execution(2, 1, activations=None),
+            "activations=None; it must be one of float32",
+        ),
         (Execution(2, 1, data_parallel=0), "data_parallel=0; it must divide devices=2"),
         (Execution(1, 1, data_parallel=2), "data_parallel=2; it must divide devices=1"),
     ],
@@ -196,4 +204,5 @@ def test_on_a_cpu_replicas_run_one_by_one_on_every_core():
     default = default_execution()
     assert default[:2] == (2, 1) and default.data_parallel == 1
     assert (default.convolution, default.precision) == ("loop", "float32")
+    assert default.activations == "float32"
     assert Execution(2, 1).check() == Execution(2, 1)

@@ -129,6 +129,7 @@ OTHERWISE = {
     "data_parallel": 2,
     "checkpoint_seconds": 0.0,
     "precision": "bfloat16",
+    "activations": "bfloat16",
     "target_density": 0.5,
     "levels": 1,
     "study": "retraining",

@@ -114,8 +114,9 @@ def predictions(
     Warns:
       RuntimeWarning: a device was full; fewer predict at once from then on.
     """
-    measured.check(task, trains=False, splits=(split,))
-    where, number = checked.place(where), checked.networks("networks", networks, task)
+    where = checked.place(where)
+    measured.check(task, trains=False, splits=(split,), where=where)
+    number = checked.networks("networks", networks, task)
     if task.predict is None:
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"

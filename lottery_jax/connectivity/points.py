@@ -278,7 +278,7 @@ def evaluate_many(
       RuntimeWarning: a device was full; fewer points are evaluated at once from then on.
     """
     where, measure = checked.place(where), check_measure(measure)
-    check(task, trains=False, splits=measure.splits)
+    check(task, trains=False, splits=measure.splits, where=where)
     number, policy = checked.networks("networks", networks, task), measure.batch_norm
     group = whole("group", group, 1)
     rows = None if rows is None else whole("rows", rows, 1)

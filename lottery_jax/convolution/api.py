@@ -60,7 +60,8 @@ def conv(
 
     Args:
       x: input, floating, `[N, H, W, C_in]`.
-      kernel: same dtype, `[h, w, C_in, C_out]`.
+      kernel: same dtype or a wider one, `[h, w, C_in, C_out]`; products are those of the
+        wider one unless `precision` says what their operands are rounded to.
       strides: of the window, in pixels, at least 1.
       padding: `"SAME"`, `"SAME_LOWER"`, `"VALID"` or two (low, high) pairs of pixels.
       precision: "float32", "tensorfloat32" and "bfloat16" say what the operands of
@@ -166,21 +167,24 @@ def conv_general_dilated(
     )
 
 
-def dense(x: Array, kernel: Array) -> Array:
-    """`x @ kernel`, for any number of leading axes, at the precision that `conv` reads.
+def dense(x: Array, kernel: Array, precision: Any = None) -> Array:
+    """`x @ kernel`, for any number of leading axes, at the precision of `conv`.
 
     Under the precisions "tensorfloat32" and "bfloat16" a dense layer is a convolution over
     images of one pixel, so that its products and those of its gradients are rounded alike.
 
     Args:
       x: floating, `[..., C_in]`.
-      kernel: same dtype, `[C_in, C_out]`.
+      kernel: same dtype, `[C_in, C_out]`; under these two precisions it may be wider.
+      precision: as in `conv`.
 
     Returns:
       `[..., C_out]`.
     """
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if precision not in ("tensorfloat32", "bfloat16"):
-        return x @ kernel
-    y = conv(x.reshape(-1, 1, 1, x.shape[-1]), kernel[None, None], padding="VALID")
+        return jnp.matmul(x, kernel, precision=precision)
+    pixels = x.reshape(-1, 1, 1, x.shape[-1])
+    y = conv(pixels, kernel[None, None], padding="VALID", precision=precision)
     return y.reshape(*x.shape[:-1], kernel.shape[1])

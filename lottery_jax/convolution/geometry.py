@@ -31,9 +31,13 @@ def geometry_of(x: Array, kernel: Array, strides: Any, padding: Any) -> Geometry
             f"x {x.shape} and kernel {kernel.shape} must have shapes [N, H, W, C_in] "
             "and [h, w, C_in, C_out]"
         )
-    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+    both = (x.dtype, kernel.dtype)
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in both) or (
+        jnp.promote_types(*both) != kernel.dtype
+    ):
         raise ValueError(
-            f"x ({x.dtype}) and kernel ({kernel.dtype}) must have one floating dtype"
+            f"x ({x.dtype}) and kernel ({kernel.dtype}) must have one floating dtype, or "
+            "the kernel a wider one"
         )
     strides = tuple(int(s) for s in strides)
     if len(strides) != 2 or min(strides) < 1:

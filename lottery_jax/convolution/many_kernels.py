@@ -58,9 +58,9 @@ def _lower(primitive: Primitive, name: str, default: str, platform: str | None) 
         execute = _loop if method == "loop" else _together
         common = jnp.promote_types(a.dtype, b.dtype)
         a, b = a.astype(common), b.astype(common)
-        wide = jnp.promote_types(common, dtype)
         if precision in _MANTISSA:
             a, b, precision = _rounded(a, b, precision, cpu)
+        wide = jnp.promote_types(a.dtype, dtype)
         compute: Any = partial(
             getattr(maps, name), geometry=geometry, dtype=wide, precision=precision
         )
@@ -74,6 +74,8 @@ def _rounded(
     a: Array, b: Array, precision: str, cpu: bool
 ) -> tuple[Array, Array, lax.Precision | None]:
     """Operands at a named precision, and the precision of XLA that keeps them so."""
+    if a.dtype == jnp.bfloat16 and cpu:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     if a.dtype != jnp.float32:
         return a, b, None  # narrow already, or double on purpose
     if precision == "bfloat16" and not cpu:

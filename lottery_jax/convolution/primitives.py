@@ -49,9 +49,10 @@ def _define(
         # `update` keeps what else an abstract value says (mesh axes it varies over).
         return a.update(shape=shape(a, b, geometry), dtype=dtype, weak_type=False)
 
-    def transpose(rule, gradient, a, b, *, dtype, **params):
-        unknown = a if ad.is_undefined_primal(a) else b
-        return rule(gradient, a, b, dtype=unknown.aval.dtype, **params)
+    def transpose(operand, gradient, a, b, *, dtype, **params):
+        # JAX calls what is unknown by more than one class.
+        unknown = (a, b)[operand].aval
+        return transposes[operand](gradient, a, b, dtype=unknown.dtype, **params)
 
     def batch(operands, axes, **params):
         (a, b), (batch_a, batch_b) = operands, axes
@@ -74,7 +75,7 @@ def _define(
     static = ("geometry", "dtype", "precision", "method")
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(abstract)
-    ad.defbilinear(primitive, *(partial(transpose, rule) for rule in transposes))
+    ad.defbilinear(primitive, partial(transpose, 0), partial(transpose, 1))
     batching.primitive_batchers[primitive] = batch
 
 

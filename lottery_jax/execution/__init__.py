@@ -1,5 +1,6 @@
 """Where things run and how many at once: devices, memory, processes, folders."""
 
+from lottery_jax.activations import Activations as Activations
 from lottery_jax.execution import memory as memory
 from lottery_jax.execution import processes as processes
 from lottery_jax.execution import replicas as replicas

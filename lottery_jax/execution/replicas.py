@@ -3,8 +3,8 @@
 A replica is one independent run. Its arrays have a leading axis R; `Execution.parallel`
 turns a function of one into a compiled function of R of them. `Execution` says how: which
 devices, how many replicas are vmapped at once on each, how convolutions with a kernel per
-replica are executed, what products are rounded to, and how many devices share the batch
-of one replica.
+replica are executed, what products and activations are rounded to, and how many devices
+share the batch of one replica.
 
 `default_execution` is what was measured to be best on each platform. On an accelerator
 all replicas of a device are vmapped. On a CPU they run one after another, one host device
@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lottery_jax import convolution, trees
+from lottery_jax import activations, convolution, trees
+from lottery_jax.activations import ACTIVATIONS, Activations
 from lottery_jax.convolution import Method
 from lottery_jax.errors import one_of
 from lottery_jax.types import PyTree
@@ -55,6 +56,9 @@ class Execution(NamedTuple):
         results by more than the order of summation, unlike the others.
       data_parallel: how many neighbouring devices share the batch of each replica; for
         models that one device is too small or too slow for. Divides `devices`.
+      activations: what the layers of `lottery_jax.models` store and pass on, in training
+        and in evaluation. Changes results as precision does; with "bfloat16" the
+        operands of all products but the output layer's are bfloat16, too.
     """
 
     devices: int
@@ -62,6 +66,7 @@ class Execution(NamedTuple):
     convolution: Method | None = None
     precision: Precision | None = None
     data_parallel: int = 1
+    activations: Activations = "float32"
 
     @property
     def groups(self) -> int:
@@ -71,7 +76,9 @@ class Execution(NamedTuple):
     @property
     def placement(self) -> "Execution":
         """The same devices, however replicas run there: where arrays lie, and no more."""
-        return self._replace(chunk=1, convolution=None, precision=None)
+        return self._replace(
+            chunk=1, convolution=None, precision=None, activations="float32"
+        )
 
     @property
     def available(self) -> Sequence[jax.Device]:
@@ -123,6 +130,7 @@ class Execution(NamedTuple):
             one_of("convolution", self.convolution, convolution.METHODS)
         if self.precision is not None:
             one_of("precision", self.precision, PRECISIONS)
+        one_of("activations", self.activations, ACTIVATIONS)
         return self
 
     def padded(self, number: int) -> int:
@@ -191,13 +199,14 @@ class Execution(NamedTuple):
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """Traces what is within at this precision and this way to convolve.
+        """Traces what is within at this precision, these activations, this way to convolve.
 
         Whatever JAX's own settings are, draws are the same bits and dtypes are promoted as
         by default: with "strict" promotion no optimizer of optax runs.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(convolution.batched_by(self.convolution))
+            stack.enter_context(activations.stored_as(self.activations))
             stack.enter_context(jax.threefry_partitionable(True))
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
             if self.precision is not None:

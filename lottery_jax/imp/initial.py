@@ -67,14 +67,14 @@ def prune_at_init(
       RuntimeWarning: a layer has lost all its weights; says in which networks. Or a device
         was full; fewer run at once from then on.
     """
-    measured.check(task)
+    ids, where = checked.replicas(replicas), checked.place(where)
+    measured.check(task, where=where)
     if isinstance(method, str):
         errors.one_of("method", method, at_init.METHODS)
         method = at_init.METHODS[method]
     method, name = at_init.check(method), _name(method)
     densities = errors.several("densities", densities, "shares in (0, 1)")
     errors.some_different("densities", densities)
-    ids, where = checked.replicas(replicas), checked.place(where)
     batches = errors.whole("batches", batches, 1)
     if method.score == "synflow" and task.outputs is None:
         raise errors.wrong("task.outputs", None, "a function: 'synflow' needs it")

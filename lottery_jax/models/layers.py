@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lottery_jax import convolution
+from lottery_jax import activations, convolution
 from lottery_jax.models import initializers
 from lottery_jax.models.normalization import BatchNorm
 from lottery_jax.types import Array
@@ -63,11 +63,14 @@ class Dense(nn.Module):
       choices: initialisation.
       narrows: whether a kernel with fewer units is applied as it is. The output layer's
         units are classes, of which none may be missing.
+      stores: whether the result is an activation, in the dtype that `activations` says.
+        That of the output layer is not: logits are float32.
     """
 
     features: int
     choices: Choices = Choices()
     narrows: bool = True
+    stores: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -83,8 +86,12 @@ class Dense(nn.Module):
         bias = self.param(
             "bias", initializers.bias(choices.bias, fan_in), (features,), jnp.float32
         )
-        y = convolution.dense(x, kernel)
-        return y + jnp.broadcast_to(bias, y.shape)
+        if not self.stores:
+            wide = jnp.promote_types(x.dtype, kernel.dtype)
+            y = convolution.dense(x.astype(wide), kernel)
+            return y + jnp.broadcast_to(bias, y.shape)
+        y = convolution.dense(activations.stored(x), kernel, activations.precision())
+        return activations.stored(y + jnp.broadcast_to(bias, y.shape))
 
 
 class Conv(nn.Module):
@@ -118,7 +125,11 @@ class Conv(nn.Module):
         )
         edge = (self.window // 2, self.window // 2)
         y = convolution.conv(
-            x, kernel, strides=(self.stride, self.stride), padding=(edge, edge)
+            activations.stored(x),
+            kernel,
+            strides=(self.stride, self.stride),
+            padding=(edge, edge),
+            precision=activations.precision(),
         )
         if not self.use_bias:
             return y
@@ -128,7 +139,7 @@ class Conv(nn.Module):
             (features,),
             jnp.float32,
         )
-        return y + jnp.broadcast_to(bias, y.shape)
+        return activations.stored(y + jnp.broadcast_to(bias, y.shape))
 
 
 def doubled(width: Sequence[int], stages: int) -> tuple[int, ...]:
@@ -138,7 +149,12 @@ def doubled(width: Sequence[int], stages: int) -> tuple[int, ...]:
 
 def head(num_classes: int, choices: Choices) -> Dense:
     """The output layer, `head`, which has all its classes whatever it is given."""
-    return Dense(num_classes, choices, narrows=False, name="head")
+    return Dense(num_classes, choices, narrows=False, stores=False, name="head")
+
+
+def mean_of_pixels(x: Array) -> Array:
+    """`[B, H, W, C]` to `[B, C]`, added up in float32."""
+    return activations.wide(x).mean((1, 2))
 
 
 def batch_norm(choices: Choices, name: str) -> BatchNorm:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from lottery_jax import activations
 from lottery_jax.models import initializers
 from lottery_jax.types import Array
 
@@ -45,7 +46,7 @@ class BatchNorm(nn.Module):
             example of weight 0 has no influence on the others. None is all ones.
 
         Returns:
-          Array of the shape of `x`.
+          Array of the shape of `x`, rounded once where activations are narrow.
         """
         channels = x.shape[-1]
         scale = self.param(
@@ -70,7 +71,8 @@ class BatchNorm(nn.Module):
         # One product and one sum, as PyTorch has it on CPU; centring `x` first makes a
         # training step of ResNet-20 10% slower.
         shift = bias - mean * factor
-        return x * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(shift, x.shape)
+        y = x * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(shift, x.shape)
+        return activations.stored(y)
 
 
 def moments(x: Array, weights: Array | None = None) -> tuple[Array, Array, Array]:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import units
-from lottery_jax.models.layers import Choices, Conv, batch_norm, head
+from lottery_jax.models.layers import Choices, Conv, batch_norm, head, mean_of_pixels
 from lottery_jax.types import Array
 
 IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{i}",
                 )
                 x = block(x, train, weights)
-        return head(self.num_classes, self.choices)(x.mean((1, 2)))
+        return head(self.num_classes, self.choices)(mean_of_pixels(x))
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:

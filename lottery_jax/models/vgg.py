@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import convolution, units
-from lottery_jax.models.layers import Choices, Conv, batch_norm, doubled, head
+from lottery_jax.models.layers import (
+    Choices,
+    Conv,
+    batch_norm,
+    doubled,
+    head,
+    mean_of_pixels,
+)
 from lottery_jax.types import Array
 
 LAYERS: dict[int, tuple[int, ...]] = {
@@ -55,7 +62,7 @@ class VGG(nn.Module):
                     batch_norm(self.choices, f"norm_{i}")(x, train, weights)
                 )
                 i += 1
-        return head(self.num_classes, self.choices)(x.mean((1, 2)))
+        return head(self.num_classes, self.choices)(mean_of_pixels(x))
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from lottery_jax import activations, errors, models, trees
 from lottery_jax import data as datasets
-from lottery_jax import errors, models, trees
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
 from lottery_jax.types import (
@@ -60,7 +60,7 @@ class _Classification:
         logits, model_state = self.model.apply(
             params, model_state, batch["image"], train=True, key=key, weights=weight
         )
-        share = weight / jnp.sum(weight)
+        logits, share = activations.wide(logits), weight / jnp.sum(weight)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         loss = jnp.sum(losses * share)
         wrong = jnp.argmax(logits, axis=-1) != batch["label"]
@@ -79,7 +79,7 @@ class _Classification:
         number = arrays["label"].shape[0]
 
         def sums(batch: Batch) -> tuple[Array, Array]:
-            logits = self.outputs(params, model_state, batch)
+            logits = activations.wide(self.outputs(params, model_state, batch))
             label, weight = batch["label"], batch["weight"]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
             wrong = jnp.argmax(logits, axis=-1) != label

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from lottery_jax import convolution, trees
+from lottery_jax import activations, convolution, trees
 from lottery_jax.training.programs import _globals_of, _installed
 from lottery_jax.types import PyTree
 
@@ -35,8 +35,8 @@ class OpaqueError(ValueError):
 def of_function(function: Callable[..., PyTree], *args: PyTree) -> str:
     """A digest of what a function computes on arguments of these shapes.
 
-    The precision of products and the way to convolve are those of an execution, and no part
-    of it.
+    The precision of products, what layers store and the way to convolve are those of an
+    execution, and no part of it.
 
     Args:
       function: pure, of pytrees of arrays.
@@ -45,7 +45,11 @@ def of_function(function: Callable[..., PyTree], *args: PyTree) -> str:
     Raises:
       OpaqueError: an equation has a parameter that cannot be told from another.
     """
-    with convolution.batched_by(None), jax.default_matmul_precision(None):
+    with (
+        convolution.batched_by(None),
+        activations.stored_as("float32"),
+        jax.default_matmul_precision(None),
+    ):
         jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*args)
     text = _Text().closed(jaxpr)
     return hashlib.sha256(f"{trees.paths(out)} {text}".encode()).hexdigest()

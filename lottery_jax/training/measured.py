@@ -6,13 +6,14 @@ form that `types.Task` asks for is refused here, once for each task.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, trees
+from lottery_jax import activations, errors, trees
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import of_seed
 from lottery_jax.training import checked
@@ -21,7 +22,13 @@ from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Key, Metrics, Network, PyTree, Task
 
 
-def check(task: Task, *, trains: bool = True, splits: Sequence[str] = ()) -> None:
+def check(
+    task: Task,
+    *,
+    trains: bool = True,
+    splits: Sequence[str] = (),
+    where: Where | None = None,
+) -> None:
     """Raises a ValueError that names what of a task cannot be used; computes nothing.
 
     It costs a trace of the functions that are not known yet.
@@ -30,12 +37,22 @@ def check(task: Task, *, trains: bool = True, splits: Sequence[str] = ()) -> Non
       task: the task.
       trains: whether its loss is needed.
       splits: where it is evaluated.
+      where: how it is executed; activations that no layer of its model reads are refused.
     """
     checked.fields(task)
     if trains:
         loss_metrics(task)
     for split in splits:
         metrics(task, split)
+    execution = None if where is None else where.execution
+    if execution is not None and execution.activations != "float32":
+        name, shapes = execution.activations, trees.shapes_of(task.data)
+        if not remembered(_narrow, task.functions, shapes, name):
+            must = (
+                "float32 for this task: nothing in its loss is narrower. The layers of "
+                "lottery_jax.models read it, flax's own and those of others do not"
+            )
+            raise errors.wrong("activations", repr(name), must)
 
 
 def loss_metrics(task: Task) -> list[str]:
@@ -47,15 +64,28 @@ def loss_metrics(task: Task) -> list[str]:
     return remembered(_loss_metrics, task.functions, trees.shapes_of(task.data))
 
 
+def _first_loss(task: Task, key: Key, data: PyTree) -> tuple[tuple[PyTree, ...], Any]:
+    """A draw, and what the loss of its first batch returns."""
+    before = _drawn(task, key)
+    with _named("task.order"):
+        indices = task.order(key, jnp.int32(0))
+    with _named("task.batch"):
+        batch = task.batch(data, indices, key, jnp.int32(0))
+    with _named("task.loss"):
+        return before, task.loss(*before, batch, key)
+
+
+def _narrow(task: Task, data: PyTree, name: activations.Activations) -> bool:
+    """Whether activations of a name show in a task's loss: something there is bfloat16."""
+    with activations.stored_as(name):
+        traced = jax.make_jaxpr(partial(_first_loss, task))(of_seed(0), data)
+    # As text, where functions within functions are written out.
+    return ":bf16[" in str(traced)
+
+
 def _loss_metrics(task: Task, data: PyTree) -> list[str]:
     def one(key: Key, data: PyTree) -> PyTree:
-        before = _drawn(task, key)
-        with _named("task.order"):
-            indices = task.order(key, jnp.int32(0))
-        with _named("task.batch"):
-            batch = task.batch(data, indices, key, jnp.int32(0))
-        with _named("task.loss"):
-            out = task.loss(*before, batch, key)
+        before, out = _first_loss(task, key, data)
         value, aux = _parts("task.loss", out, ("loss", "(states and metrics)"))
         *after, found = _parts("task.loss", aux, (*_STATES, "metrics"))
         errors.is_a("task.loss: metrics", found, dict, "a dict of arrays by name")
@@ -204,8 +234,9 @@ def evaluate(
     Warns:
       RuntimeWarning: a device was full; fewer are evaluated at once from then on.
     """
-    check(task, trains=False, splits=(split,))
-    where, number = checked.place(where), checked.networks("networks", networks, task)
+    where = checked.place(where)
+    check(task, trains=False, splits=(split,), where=where)
+    number = checked.networks("networks", networks, task)
     execution = (where.execution or default_execution()).check()
     placed = execution.spread(networks)
     data = shared_data(task, execution, where)

@@ -170,7 +170,8 @@ def train(
     errors.flag("validate", validate)
     errors.is_a("stage", stage, str, "text")
     checked.function("part_of", part_of)
-    measured.check(task, splits=("validation",) if validate else ())
+    splits = ("validation",) if validate else ()
+    measured.check(task, splits=splits, where=where)
     stop = errors.whole("stop", stop, 1)
     every = max(1, stop // 10) if every is None else errors.whole("every", every, 1)
     marks = errors.wholes("marks", marks, 0)
@@ -464,8 +465,9 @@ def fresh(
     Warns:
       RuntimeWarning: a device was full; fewer are drawn, and trained, at once.
     """
-    measured.check(task)
-    where, number = checked.place(where), _keys("init", init)
+    where = checked.place(where)
+    measured.check(task, where=where)
+    number = _keys("init", init)
     own = checked.hyperparameters(hyper, number)
     checked.optimizer(task, tx, own)
     if _keys("noise", noise) != number:
@@ -628,7 +630,7 @@ def train_replicas(
     _kept_steps(keep, len(ids), 0, steps)
     if rule is not None:
         _acting(rule, steps)
-    measured.check(task)
+    measured.check(task, where=where)
     if task.validates:
         measured.metrics(task, "validation")
     found = keys_.of_replicas(seed, np.tile(ids, len(grid)))
