@@ -44,7 +44,7 @@ targets:
 	$(MAKE) VENV=$(VENV)-targets compile-targets
 
 compile-targets: $(VENV)/.targets
-	$(BIN)/python -m pytest tests/test_targets.py -m "slow or not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_targets.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
