@@ -91,7 +91,7 @@ ENTRY %main (a: f32[9,100], b: bf16[9,100], flag: s32[]) -> f32[9,100] {
   %last = f32[9,100]{1,0} get-tuple-element(%while.1), index=1
   ROOT %which = f32[9,100]{1,0} conditional(%flag, %last, %last), branch_computations={%little, %much}
 }
-"""
+"""  # noqa: E501
 
 PTX = """\
 .visible .entry loop_add_fusion_1(
