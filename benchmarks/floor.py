@@ -5,15 +5,22 @@ library are: each reads its operands and writes its result. What lies between th
 few passes over the activations as there can be. Counted from the traced forward pass of
 one replica, in the dtypes of the trace, each once per replica:
 
-| | training | evaluation | statistics |
+| bytes of | training | evaluation | statistics |
 |---|---|---|---|
-| a product's input and result: forward; gradient in the input, but for the first layer; gradient in the kernel | 3 | 1 | 1 |
-| a normalised activation: read for its statistics, read and written; backward read twice with its gradient, of which one is written | 8 | 2 | 3 |
-| a sum of a block and its input: what is read beside the rest, forward and backward | 2 | 1 | 1 |
-| a batch: read as stored, written as the first layer's input | 1 | 1 | 1 |
-| weights: read forward and backward, written; read; made of two networks | 3 | 1 | 3 |
-| state of the optimizer: read and written | 2 | | |
-| masks: read | 1 | | |
+| inputs and results of products | 3 | 1 | 1 |
+| normalised activations | 8 | 2 | 3 |
+| sums of a block and its input | 2 | 1 | 1 |
+| a batch, as stored and as the first layer reads it | 1 | 1 | 1 |
+| weights | 3 | 1 | 1 |
+| state of the optimizer | 2 | | |
+| masks | 1 | | |
+
+A product's forward pass and both gradients move its input and its result once each; the
+first layer needs no gradient in its input. A normalised activation is read for its
+statistics, read and written; backward it is read twice with its gradient, and one gradient
+is written. Of a sum in a residual network what is added is read beside the rest, and so is
+one gradient. Weights are read forward and backward and written; a point of a path is made
+of two networks first, three times the weights.
 
 For ResNets that is about 15 passes over the results of convolutions. Activations, pooling,
 losses, and gradients of weights that an update could take as they come cost nothing here.

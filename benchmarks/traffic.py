@@ -25,6 +25,7 @@ from benchmarks import kernels, report, targets
 from benchmarks.floor import floor
 from benchmarks.rows import Sizes
 from lottery_jax import convolution, models
+from lottery_jax.activations import ACTIVATIONS
 from lottery_jax.execution.replicas import PRECISIONS
 
 MOST = 12
@@ -230,19 +231,25 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         first = f"default: {choices[0]}"
         many = {**own, "choices": choices, "default": choices[:1]}
-        parser.add_argument(f"--{name}", **many, help=f"of {', '.join(choices)}; {first}")
+        parser.add_argument(
+            f"--{name}", **many, help=f"of {', '.join(choices)}; {first}"
+        )
     for name, choices in (
         ("convolution", convolution.METHODS),
         ("precision", PRECISIONS),
-        ("activations", ("float32", "bfloat16")),
+        ("activations", ACTIVATIONS),
     ):
         many = {**own, "choices": choices, "default": [None]}
         parser.add_argument(
             f"--{name}", **many, help=f"of {', '.join(choices)}; default: the target's"
         )
-    parser.add_argument("--batch", type=int, help="default: what is usual for the model")
+    parser.add_argument(
+        "--batch", type=int, help="default: what is usual for the model"
+    )
     parser.add_argument("--devices", type=int, default=1, help="of a target")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file, written as it goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="a JSON file, written as it goes"
+    )
     chosen = parser.parse_args(arguments)
     # What is compiled for need not be there, and what is there is not used.
     jax.config.update("jax_platforms", "cpu")
