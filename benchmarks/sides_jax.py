@@ -702,26 +702,37 @@ def levels(sizes: Sizes) -> dict[str, Any]:
 @facts
 def precision(sizes: Sizes) -> dict[str, Any]:
     """What rounding the operands of products does to the errors of a study."""
+    return _rounding(sizes, "precision", ("float32", "tensorfloat32", "bfloat16"))
 
+
+@facts
+def activations(sizes: Sizes) -> dict[str, Any]:
+    """What storing bfloat16 between layers does to them; its products are bfloat16's."""
+    return _rounding(sizes, "activations", ("float32", "bfloat16"))
+
+
+def _rounding(sizes: Sizes, field: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Errors under the values of a setting, against those of the first, in pairs."""
+    label, plain = sizes.label or sizes.data, names[0]
     task = classification(lj.data.load(sizes.data), sizes)
     plan = _plan(sizes._replace(every=sizes.steps), arms=("ticket",))
     number = max(sizes.levels)
     errors, seconds, density = {}, {}, np.ones(number + 1)
-    for own in ("float32", "tensorfloat32", "bfloat16"):
+    for own in names:
         begin = time.perf_counter()
-        execution = make_execution(sizes._replace(precision=own))
+        execution = make_execution(sizes._replace(**{field: own}))
         found = _run(sizes, task, plan, execution=execution)
         seconds[own] = time.perf_counter() - begin
         errors[own] = 100 * found.records["test_error"][1][0, 0]  # [replica, level]
         density = found.records["density"][1][0, 0].mean(axis=0)
-    changes: dict[str, Any] = {f"seconds, {sizes.data}": seconds}
-    for when, level in (("first", 0), ("last", number)):
-        name = f"test error, {sizes.data}, {when} level"
+    changes: dict[str, Any] = {f"seconds, {label}": seconds}
+    for when, level in {"first": 0, **({"last": number} if number else {})}.items():
+        name = f"test error, {label}, {when} level"
         changes[f"{name}, density"] = float(density[level])
         for own, error in errors.items():
             changes[f"{name}, {own}, %"] = float(error[:, level].mean())
-            if own != "float32":
-                change = (error - errors["float32"])[:, level]
+            if own != plain:
+                change = (error - errors[plain])[:, level]
                 changes[f"{name}, {own}: change"] = list(interval(change))
     return changes
 

@@ -601,6 +601,7 @@ WRONG = {
     "--chunk -1": ("chunk=-1", "0 (all) or more"),
     "--convolution im2col": ("--convolution", "im2col"),
     "--precision float16": ("--precision", "float16"),
+    "--activations float16": ("--activations", "float16"),
     "--data-parallel 0": ("data_parallel=0", "divide batch_size"),
     "--data-parallel 4": ("data_parallel=4", "divide devices=2"),
     "--batch-size 25 --data-parallel 2": ("data_parallel=2", "divide batch_size=25"),
