@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -125,6 +126,23 @@ def test_a_cell_that_fails_says_so_and_the_others_go_on(monkeypatch):
     assert {own["error text"] for _, own in late} == {"no time was left"}
 
 
+def test_what_compiles_for_long_keeps_nothing_else_waiting(monkeypatch):
+    slow = ONE._replace(replicas=16)
+
+    def compiled(cell, quick):
+        if cell == slow:
+            time.sleep(2.5)
+        return ours.Compiled(None, 1.0, "")
+
+    monkeypatch.setattr(ours, "compile_cell", compiled)
+    monkeypatch.setattr(ours, "timed", lambda *args: {"rate": 1.0})
+    monkeypatch.setattr(ours, "start_of", lambda sizes: None)
+    monkeypatch.setattr(ours, "floor", lambda sizes: 1.0)
+    found = list(ours.waves([slow, ONE], 4, quick=True, threads=3))
+    assert [cell for cell, _ in found] == [ONE, slow]
+    assert all(own["rate"] == 1 for _, own in found)
+
+
 def test_rounding_shows_in_the_gradient_and_batching_does_not():
     float32 = ONE._replace(replicas=2, numbers="float32")
     programs = {
@@ -176,21 +194,23 @@ def test_a_process_that_dies_is_started_again_behind_what_it_answered(
     asked = []
 
     def answers(side, seconds, limit, options, log):
-        skip, threads = (int(options[options.index(o) + 1]) for o in STARTED)
+        skip, threads = (options[options.index(o) + 1] for o in STARTED)
         asked.append((skip, threads))
-        if skip < 3:
-            for i in range(skip, min(skip + 2, 2)):
-                yield {"cell": OURS[i].name, "rate": 1.0, "ms": 1.0, "compiling": 1.0}
+        done = {"cell": "", "rate": 1.0, "ms": 1.0, "compiling": 1.0}
+        if not skip:
+            yield done | {"cell": OURS[2].name}
+            yield done | {"cell": OURS[0].name}
+        if skip != "0,1,2":
             yield {"failed": "ours: it ended with -11", "died": True}
         else:
-            yield {"cell": OURS[3].name, "rate": 1.0, "ms": 1.0, "compiling": 1.0}
+            yield done | {"cell": OURS[3].name}
 
     monkeypatch.setattr(command, "answers", answers)
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     found = command.measure(60, True, "", tmp_path)
-    # The third cell is what it dies of: alone it is left out.
-    assert asked == [(0, 12), (2, 3), (2, 1), (3, 1)]
-    assert list(found["cells"]) == [OURS[i].name for i in (0, 1, 3)]
+    # The second cell is what it dies of: alone it is left out.
+    assert asked == [("", "12"), ("0,2", "3"), ("0,2", "1"), ("0,1,2", "1")]
+    assert list(found["cells"]) == [OURS[i].name for i in (2, 0, 3)]
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.gpu import page
+from benchmarks.gpu.cells import OURS, PEERS
 from benchmarks.report import GPU as NAME
 from benchmarks.rows import ROWS
 from benchmarks.run import ROOT
@@ -28,6 +29,8 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "peers": {"JAX_PLATFORMS": "cpu"},  # the device's memory is PyTorch's
 }
 
+
+_CELLS = {"ours": OURS, "peers": PEERS}
 
 PATIENCE = 140.0
 """Seconds without an answer after which a process is taken for stuck."""
@@ -133,19 +136,21 @@ def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
         if side == "peers" and importlib.util.find_spec("torch") is None:
             take({"failed": "peers: PyTorch is not installed"})
             continue
-        skip, threads = 0, 12
-        while True:
+        cells, skip, threads = _CELLS[side], set[int](), 12
+        for attempt in range(9):
             # Time for the tables at the end, and for a cell that is being measured.
             limit = share * 60 * minutes - elapsed() - 5
-            own = [*options, "--skip", str(skip), "--threads", str(threads)]
-            log = out / f"gpu-{side}-{skip}.log"
-            answered, died = 0, False
+            places = ",".join(map(str, sorted(skip)))
+            own = [*options, "--skip", places, "--threads", str(threads)]
+            log, died, known = out / f"gpu-{side}-{attempt}.log", False, len(skip)
             for answer in answers(side, limit - 10, limit, own, log):
-                answered, died = answered + ("cell" in answer), "died" in answer
+                died = "died" in answer
+                skip |= {i for i, c in enumerate(cells) if c.name == answer.get("cell")}
                 take(answer)
             if not died or share * 60 * minutes - elapsed() < 45:
                 break
-            skip += answered or int(threads == 1)
+            if threads == 1 and len(skip) == known:  # what it died of
+                skip.add(min({*range(len(cells))} - skip))
             threads = max(1, threads // 4)
     return found
 

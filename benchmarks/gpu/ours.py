@@ -324,31 +324,37 @@ def waves(
       Each cell with what was found; those that no time was left for say so.
     """
     end = time.monotonic() + seconds
-    references: dict[Cell, Compiled] = {}
+    making: dict[Cell, futures.Future[Compiled]] = {}
+    asked: list[Cell] = []  # and not yet measured
     left, cost = list(chosen), 0.0  # seconds of one cell in the last wave
     pool = futures.ThreadPoolExecutor(threads)
-    while left:
-        begin = time.monotonic()
+    while (left or asked) and (begin := time.monotonic()) < end:
         size = int((end - begin) / cost) if cost else threads
-        size = min(size, threads + threads // 2)
-        if begin >= end or size < 1:
+        size = max(min(size, threads + threads // 2) - len(asked), 0)
+        if not size and not asked:
             break
         wave, left = left[:size], left[size:]
-        needed = [reference_of(cell) for cell in wave]
-        new = [r for r in dict.fromkeys(needed) if r and r not in references]
-        for cell in (*new, *wave):  # data is made and moved once, before threads ask
+        new = [r for r in map(reference_of, wave) if r is not None]
+        new = [cell for cell in dict.fromkeys((*new, *wave)) if cell not in making]
+        for cell in new:  # data is made and moved once, before threads ask for it
             start_of(cells.sizes_of(cell, quick))
-        making = {
-            cell: pool.submit(compile_cell, cell, quick) for cell in (*wave, *new)
-        }
-        futures.wait(making.values(), timeout=max(end - time.monotonic(), 1))
-        none = Compiled(None, time.monotonic() - begin, "not compiled in time")
-        made = {c: f.result() if f.done() else none for c, f in making.items()}
-        references |= {cell: made[cell] for cell in new}
-        for cell, wanted in zip(wave, needed):
-            yield cell, _measured(cell, made.pop(cell), references.get(wanted), quick)
-        cost = (time.monotonic() - begin) / len(wave)
-    for cell in left:
+        making |= {cell: pool.submit(compile_cell, cell, quick) for cell in new}
+        asked += wave
+        # What takes very long does not keep all others from being timed.
+        waiting = max((end - time.monotonic()) / 2, 1)
+        futures.wait([making[cell] for cell in (*new, *asked)], waiting)
+        ready = [cell for cell in asked if making[cell].done()]
+        for cell in ready:
+            if time.monotonic() > end:
+                break
+            asked.remove(cell)
+            wanted = reference_of(cell)
+            right = making.get(wanted) if wanted is not None else None
+            reference = right.result() if right is not None and right.done() else None
+            made = making.pop(cell).result()  # with its memory
+            yield cell, _measured(cell, made, reference, quick)
+        cost = (time.monotonic() - begin) / max(len(ready), 1)
+    for cell in (*asked, *left):
         yield cell, {"error text": "no time was left"}
 
 

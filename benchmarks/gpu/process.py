@@ -18,15 +18,26 @@ def options() -> argparse.Namespace:
     parser.add_argument("seconds", type=float, help="no cell is begun after them")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help="cells with all of WORD,WORD ...")
-    parser.add_argument("--skip", type=int, default=0, help="the first of these cells")
+    parser.add_argument("--skip", default="", help="places among these cells: 0,1,5")
     parser.add_argument("--threads", type=int, default=12, help="that compile at once")
     return parser.parse_args()
 
 
-def selected(cells: Sequence[Cell], only: str = "", skip: int = 0) -> list[Cell]:
-    """The cells whose name has all the words, which commas separate, but for the first."""
+def selected(cells: Sequence[Cell], only: str = "", skip: str = "") -> list[Cell]:
+    """The cells whose name has all the words, but for those at some places of the list.
+
+    Args:
+      cells: all of them.
+      only: words, separated by commas.
+      skip: places, likewise.
+    """
     words = [word.strip() for word in only.split(",")]
-    return [cell for cell in cells if all(word in cell.name for word in words)][skip:]
+    places = {int(place) for place in skip.split(",") if place}
+    return [
+        cell
+        for i, cell in enumerate(cells)
+        if i not in places and all(word in cell.name for word in words)
+    ]
 
 
 def say(found: Mapping[str, Any]) -> None:
