@@ -21,6 +21,7 @@ from benchmarks.sides_jax import make_task, make_tx
 from lottery_jax import keys, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.execution import Execution
+from lottery_jax.execution.replicas import _OF_PLATFORM
 from lottery_jax.training import measured, runs, segment
 from lottery_jax.types import Network, Task
 
@@ -52,8 +53,7 @@ class Target(NamedTuple):
       wheels: what installs them.
       topology: by number of devices, how they are connected.
       options: of the description.
-      method: the platform's own way to convolve with a kernel per replica.
-      precision: its own precision of products.
+      like: the platform whose settings the library takes.
     """
 
     platform: str
@@ -61,8 +61,7 @@ class Target(NamedTuple):
     wheels: str
     topology: dict[int, str]
     options: dict[str, Any]
-    method: Any
-    precision: Any
+    like: str
 
 
 TARGETS = {
@@ -72,8 +71,7 @@ TARGETS = {
         "jax[cuda13] (or jax[cuda12])",
         {1: ""},
         {"target_config": _H100, "topology": "1x1x1"},
-        "grouped",
-        "tensorfloat32",
+        "gpu",
     ),
     "tpu-v5e": Target(
         "tpu",
@@ -82,8 +80,7 @@ TARGETS = {
         # The smallest slice that the compiler knows has four chips.
         {1: "v5e:2x2", 4: "v5e:2x2"},
         {},
-        "grouped",
-        "bfloat16",
+        "tpu",
     ),
 }
 
@@ -137,7 +134,7 @@ def devices(name: str, number: int = 1) -> tuple[jax.Device, ...]:
 
 
 def execution(name: str, number: int = 1, **settings: Any) -> Execution:
-    """How replicas run on devices of a target: all at once, as the platform does.
+    """How replicas run on devices of a target: as is usual on its platform.
 
     Args:
       name: one of `TARGETS`.
@@ -157,9 +154,9 @@ def execution(name: str, number: int = 1, **settings: Any) -> Execution:
         def available(self) -> Sequence[jax.Device]:
             return there
 
-    own = {"convolution": target.method, "precision": target.precision}
-    own |= {field: value for field, value in settings.items() if value is not None}
-    return Elsewhere(**{"devices": number, "chunk": 0} | own).check()
+    usual = Elsewhere(number, *_OF_PLATFORM[target.like])
+    own = {field: value for field, value in settings.items() if value is not None}
+    return usual._replace(**own).check()
 
 
 # --- programs -------------------------------------------------------------------------

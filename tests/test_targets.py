@@ -284,6 +284,7 @@ def shapes(tree):
     return structure, [(np.shape(x), str(x.dtype)) for x in leaves]
 
 
+@pytest.mark.slow
 def test_programs_are_given_what_the_library_gives_them(monkeypatch):
     called = {}
 
