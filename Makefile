@@ -12,7 +12,7 @@ CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py 
 	%/test_interruption.py %/test_docs.py %/test_processes.py %/test_identity.py %/test_groups.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test slow-tests lint types core-tests bench clean
+.PHONY: demo test slow-tests lint types core-tests bench targets compile-targets clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.imp
@@ -38,6 +38,14 @@ core-tests: $(VENV)/.core
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# The programs of a GPU and of a TPU, compiled on any machine. The wheels are some gigabytes:
+# an environment of its own.
+targets:
+	$(MAKE) VENV=$(VENV)-targets compile-targets
+
+compile-targets: $(VENV)/.targets
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_targets.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; set PYTHON=, as in: make PYTHON=python3.12"; exit 1; }
@@ -55,9 +63,13 @@ $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[experiments,bench]'
 	touch $@
 
+$(VENV)/.targets: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[core-test,targets]'
+	touch $@
+
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[core-test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-targets build dist *.egg-info

@@ -2,7 +2,7 @@
 
     python -m benchmarks                       # every row for a CPU, to docs/performance.md
     python -m benchmarks lenet masking         # some rows; the others stay as they are
-    python -m benchmarks --device gpu          # the rows for an accelerator
+    python -m benchmarks.gpu                   # an accelerator, in one call
     python -m benchmarks lenet --against DIR   # this library against another checkout's
     python -m benchmarks --quick               # does every row run? nothing is kept
     python -m benchmarks --render              # page and figure from the stored numbers
@@ -14,6 +14,7 @@ threads are processes of their own that wait while it is not their turn.
 
 `rows` says what is measured, as data; `sides_jax`, `sides_torch` and `sides_command` are
 what is timed; `run` is the one runner; `report` writes JSON, page and figure; `profile`
-says where the time of a program goes. The peers need PyTorch:
+says where the time of a program goes. `gpu` measures an accelerator, and `pack` carries it
+to a machine without a network. The peers need PyTorch:
 `pip install 'lottery-jax[bench]'`.
 """

@@ -22,9 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         "rows",
         nargs="*",
         metavar="ROW",
-        help=f"of {', '.join(ROWS)}; without any, all of the device; stored ones stay",
+        help=f"of {', '.join(ROWS)}; without any, all of them; stored ones stay",
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -34,12 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--against",
         metavar="DIR",
         help="another checkout: its sides and these take turns; kept only with --out",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=float("inf"),
-        help="for rows of single sides: what no time is left for is not run",
     )
     parser.add_argument(
         "--out",
@@ -64,9 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Compiling is most of what is left to wait for.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     against = chosen.against and str(pathlib.Path(chosen.against).resolve())
-    of_device = [name for name, row in ROWS.items() if row.device == chosen.device]
     failed = False
-    for name in dict.fromkeys(chosen.rows or of_device):
+    for name in dict.fromkeys(chosen.rows or ROWS):
         row = ROWS[name]
         # Against another checkout the peers do not run.
         needs = [m for m in row.needs if not (against and m in ("torch", "PIL"))]
@@ -81,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         if load > 0.5 and not chosen.quick:
             print(f"load {load:.1f}: other processes are running", file=sys.stderr)
         try:
-            found = measure(row, chosen.quick, against, chosen.minutes)
+            found = measure(row, chosen.quick, against)
         except WorkerError as error:
             print(f"{name}: failed: {error}", file=sys.stderr)
             failed = True

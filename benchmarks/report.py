@@ -9,12 +9,17 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.page import markdown as of_accelerator
 from benchmarks.rows import Row, cores
 from benchmarks.run import Found, Spread, compare, spread
+from benchmarks.tables import table
 from lottery_jax import records
 
 INTRODUCTION = pathlib.Path(__file__).parent / "introduction.md"
 """What the page says before its tables; written by hand."""
+
+GPU = "gpu.json"
+"""What `benchmarks.gpu` leaves in the folder of results."""
 
 PANELS: Mapping[str, tuple[str, int | None]] = {
     "replicas": ("replicas", 2),
@@ -49,8 +54,6 @@ def as_json(
     for process, own in found.costs.items():
         for what, cost in own.items():
             costs.setdefault(f"{what}, of each process", {})[process] = cost
-    if found.failed:
-        facts["not measured"] = found.failed
     rates = {name: spread(values)._asdict() for name, values in found.rates.items()}
     machine = {"cores": cores(), "processor": _processor()}
     return {
@@ -121,6 +124,8 @@ def versions() -> dict[str, str]:
 def leave(folder: pathlib.Path, found: Mapping[str, Any], order: Sequence[str]) -> None:
     """Writes JSON, figure and page, with new rows in the places of stored ones.
 
+    What `benchmarks.gpu` has left in `results/gpu.json` is a section of the page.
+
     Args:
       folder: that of the page; the others lie in its folder `results`.
       found: new rows by name, from `as_json`.
@@ -136,18 +141,23 @@ def leave(folder: pathlib.Path, found: Mapping[str, Any], order: Sequence[str]) 
     if importlib.util.find_spec("matplotlib"):
         draw(both, figure)
     name = "results/scaling.png" if figure.is_file() else None
-    (folder / "performance.md").write_text(page(both, name))
+    gpu = results / GPU
+    own = of_accelerator(json.loads(gpu.read_text())) if gpu.is_file() else ""
+    (folder / "performance.md").write_text(page(both, name, own))
 
 
 # --- the page -------------------------------------------------------------------------
 
 
-def page(rows: Mapping[str, Any], figure: str | None = None) -> str:
+def page(
+    rows: Mapping[str, Any], figure: str | None = None, accelerator: str = ""
+) -> str:
     """The whole page: introduction, tables, the figure of costs.
 
     Args:
       rows: by name, from `as_json`.
       figure: path of that figure, from the page; None if there is none.
+      accelerator: the section of `benchmarks.gpu`.
     """
     text = INTRODUCTION.read_text().rstrip("\n") + "\n\n"
     if figure is not None:
@@ -156,7 +166,7 @@ def page(rows: Mapping[str, Any], figure: str | None = None) -> str:
             "against the number of replicas, host devices, levels and weights: the rows "
             "`scaling` and `levels`.\n\n"
         )
-    return text + markdown(rows)
+    return text + accelerator + "\n" * bool(accelerator) + markdown(rows)
 
 
 def markdown(rows: Mapping[str, Any]) -> str:
@@ -198,12 +208,6 @@ def markdown(rows: Mapping[str, Any]) -> str:
             f"{packages}; took {row['seconds']:.0f} s."
         )
     return "\n".join(lines) + "\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The lines of a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
 
 
 def _is_table(fact: Any) -> bool:

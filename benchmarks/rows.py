@@ -29,6 +29,7 @@ class Sizes(NamedTuple):
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
+    devices: int = 0  # of JAX that are used; 0 for all
     chunk: int = 1  # of them at once on a device; 0 for all
     convolution: str | None = None  # how kernels of several replicas are executed
     precision: str | None = None  # of products
@@ -133,9 +134,6 @@ class Row(NamedTuple):
       repeats: of the facts.
       curves: lines of the figure of costs, by panel and label: sides by x, or the name of
         a fact that is a list of (x, median, smallest, largest).
-      device: what it needs; on another one it runs at the quick sizes only.
-      alone: whether each side runs by itself from start to end, because together they do
-        not fit; one that fails then says so, and the others run.
       needs: modules that must be importable.
     """
 
@@ -150,8 +148,6 @@ class Row(NamedTuple):
     turns: int = 5
     repeats: int = 1
     curves: Mapping[str, Mapping[str, Mapping[float, str] | str]] = {}
-    device: Literal["cpu", "gpu"] = "cpu"
-    alone: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -764,53 +760,6 @@ _TRANSFER = Row(
     ratios=[Ratio(_THERE, _HERE, Target(">=", 0.9))],
 )
 
-# accelerators
-
-
-_WAYS = ("grouped", "tiles", "loop")
-
-
-def _cell(replicas: int, way: str | None, precision: str) -> str:
-    number = f"{replicas} replica{'s' * (replicas > 1)}"
-    return ", ".join([number, *([way] if way else []), precision])
-
-
-def _on_gpu(model: str) -> Row:
-    """Every way to convolve and every precision: the most telling cells first."""
-    fast = ("tensorfloat32", "bfloat16")
-    cells = [
-        (replicas, way, precision)
-        for precisions, numbers in ((fast, (1, 9, 27, 3)), (("float32",), (1, 9)))
-        for replicas in numbers
-        for way in (_WAYS if replicas > 1 else (None,))
-        for precision in precisions
-    ]
-    own = RESNET._replace(model=model, examples=50_000, augment=True, replicas=1)
-    own = own._replace(chunk=0, steps=30)
-    nine = [(_cell(9, way, p), _cell(1, None, p)) for p in fast for way in _WAYS]
-    return Row(
-        f"{model} on one accelerator: batch 128, flipped and cropped on the device, SGD "
-        "with momentum, masks of density 0.2; all replicas vmapped. Each line is one "
-        "compiled training loop in a process of its own. 9 replicas are to take no more "
-        "than twice the time of one: 4.5 times its rate. The peak is of square products in "
-        "bfloat16.",
-        own,
-        TINY_RESNET | {"steps": 2},
-        {PEAK: _jax("peak", 1, precision="bfloat16", squares=(4096, 8192, 16_384))}
-        | {
-            _cell(r, way, p): _jax("train", 1, replicas=r, convolution=way, precision=p)
-            for r, way, p in cells
-        },
-        ratios=[
-            *(Ratio(of, to, Target(">=", 4.5)) for of, to in nine),
-            *(Ratio(of, PEAK, times=OPERATIONS) for of, _ in nine),
-        ],
-        facts=[_jax("account", 1)],
-        turns=3,
-        device="gpu",
-        alone=True,
-    )
-
 
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
@@ -833,7 +782,5 @@ ROWS: Mapping[str, Row] = {
     "supermask": _SUPERMASK,
     "sweep": _SWEEP,
     "transfer": _TRANSFER,
-    "gpu-resnet20": _on_gpu("resnet-20"),
-    "gpu-vgg16": _on_gpu("vgg-16"),
 }
-"""All rows by name, in the order of the table."""
+"""All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

@@ -152,7 +152,6 @@ class Worker:
       jobs: sides with their sizes, by name.
       tree: another checkout that is to run; None for this one.
       warm: whether each program is called once before it is timed.
-      platform: of JAX; None for whatever it finds.
 
     Raises:
       ValueError: the tree is no checkout with benchmarks and library.
@@ -164,7 +163,6 @@ class Worker:
         *,
         tree: str | None = None,
         warm: bool = True,
-        platform: str | None = "cpu",
     ) -> None:
         first = next(iter(jobs.values()))[0]
         spec = {
@@ -181,10 +179,7 @@ class Worker:
         if not all((folder / name).exists() for name in needed):
             raise errors.wrong("tree", folder, f"a checkout that has {needed}")
         environment = dict(os.environ) | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-        if platform:
-            environment.setdefault("JAX_PLATFORMS", platform)
-        # Nearly all of an accelerator's memory; read when JAX starts it.
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+        environment.setdefault("JAX_PLATFORMS", "cpu")
         if first.threads:
             environment["OMP_NUM_THREADS"] = str(first.threads)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
@@ -290,48 +285,25 @@ class Found(NamedTuple):
     rates: dict[str, list[float]]  # of each side, one per turn
     facts: dict[str, list[Any]]  # by name, one per repetition
     costs: dict[str, dict[str, float]]  # of each process
-    failed: dict[str, str]  # why a side of a row of single sides has no rates
 
 
-def measure(
-    row: Row,
-    quick: bool = False,
-    against: str | None = None,
-    minutes: float = float("inf"),
-) -> Found:
+def measure(row: Row, quick: bool = False, against: str | None = None) -> Found:
     """Runs the sides of a row in turns, and its facts.
 
     Args:
       row: what to run.
       quick: the quick sizes, each side once.
       against: another checkout, whose sides of lottery_jax take turns with these.
-      minutes: what no time is left for is not run; for rows of single sides.
 
     Raises:
-      WorkerError: a side has failed that others depend on.
+      WorkerError: a side has failed.
     """
-    found, begin = Found({}, {}, {}, {}), time.monotonic()
-    every = dict(_doubled(row.sides, against))
-    for group in [[name] for name in every] if row.alone else [list(every)]:
-        own = {name: every[name] for name in group}
-        if time.monotonic() - begin > 60 * minutes:
-            found.failed.update(dict.fromkeys(own, "not run"))
-            continue
-        try:
-            _measure_sides(row, own, quick, found)
-        except WorkerError as error:
-            if not row.alone:
-                raise
-            found.failed.update(dict.fromkeys(own, outcome(str(error))))
+    found = Found({}, {}, {})
+    _measure_sides(row, dict(_doubled(row.sides, against)), quick, found)
     for side in row.facts:
         trees = (None, against) if against and side.is_ours else (None,)
-        try:
-            for tree in trees * (1 if quick else row.repeats):
-                _find_facts(row, side, tree, quick, found)
-        except WorkerError as error:
-            if not row.alone:
-                raise
-            found.failed[side.setup] = outcome(str(error))
+        for tree in trees * (1 if quick else row.repeats):
+            _find_facts(row, side, tree, quick, found)
     return found
 
 
@@ -348,10 +320,6 @@ def _doubled(
 
 def _sizes(row: Row, side: Side, quick: bool) -> Sizes:
     return row.full._replace(**side.change | (row.quick if quick else {}))
-
-
-def _platform(row: Row) -> str | None:
-    return "cpu" if row.device == "cpu" else None
 
 
 def _measure_sides(
@@ -375,7 +343,7 @@ def _measure_sides(
     with ExitStack() as stack:
         workers = {}
         for process, own_jobs in jobs.items():
-            worker = Worker(own_jobs, tree=process[2], platform=_platform(row))
+            worker = Worker(own_jobs, tree=process[2])
             workers[process] = stack.enter_context(worker)
             if not quick:  # so that compiling one is not slowed down by another
                 worker.wait_ready()
@@ -387,8 +355,11 @@ def _measure_sides(
         }
         found.rates.update(take_turns(turns, 1 if quick else row.turns))
         for (own_name, i, tree), worker in workers.items():
-            name = own_name if not row.alone else next(iter(sides))
-            name += f", process {i + 1}" * (i > 0) + f", {OTHER}" * (tree is not None)
+            name = (
+                own_name
+                + f", process {i + 1}" * (i > 0)
+                + f", {OTHER}" * (tree is not None)
+            )
             found.costs[name] = worker.run(COSTS)[1]
 
 
@@ -397,7 +368,7 @@ def _find_facts(
 ) -> None:
     """Runs a side in a process of its own, and adds its facts to what is found."""
     jobs = {"facts": (side, _sizes(row, side, quick))}
-    with Worker(jobs, tree=tree, warm=False, platform=_platform(row)) as worker:
+    with Worker(jobs, tree=tree, warm=False) as worker:
         worker.wait_ready()
         for name, value in worker.run("facts")[1].items():
             own_name = f"{name}, {OTHER}" if tree else name
@@ -405,7 +376,7 @@ def _find_facts(
 
 
 def outcome(error: str) -> str:
-    """What a side says that failed, in a few words."""
+    """What something says that failed, in a few words."""
     low = error.lower()
     if "resource_exhausted" in low or "out of memory" in low:
         return "out of memory"

@@ -95,10 +95,14 @@ def make_tx(sizes: Sizes) -> optax.GradientTransformation:
 
 
 def make_execution(sizes: Sizes) -> Execution:
-    """All devices, with the settings of the sizes."""
-    number = jax.device_count()
-    chosen = Execution(number, sizes.chunk, sizes.convolution, sizes.precision)
-    return chosen._replace(activations=sizes.activations)
+    """The devices and the settings of the sizes."""
+    return Execution(
+        devices=sizes.devices or jax.device_count(),
+        chunk=sizes.chunk,
+        convolution=sizes.convolution,
+        precision=sizes.precision,
+        activations=sizes.activations,
+    )
 
 
 def draw(generator: np.random.Generator, number: int, shapes: Any) -> Any:

@@ -169,16 +169,9 @@ def test_a_checkout_without_benchmarks_is_refused(tmp_path):
         Worker({"train": (TRAIN, TINY)}, tree=str(tmp_path))
 
 
-def test_a_side_that_fails_alone_says_so_and_the_others_run():
-    sides = {"broken": Side("nowhere:setup"), "train": TRAIN}
-    row = Row("", TINY, sides=sides, alone=True, turns=3)
-    found = run.measure(row)
-    assert "benchmarks.nowhere" in found.failed["broken"]
-    assert list(found.rates) == ["train"] and len(found.rates["train"]) == 3
-    assert all(cost > 0 for cost in found.costs["train"].values())
-    none = run.measure(row._replace(sides={"train": TRAIN}), minutes=0)
-    assert none.failed == {"train": "not run"}
+def test_a_failure_is_told_in_a_few_words():
     assert run.outcome("x\nRESOURCE_EXHAUSTED: Out of memory\n") == "out of memory"
+    assert run.outcome("Traceback\nValueError: a | b\n\n") == "ValueError: a / b"
 
 
 # --- what is counted ------------------------------------------------------------------
@@ -297,7 +290,6 @@ FOUND = Found(
         "where it goes": [{"header": ["a", "b"], "rows": [["c", "0.5"]]}],
     },
     {"a process": {"peak resident memory, GB": 0.5}},
-    {"not run": "out of memory"},
 )
 
 
@@ -331,7 +323,6 @@ def test_the_page_says_what_is_reached(tmp_path):
     assert (
         "- operations: 10" in text and "| a | b |\n| --- | --- |\n| c | 0.5 |" in text
     )
-    assert "- not measured: not run out of memory" in text
     pytest.importorskip("matplotlib")
     assert (results / "scaling.png").stat().st_size > 10_000
     assert not report.draw({}, tmp_path / "none.png")

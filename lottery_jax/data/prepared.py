@@ -85,8 +85,17 @@ def read(version_dir: pathlib.Path) -> Arrays:
     Raises:
       ImportError: not cached, and the extra `data` is not installed.
     """
-    key = f"{version_dir.parent.name}-{version_dir.name}-{_fingerprint(version_dir)}"
-    return cached(key, lambda: _decode(version_dir))
+    return cached(cache_key(version_dir), lambda: _decode(version_dir))
+
+
+def cache_key(version_dir: pathlib.Path) -> str:
+    """Under which key the cache holds the arrays of a version.
+
+    Args:
+      version_dir: as for `read`; without data files it is the key of the description
+        alone, under which arrays may be carried to where the files are not.
+    """
+    return f"{version_dir.parent.name}-{version_dir.name}-{_fingerprint(version_dir)}"
 
 
 def note(version_dir: pathlib.Path) -> str | None:

@@ -81,9 +81,17 @@ class Execution(NamedTuple):
         )
 
     @property
+    def available(self) -> Sequence[jax.Device]:
+        """The devices of this process, the first of which are used.
+
+        A subclass may name others, for which programs are then compiled without them.
+        """
+        return jax.local_devices()
+
+    @property
     def mesh(self) -> Mesh:
         """The devices: along the replica axis, and those that share a replica's batch."""
-        devices = np.array(jax.local_devices()[: self.devices])
+        devices = np.array(self.available[: self.devices])
         return Mesh(
             devices.reshape(self.groups, self.data_parallel),
             (AXIS, DATA_AXIS),
@@ -106,7 +114,7 @@ class Execution(NamedTuple):
         Raises:
           ValueError: names the field that does not.
         """
-        available = jax.local_device_count()
+        available = len(self.available)
         if not 1 <= self.devices <= available:
             raise ValueError(
                 f"devices={self.devices}; it must be between 1 and {available}"

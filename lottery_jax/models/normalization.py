@@ -121,7 +121,7 @@ def _moments_by_products(share: Array, x: Array, near: Array) -> tuple[Array, Ar
 def _moments_in_one_pass(share: Array, x: Array, near: Array) -> tuple[Array, Array]:
     axes = tuple(range(x.ndim - 1))
     share = share.reshape(-1, *(1 for _ in x.shape[1:]))
-    centred = x - near
+    centred = x - jnp.broadcast_to(near, x.shape)
     off = jnp.sum(share * centred, axes)
     return near + off, jnp.sum(share * jnp.square(centred), axes) - jnp.square(off)
 

@@ -366,13 +366,21 @@ def _train(
         offset: Array,
         active: Array,
     ) -> tuple[TrainState, Metrics]:
-        task, options = (
-            functions._replace(data=data),
-            dict(offset=offset, active=active),
-        )
-        return loop.train_steps(
-            task, at(tx, hyper), state, noise, a, b, capacity=capacity, **options
-        )
+        def steps(active: Array | bool) -> tuple[TrainState, Metrics]:
+            return loop.train_steps(
+                *(functions._replace(data=data), at(tx, hyper), state, noise, a, b),
+                capacity=capacity,
+                offset=offset,
+                active=active,
+            )
+
+        if execution.chunk == 1:
+            return steps(active)
+        # A branch by replica would be none under `vmap`, and would give each replica a copy
+        # of the data and bounds of its own, at which all of its state is selected anew.
+        after = steps(True)
+        before = state, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[1])
+        return jax.tree.map(lambda x, y: jnp.where(active, x, y), after, before)
 
     return execution.parallel(train, (None, 0, 0, None, None, 0, 0, 0))
 
