@@ -51,6 +51,7 @@ from lottery_jax import (
     trees,
     verdicts,
 )
+from lottery_jax.execution import Deadline
 from lottery_jax.execution import Where as Place
 from lottery_jax.optimizers import settings
 
@@ -222,7 +223,11 @@ def complete(results: "xr.Dataset", cfg: Config) -> bool:
 
 
 def retrain(
-    cfg: Config, source: pathlib.Path, level: int, folder: pathlib.Path
+    cfg: Config,
+    source: pathlib.Path,
+    level: int,
+    folder: pathlib.Path,
+    deadline: Deadline | None = None,
 ) -> "xr.Dataset":
     """Trains one stored level again with changed fields.
 
@@ -231,6 +236,7 @@ def retrain(
       source: the stored run.
       level: of it.
       folder: of the new run.
+      deadline: when this call must have ended; None for no limit.
 
     Raises:
       ValueError: a field that makes no sense, or tickets that do not fit it.
@@ -267,7 +273,8 @@ def retrain(
     records.claim_folder(folder, config | origin, free)
 
     def train() -> "xr.Dataset":
-        with watched(setup, ids, launch.where(cfg, folder), level) as place:
+        where = launch.where(cfg, folder, deadline=deadline)
+        with watched(setup, ids, where, level) as place:
             study = imp.retrain(
                 setup.task,
                 setup.tx,
