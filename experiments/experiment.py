@@ -150,7 +150,7 @@ class Experiment(Generic[C]):
                 errors.at_least(field, getattr(cfg, field), least)
         if self.together and getattr(cfg, "group_size", None) is not None:
             must = f"None: {self.name} compares its replicas, which run together"
-            raise errors.wrong("group_size", getattr(cfg, "group_size"), must)
+            raise errors.wrong("group_size", cfg.group_size, must)
         (launch.execution(cfg) or default_execution()).check()
 
     def run(
