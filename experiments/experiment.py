@@ -148,9 +148,10 @@ class Experiment(Generic[C]):
                 least = 2
             if getattr(cfg, field, None) is not None:
                 errors.at_least(field, getattr(cfg, field), least)
-        if self.together and getattr(cfg, "group_size", None) is not None:
-            must = f"None: {self.name} compares its replicas, which run together"
-            raise errors.wrong("group_size", cfg.group_size, must)
+        size, replicas = cfg.group_size, cfg.replicas  # type: ignore[attr-defined]
+        if self.together and size is not None and size < replicas:
+            must = f"at least replicas={replicas}: {self.name} compares them"
+            raise errors.wrong("group_size", size, must)
         (launch.execution(cfg) or default_execution()).check()
 
     def run(

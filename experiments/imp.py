@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments import (
+    cost,
     display,
     groups,
     identity,
@@ -574,7 +575,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     yield "layer_density", plots.layer_densities(density_, layers, title)
 
 
-PRESETS = presets.make(Config, presets.IMP)
+PRESETS = cost.told(presets.make(Config, presets.IMP), cost.of_study)
 
 EXPERIMENT = Experiment(
     name="imp",

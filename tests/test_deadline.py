@@ -94,13 +94,6 @@ def test_minutes_that_make_no_sense_are_refused(minutes):
         Deadline(minutes)
 
 
-def test_a_place_takes_a_deadline_only():
-    with pytest.raises(
-        ValueError, match="deadline=9; it must be an execution.Deadline"
-    ):
-        lj.Where(deadline=9)
-
-
 # --- what trains and measures under one -----------------------------------------------
 
 

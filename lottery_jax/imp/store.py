@@ -26,7 +26,6 @@ from lottery_jax.storage import checkpoints, tickets
 from lottery_jax.training import identity
 from lottery_jax.types import Key, Mask, Network, PyTree, Task
 
-
 CHECKPOINTS = "checkpoints"
 """The folder of the moments between levels, below that of a study."""
 

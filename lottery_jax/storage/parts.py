@@ -1,12 +1,12 @@
 """Something large as files of limited size that travel, each with its sum.
 
-    FOLDER/part-000.bin ...   the bytes, one part after another
-    FOLDER/parts.json         length and SHA-256 of each, and what they hold
+FOLDER/part-000.bin ...   the bytes, one part after another
+FOLDER/parts.json         length and SHA-256 of each, and what they hold
 
-    with parts.writing(folder, most=60 * 2**20, about={"run": "a"}) as file:
-        file.write(content)
-    with parts.reading(folder) as file:            # every part is checked first
-        content = file.read(10)
+with parts.writing(folder, most=60 * 2**20, about={"run": "a"}) as file:
+    file.write(content)
+with parts.reading(folder) as file:            # every part is checked first
+    content = file.read(10)
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from lottery_jax import errors
 from lottery_jax.storage import _files
@@ -156,14 +156,14 @@ class _Writer:
     def __init__(self, folder: pathlib.Path, most: int) -> None:
         self.folder, self.most = folder, most
         self.written: list[dict[str, Any]] = []
-        self._file: Any = None
+        self._file: BinaryIO | None = None
 
     def write(self, content: bytes, /) -> int:
         left = memoryview(content)
         while left.nbytes:
             if self._file is None:
                 name = f"part-{len(self.written):03d}.bin"
-                self._file = open(self.folder / name, "wb")
+                self._file = (self.folder / name).open("wb")
                 self._sum, self._size = hashlib.sha256(), 0
             own = left[: self.most - self._size]
             self._file.write(own)
@@ -193,7 +193,8 @@ class _Reader:
     """The bytes of files, one after another."""
 
     def __init__(self, paths: list[pathlib.Path]) -> None:
-        self._left, self._file = list(paths), None
+        self._left = list(paths)
+        self._file: BinaryIO | None = None
 
     def read(self, number: int = -1, /) -> bytes:
         found = bytearray()
@@ -201,7 +202,7 @@ class _Reader:
             if self._file is None:
                 if not self._left:
                     break
-                self._file = open(self._left.pop(0), "rb")
+                self._file = self._left.pop(0).open("rb")
             own = self._file.read(-1 if number < 0 else number - len(found))
             if not own:
                 self.close()
