@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 
 from experiments import carry, curves, groups, imp, instability, launch
 from experiments.all import EXPERIMENTS
-from lottery_jax import checkpoints, records
+from lottery_jax import checkpoints, plots, records
 from lottery_jax.execution import Deadline
 from lottery_jax.storage import parts
 
@@ -25,7 +26,7 @@ xr = pytest.importorskip("xarray")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STUDY = (
     "mnist1d --model mlp-8 --subset 200 --steps 8it --rewind-step 2it --validate-every 4 "
-    "--levels 2 --replicas 2 --arms ticket reinit"
+    "--levels 1 --replicas 2 --arms ticket reinit"
 )
 PATHS = (
     f"{instability.EXPERIMENT.default} {instability.EXPERIMENT.tiny} --steps 4it "
@@ -52,11 +53,15 @@ def slow_clock(monkeypatch):
         return Deadline(minutes, now=Ticking(9))
 
     monkeypatch.setattr(launch, "Deadline", deadline)
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
 
 
 def call(main, *arguments):
     """Runs a command in this process: (exit status, stdout, stderr)."""
-    words = [a.split() if isinstance(a, str) else [str(a)] for a in arguments]
+    words = [
+        a if isinstance(a, list) else a.split() if isinstance(a, str) else [str(a)]
+        for a in arguments
+    ]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(sum(words, []))
@@ -112,7 +117,7 @@ def test_the_call_of_the_docs_runs_as_printed(tmp_path):
     text = (ROOT / "docs" / "gpu.md").read_text()
     (block,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     block = block.replace(
-        "resnet20-cifar10-warmup-short", STUDY.replace("--levels 2", "")
+        "resnet20-cifar10-warmup-short", STUDY.replace("--levels 1", "")
     )
     block = block.replace("--minutes 8.5", "--minutes 0.01 --levels 0")
     for number, status in enumerate((75, 75, 0)):
@@ -140,6 +145,44 @@ def test_the_call_of_the_docs_runs_as_printed(tmp_path):
     assert parts.contents(here / "after")["files"] > 10
 
 
+@pytest.mark.slow
+def test_two_processes_both_stop_and_go_on(tmp_path):
+    """Each at a segment of its own; the first one leaves last."""
+    words = STUDY.replace("--levels 1", "--levels 0").split()
+    together = tmp_path / "together"
+    # Per call at least a segment of each: of two there is one left, then the test.
+    for expected in (75, 75, 0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = f"--distributed --coordinator 127.0.0.1:{port} --processes 2 --process"
+        command = [sys.executable, "-m", "experiments.imp", *words, "--minutes", "0.01"]
+        both = [
+            subprocess.Popen(
+                [*command, "--out", str(together), *flags.split(), str(i)],
+                env=os.environ
+                | {
+                    "JAX_PLATFORMS": "cpu",
+                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                    "PYTHONPATH": str(ROOT),
+                },
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(2)
+        ]
+        said = [process.communicate(timeout=300)[1] for process in both]
+        assert [process.returncode for process in both] == [expected] * 2, said
+        for text in said:
+            assert ("the same command goes on" in text) == (expected == 75)
+        assert not list(together.glob(".meeting-*"))
+    alone = tmp_path / "alone"
+    succeed(imp.main, words, "--group-size 1 --out", alone)
+    one, two = bits(together), bits(alone)
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
 def bits(folder):
     """Everything that must not depend on how a run came to its end, by name."""
     found = {}
@@ -162,7 +205,7 @@ def bits(folder):
 @pytest.mark.parametrize(
     ("main", "words", "things"),
     [
-        pytest.param(imp.main, STUDY, 20, id="imp"),
+        pytest.param(imp.main, STUDY, 20, id="study"),
         pytest.param(instability.main, PATHS, 12, id="groups", marks=pytest.mark.slow),
     ],
 )
@@ -172,7 +215,7 @@ def test_a_run_that_is_carried_from_call_to_call_ends_in_the_same_bits(
     whole = tmp_path / "whole"
     succeed(main, words, "--out", whole)
     last, number = carried(main, words, tmp_path)
-    assert number >= 3
+    assert number >= 2
     one, two = bits(last), bits(whole)
     assert one.keys() == two.keys() and len(one) > things
     assert [name for name in one if one[name] != two[name]] == []

@@ -141,7 +141,7 @@ def _listing(folder: pathlib.Path) -> dict[str, Any]:
     if not intact:
         raise ValueError(f"{path} is not what was written; bring it again")
     if found["format"] != FORMAT:
-        raise errors.wrong(f"{path}: format", found["format"], FORMAT)
+        raise errors.wrong(f"{path}: format", found["format"], str(FORMAT))
     return found
 
 
