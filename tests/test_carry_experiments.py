@@ -93,7 +93,9 @@ def carried(main, words, folder, most=30):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "experiment", [one for one in EXPERIMENTS if one.name not in ("imp", "instability")]
+    "experiment",
+    [one for one in EXPERIMENTS if one.name not in ("imp", "instability")],
+    ids=lambda one: one.name,
 )
 def test_every_experiment_stops_in_time_and_goes_on_to_the_same_bits(
     slow_clock, tmp_path, experiment
