@@ -22,6 +22,7 @@ from lottery_jax.storage import parts
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 xr = pytest.importorskip("xarray")
+pyplot = pytest.importorskip("matplotlib.pyplot")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STUDY = (
@@ -53,7 +54,8 @@ def slow_clock(monkeypatch):
         return Deadline(minutes, now=Ticking(9))
 
     monkeypatch.setattr(launch, "Deadline", deadline)
-    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    # What is drawn is not looked at.
+    monkeypatch.setattr(plots, "save", lambda figure, path: pyplot.close(figure))
 
 
 def call(main, *arguments):
@@ -107,7 +109,9 @@ def test_every_experiment_stops_in_time_and_goes_on_to_the_same_bits(
     while not statuses or statuses[-1]:
         assert len(statuses) < 100
         statuses.append(call(experiment.main, words, "--minutes 1 --out", folder)[0])
-    assert set(statuses[:-1]) == {launch.UNFINISHED}
+    assert set(statuses[:-1]) <= {launch.UNFINISHED}
+    # The tiny twins of strong_lth are made in a piece or two.
+    assert len(statuses) > 1 or experiment.name == "strong_lth"
     one, two = bits(folder), bits(whole)
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []

@@ -76,7 +76,7 @@ PATHS = "--steps 6it --rewind-steps 1it 3it --branches 2 --replicas 1 --alphas 2
     [
         (imp, STUDY),
         pytest.param(imp, NARROW, marks=pytest.mark.slow),
-        (instability, PATHS),
+        pytest.param(instability, PATHS, marks=pytest.mark.slow),
     ],
 )
 def test_the_training_that_is_counted_is_what_is_trained(counted, module, flags):
