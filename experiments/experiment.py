@@ -24,7 +24,7 @@ from experiments.display import Judged, Rows
 from experiments.launch import Command
 from experiments.presets import Preset
 from lottery_jax import errors, plots, records
-from lottery_jax.execution import Where, default_execution, processes
+from lottery_jax.execution import Deadline, Where, default_execution, processes
 from lottery_jax.training import identity as origin
 from lottery_jax.verdicts import Metric
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 _AT_LEAST = {"replicas": 1, "every": 1, "tolerance": 0, "checkpoint_seconds": 0}
+_AT_LEAST |= {"group_size": 1}
 
 
 class Outcome(NamedTuple):
@@ -101,7 +102,8 @@ class Experiment(Generic[C]):
       conclusions: a line each.
       complete: for studies that grow in more than replicas: whether results hold all
         that a configuration asks for.
-      again: for `--from`: (config, run, level, folder of the new run) -> its results.
+      again: for `--from`: (config, run, level, folder of the new run, deadline) -> its
+        results.
       select: for one command of several studies: the one that a configuration means.
     """
 
@@ -118,7 +120,10 @@ class Experiment(Generic[C]):
     conclusions: Callable[[Outcome], list[str]] = describe
     default: str = "mnist1d"
     complete: Callable[["xr.Dataset", C], bool] | None = None
-    again: Callable[[C, pathlib.Path, int, pathlib.Path], "xr.Dataset"] | None = None
+    again: (
+        Callable[[C, pathlib.Path, int, pathlib.Path, Deadline | None], "xr.Dataset"]
+        | None
+    ) = None
     select: Callable[[C], "Experiment"] | None = None
 
     @property
@@ -141,18 +146,30 @@ class Experiment(Generic[C]):
         for field, least in _AT_LEAST.items():
             if field == "replicas" and self.together:
                 least = 2
-            if hasattr(cfg, field):
+            if getattr(cfg, field, None) is not None:
                 errors.at_least(field, getattr(cfg, field), least)
+        size, replicas = cfg.group_size, cfg.replicas  # type: ignore[attr-defined]
+        if self.together and size is not None and size < replicas:
+            must = f"at least replicas={replicas}: {self.name} compares them"
+            raise errors.wrong("group_size", size, must)
         (launch.execution(cfg) or default_execution()).check()
 
-    def run(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
+    def run(
+        self, cfg: C, folder: pathlib.Path, deadline: Deadline | None = None
+    ) -> "xr.Dataset | None":
         """Runs what is missing in a run folder, and returns all results.
 
         With several processes the first one returns them, the others None.
 
+        Args:
+          cfg: the configuration.
+          folder: of the run.
+          deadline: when this call must have ended; None for no limit.
+
         Raises:
           ValueError: a field that makes no sense, or the folder of another run; names
             the fields.
+          OutOfTimeError: the deadline is near; the same call goes on.
         """
         this = self.of(cfg)
         found = this.stored(cfg, folder)
@@ -169,7 +186,7 @@ class Experiment(Generic[C]):
             ids: list[int],
             meeting: processes.Meeting | None = None,
         ) -> "xr.Dataset":
-            where = launch.where(cfg, group, meeting)
+            where = launch.where(cfg, group, meeting, deadline)
             claim(folder, setup, where)
             return this.one(setup, ids, where)
 
@@ -181,8 +198,15 @@ class Experiment(Generic[C]):
         if this.together:
             records.claim_folder(folder, config, free)
             return groups.once(folder / "results.nc", all_together)
-        grows = this.complete is not None
-        return groups.run(folder, config, free, replicas, one, grows=grows)
+        return groups.run(
+            folder,
+            config,
+            free,
+            replicas,
+            one,
+            grows=this.complete is not None,
+            size=cfg.group_size,  # type: ignore[attr-defined]
+        )
 
     def stored(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":
         """The results in a folder, if they hold all that is asked for.
@@ -242,9 +266,12 @@ class Experiment(Generic[C]):
             launch.fail(f"--from: {self.name} trains no stored level again")
         if command.processes is not None and self.together:
             launch.fail(f"--distributed: {self.name} runs in one process")
-        return launch.guarded(lambda: self._work(command), command.processes)
+        return launch.guarded(
+            lambda: self._work(command, launch.deadline(command.config, arguments)),
+            command.processes,
+        )
 
-    def _work(self, command: Command) -> None:
+    def _work(self, command: Command, deadline: Deadline | None) -> None:
         cfg, source, level = command.config, command.source, command.level
         digits = identity.digits(cfg)
         if source is not None and level is not None and self.again is not None:
@@ -253,11 +280,13 @@ class Experiment(Generic[C]):
             usual = source / "retrained" / f"level{level:02d}-{digits}"
             folder = errors.on_disk("out", cfg.out or usual)
             self.check(cfg)
-            results: xr.Dataset | None = self.again(cfg, source, level, folder)
+            results: xr.Dataset | None = self.again(
+                cfg, source, level, folder, deadline
+            )
         else:
             usual = pathlib.Path("results", self.name, f"{command.preset}-{digits}")
             folder = errors.on_disk("out", cfg.out or usual)
-            results = self.run(cfg, folder)
+            results = self.run(cfg, folder, deadline)
         if results is not None and processes.index() == 0:
             self.report(results, cfg, command.preset, folder)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lottery_jax import records
-from lottery_jax.execution import processes
+from lottery_jax.execution import OutOfTimeError, processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 Group = tuple[pathlib.Path, list[int]]
 
 
-def groups(folder: pathlib.Path, replicas: int, parts: int = 1) -> list[Group]:
+def groups(
+    folder: pathlib.Path, replicas: int, parts: int = 1, size: int | None = None
+) -> list[Group]:
     """Replicas that run together: those of earlier runs, then the new ones.
 
     Args:
       folder: of the run.
       replicas: how many there are to be.
-      parts: in how many groups the new ones come, if there are so many.
+      parts: in how many groups the new ones come at least, if there are so many.
+      size: the most of a new group; None for any number.
     """
     found = []
     for path in sorted(folder.glob("replicas-*-*")):
@@ -44,7 +47,7 @@ def groups(folder: pathlib.Path, replicas: int, parts: int = 1) -> list[Group]:
     new = [i for i in range(replicas) if i not in have]
     # Neighbours only, since a folder is named by its first and last.
     runs = np.split(new, np.flatnonzero(np.diff(new) > 1) + 1) if new else []
-    share = -(-len(new) // parts)
+    share = min(-(-len(new) // parts), size or len(new))
     for run in runs:
         for ids in np.array_split(run, -(-len(run) // share)):
             name = f"replicas-{ids[0]:03d}-{ids[-1]:03d}"
@@ -81,6 +84,7 @@ def run(
     one: Callable[[pathlib.Path, list[int], processes.Meeting | None], "xr.Dataset"],
     *,
     grows: bool = False,
+    size: int | None = None,
 ) -> "xr.Dataset | None":
     """Runs what is missing of a run folder, in this process or in several.
 
@@ -102,13 +106,15 @@ def run(
       ValueError: the folder belongs to another configuration, or there are more processes
         than groups.
       processes.LostProcessError: a process has ended; what is left to do.
+      OutOfTimeError: a process has stopped because its deadline was near; in all of them.
     """
+    stopped = None
     with processes.meet(folder) as meeting:
         mine = meeting.index
         if mine == 0:
             records.claim_folder(folder, config, ignore)
         meeting.gather("claimed", None)
-        all_groups = groups(folder, replicas, meeting.count)
+        all_groups = groups(folder, replicas, meeting.count, size)
         # Nobody makes a folder before everybody has seen what there is.
         meeting.gather("seen", None)
         if len(all_groups) < meeting.count:
@@ -116,26 +122,30 @@ def run(
                 f"replicas={replicas} in {len(all_groups)} groups; {meeting.count} "
                 "processes need one each, so start fewer or ask for more replicas"
             )
-        for path, ids in all_groups[mine :: meeting.count]:
-            others = meeting if meeting.count > 1 else None
-            make = partial(one, path, ids, others)
-            once(path / "results.nc", make, lambda _: not grows)
-        _wait_for_all(meeting, all_groups)
-        if mine > 0:
-            return None
-        parts = [records.load(path / "results.nc") for path, _ in all_groups]
-        results = merge(parts)
-        seconds = sum(part.attrs["seconds_last_call"] for part in parts)
-        results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
-        records.save(folder / "results.nc", results)
-        return results
+        try:
+            for path, ids in all_groups[mine :: meeting.count]:
+                others = meeting if meeting.count > 1 else None
+                make = partial(one, path, ids, others)
+                once(path / "results.nc", make, lambda _: not grows)
+        except OutOfTimeError as error:
+            stopped = str(error)
+        # The first process must not leave before the others have stored what they have.
+        ends = _wait_for_all(meeting, all_groups, stopped)
+        stopped = stopped or next(filter(None, ends), None)
+        if stopped is None:
+            return _gathered(folder, config, all_groups) if mine == 0 else None
+    raise OutOfTimeError(stopped)
 
 
-def _wait_for_all(meeting: processes.Meeting, all_groups: list[Group]) -> None:
-    meeting.say("done", None)
+def _wait_for_all(
+    meeting: processes.Meeting, all_groups: list[Group], stopped: str | None
+) -> list[str | None]:
+    """What each process says of its end: why it has stopped, or None if it is done."""
+    meeting.say("done", stopped)
+    said = []
     for of in range(meeting.count):
         try:
-            meeting.hear("done", of)
+            said.append(meeting.hear("done", of))
         except processes.LostProcessError as error:
             ids = [i for _, ids in all_groups[of :: meeting.count] for i in ids]
             raise processes.LostProcessError(
@@ -143,6 +153,19 @@ def _wait_for_all(meeting: processes.Meeting, all_groups: list[Group]) -> None:
                 "others are done; the same command goes on from there, with any number of "
                 "processes"
             ) from None
+    return said
+
+
+def _gathered(
+    folder: pathlib.Path, config: records.Config, all_groups: list[Group]
+) -> "xr.Dataset":
+    """The results of all groups, which are stored."""
+    parts = [records.load(path / "results.nc") for path, _ in all_groups]
+    results = merge(parts)
+    seconds = sum(part.attrs["seconds_last_call"] for part in parts)
+    results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
+    records.save(folder / "results.nc", results)
+    return results
 
 
 def merge(parts: list["xr.Dataset"]) -> "xr.Dataset":

@@ -43,6 +43,12 @@ class Where:
     """Devices that share the batch of each network."""
     checkpoint_seconds: float = dataclasses.field(default=30.0, metadata=FREE)
     """Time between checkpoints."""
+    minutes: float | None = dataclasses.field(default=None, metadata=FREE)
+    """Stop in time to have ended after so many, checkpoint written, with exit status 75;
+    the same command goes on. None for no limit."""
+    group_size: int | None = dataclasses.field(default=None, metadata=FREE)
+    """Replicas that train side by side, of those that are independent; None for all.
+    Small groups have small checkpoints."""
 
 
 def free(kind: type) -> tuple[str, ...]:
@@ -54,14 +60,16 @@ def as_config(config: Any) -> dict[str, Any]:
     """The fields of a configuration as they are stored.
 
     A field that is marked as later and has its default is left out, as in runs from before
-    it was there. Where a run lies is not stored: it may be moved, and read by others.
+    it was there. Where a run lies is not stored: it may be moved, and read by others; nor
+    is what one call of many may take.
     """
     later = [f for f in dataclasses.fields(config) if _mark(f) == "unless default"]
-    at_default = {f.name for f in later if getattr(config, f.name) == f.default}
+    left_out = {f.name for f in later if getattr(config, f.name) == f.default}
+    left_out |= {"minutes", "group_size"}
     fields = records.as_config(config)
     if "out" in fields:
         fields["out"] = None
-    return {name: x for name, x in fields.items() if name not in at_default}
+    return {name: x for name, x in fields.items() if name not in left_out}
 
 
 def digits(config: Any) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments import (
+    cost,
     display,
     groups,
     identity,
@@ -51,6 +52,7 @@ from lottery_jax import (
     trees,
     verdicts,
 )
+from lottery_jax.execution import Deadline
 from lottery_jax.execution import Where as Place
 from lottery_jax.optimizers import settings
 
@@ -222,7 +224,11 @@ def complete(results: "xr.Dataset", cfg: Config) -> bool:
 
 
 def retrain(
-    cfg: Config, source: pathlib.Path, level: int, folder: pathlib.Path
+    cfg: Config,
+    source: pathlib.Path,
+    level: int,
+    folder: pathlib.Path,
+    deadline: Deadline | None = None,
 ) -> "xr.Dataset":
     """Trains one stored level again with changed fields.
 
@@ -231,6 +237,7 @@ def retrain(
       source: the stored run.
       level: of it.
       folder: of the new run.
+      deadline: when this call must have ended; None for no limit.
 
     Raises:
       ValueError: a field that makes no sense, or tickets that do not fit it.
@@ -267,7 +274,8 @@ def retrain(
     records.claim_folder(folder, config | origin, free)
 
     def train() -> "xr.Dataset":
-        with watched(setup, ids, launch.where(cfg, folder), level) as place:
+        where = launch.where(cfg, folder, deadline=deadline)
+        with watched(setup, ids, where, level) as place:
             study = imp.retrain(
                 setup.task,
                 setup.tx,
@@ -567,7 +575,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     yield "layer_density", plots.layer_densities(density_, layers, title)
 
 
-PRESETS = presets.make(Config, presets.IMP)
+PRESETS = cost.told(presets.make(Config, presets.IMP), cost.of_study)
 
 EXPERIMENT = Experiment(
     name="imp",

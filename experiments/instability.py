@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import display, metrics, presets
+from experiments import cost, display, metrics, presets
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE
@@ -276,7 +276,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     yield "other_rulers", figure
 
 
-PRESETS = presets.make(Config, presets.INSTABILITY)
+PRESETS = cost.told(presets.make(Config, presets.INSTABILITY), cost.of_instability)
 
 EXPERIMENT = Experiment(
     name="instability",

@@ -5,6 +5,10 @@
     python -m experiments.NAME ... --distributed [--coordinator HOST:PORT --processes N
                                                   --process I]
 
+Exit status: 0 when all is done, `UNFINISHED` (75, as EX_TEMPFAIL of sysexits.h) when
+`--minutes` was nearly over and the same command goes on, 2 for an error, 130 when
+interrupted.
+
 This module must be imported before JAX is used: it makes one host device per core.
 """
 
@@ -22,7 +26,18 @@ from experiments import identity
 from experiments.presets import Preset
 from lottery_jax import errors, records
 from lottery_jax.data.cache import cache_dir
-from lottery_jax.execution import Execution, Where, default_execution, processes
+from lottery_jax.execution import (
+    Deadline,
+    Execution,
+    OutOfTimeError,
+    Where,
+    default_execution,
+    processes,
+)
+from lottery_jax.execution.deadline import process_age
+
+UNFINISHED = 75
+"""Exit status of a run that has stopped in time and is not done."""
 
 C = TypeVar("C")
 
@@ -195,20 +210,44 @@ def execution(config: Any) -> Execution | None:
 
 
 def where(
-    config: Any, folder: pathlib.Path, meeting: processes.Meeting | None = None
+    config: Any,
+    folder: pathlib.Path,
+    meeting: processes.Meeting | None = None,
+    deadline: Deadline | None = None,
 ) -> Where:
-    """How a run is executed, and where it lies."""
+    """How a run is executed, where it lies, and when it must have ended."""
     seconds = config.checkpoint_seconds
-    return Where(execution(config), folder, seconds, meeting=meeting)
+    return Where(execution(config), folder, seconds, meeting=meeting, deadline=deadline)
+
+
+def deadline(config: Any, arguments: Sequence[str] | None = None) -> Deadline | None:
+    """When a command must have ended; None for no limit.
+
+    Args:
+      config: whose `minutes` say how long it may take.
+      arguments: of the command; None for a process of its own, which counts from its start.
+
+    Raises:
+      ValueError: minutes that make no sense.
+    """
+    if config.minutes is None:
+        return None
+    return Deadline(config.minutes, age=process_age() if arguments is None else 0.0)
 
 
 def guarded(main: Callable[[], None], several: Processes | None = None) -> int:
-    """Runs an experiment; errors of the user become a line and an exit status."""
+    """Runs an experiment; errors of the user become a line and an exit status.
+
+    So does a run that has stopped in time: `UNFINISHED`.
+    """
     try:
         use_all_cores()
         if several is not None:
             processes.start(*several)
         main()
+    except OutOfTimeError as stopped:
+        print(stopped, file=sys.stderr)
+        return UNFINISHED
     except (
         ValueError,
         OSError,

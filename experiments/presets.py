@@ -73,6 +73,10 @@ _RESNET20: Fields = dict(
     **_CIFAR, model="resnet-20", batch_size=128, drops=("10000it", "12500it"),
     steps="15000it", levels=12, replicas=3, validate_every=500,
 )
+# A third of the steps, with all that happens at one of them.
+_RESNET20_SHORT: Fields = {
+    **_RESNET20, "drops": ("3333it", "4167it"), "steps": "5000it", "validate_every": 250,
+}
 
 # --- experiments ----------------------------------------------------------------------
 
@@ -133,6 +137,14 @@ IMP: Table = {
     "resnet20-cifar10-rewind": (
         "Works because weights are rewound to step 500 instead of 0. GPU.",
         dict(**_RESNET20, rewind_step="500it"),
+    ),
+    "resnet20-cifar10-warmup-short": (
+        "The same in a third of the steps: 3,333 of 5,000 warm up. GPU.",
+        {**_RESNET20_SHORT, "learning_rate": 0.03, "warmup": "3333it"},
+    ),
+    "resnet20-cifar10-rewind-short": (
+        "Rewinding to step 167, in a third of the steps. GPU.",
+        dict(**_RESNET20_SHORT, rewind_step="167it"),
     ),
     "resnet20-cifar10-batch1024": (
         "Works because large batches (1,024) make SGD less noisy (Maene et al.). GPU.",
@@ -212,7 +224,17 @@ INSTABILITY: Table = {
     "resnet20-cifar10-paper": (
         "Frankle et al.'s ResNet-20: lr 0.1 with drops at 32,000 and 48,000 of 63,000 "
         "steps, eight k. GPU; interrupt and repeat at will.",
-        _INSTABILITY_PAPER,
+        # One init at a time: 24 branches fill a GPU, and their checkpoint can be carried.
+        dict(**_INSTABILITY_PAPER, group_size=1),
+    ),
+    "resnet20-cifar10-short": (
+        "The same in a third of the steps, six k, two branches of each state. GPU.",
+        # A third of 0, 250, 500, 1,000, 2,000 and 8,000.
+        {
+            **_INSTABILITY_PAPER, "group_size": 1, "branches": 2, "steps": "21000it",
+            "drops": ("10667it", "16000it"),
+            "rewind_steps": ("0it", "83it", "167it", "333it", "667it", "2667it"),
+        },
     ),
     "vgg16-cifar10-paper": (
         "Frankle et al.'s VGG-16, with the same schedule. GPU; interrupt and repeat.",

@@ -1394,6 +1394,7 @@ ENTRANCES = {
             ],
             "watch": [("told", "watch='told'; it must be a function of a Progress")],
             "meeting": [],  # made by `processes`
+            "deadline": [(9, "deadline=9; it must be an execution.Deadline")],
             "clock": [],
             "held": [],
             "room": [],

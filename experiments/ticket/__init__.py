@@ -37,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if isinstance(command, Inspect):
         return launch.guarded(lambda: inspect(command))
-    return launch.guarded(lambda: verify(command))
+    return launch.guarded(lambda: verify(command, launch.deadline(command, arguments)))

@@ -25,6 +25,7 @@ from experiments.ticket.inspecting import contents, digest
 from lottery_jax import errors, keys, plots, records, tickets, trees, verdicts
 from lottery_jax import imp as studies
 from lottery_jax.connectivity import branches
+from lottery_jax.execution import Deadline
 from lottery_jax.execution import Where as Place
 from lottery_jax.training import identity as origin
 from lottery_jax.types import Network
@@ -77,8 +78,12 @@ class Case(NamedTuple):
     ids: list[int]
 
 
-def verify(command: Verify) -> None:
+def verify(command: Verify, deadline: Deadline | None = None) -> None:
     """Trains a ticket again and says whether it still wins.
+
+    Args:
+      command: the ticket, and how it is trained.
+      deadline: when this call must have ended; None for no limit.
 
     Raises:
       FileNotFoundError: there is no such file, or its data are not prepared.
@@ -90,7 +95,7 @@ def verify(command: Verify) -> None:
     usual = f"{case.path.stem}-verified-{identity.digits(cfg)}"
     folder = errors.on_disk("out", cfg.out or pathlib.Path("results", "ticket", usual))
     records.claim_folder(folder, identity.as_config(cfg), identity.free(Config))
-    where = launch.where(cfg, folder)
+    where = launch.where(cfg, folder, deadline=deadline)
     claim(folder, case.setup, where)
     results = groups.once(folder / "results.nc", lambda: train(case, where))
     report(results, case, folder)

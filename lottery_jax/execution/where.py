@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lottery_jax.errors import at_least, is_a, on_disk, shown, wrong
+from lottery_jax.execution.deadline import Deadline, OutOfTimeError
 from lottery_jax.execution.memory import Room
 from lottery_jax.execution.processes import Meeting
 from lottery_jax.execution.replicas import Execution
@@ -39,6 +40,13 @@ class Progress(NamedTuple):
     resumed: bool = False
     curves: Curves | None = None
     states: Callable[[], TrainState] | None = None
+
+    @property
+    def place(self) -> str:
+        """How far it is, in words: "level 3, step 12,000"; "trunk, 500 of 8,000"."""
+        if self.level is not None:
+            return f"level {self.level}, step {self.done:,}"
+        return f"{self.stage}, {self.done:,} of {self.total:,}"
 
 
 class Clock:
@@ -94,6 +102,9 @@ class Where:
       watch: called with a `Progress` at the start, and after every segment.
       meeting: of all processes that work on this, for what they must agree on; None for
         one process.
+      deadline: when all this must have ended; None for no limit. Whoever trains or
+        measures under it writes a checkpoint in time and raises an `OutOfTimeError`, if
+        there is a folder; the same call goes on from there.
       clock: of its checkpoints; shared with what is `below`.
       held: what stays on the devices; shared likewise.
       room: how many replicas at once fit, once a device was full: all that shares this
@@ -105,6 +116,9 @@ class Where:
     checkpoint_seconds: float = 30.0
     watch: Callable[[Progress], None] | None = None
     meeting: Meeting | None = None
+    deadline: Deadline | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
     clock: Clock = dataclasses.field(default_factory=Clock, repr=False, compare=False)
     held: Held = dataclasses.field(default_factory=Held, repr=False, compare=False)
     room: Room = dataclasses.field(default_factory=Room, repr=False, compare=False)
@@ -116,6 +130,9 @@ class Where:
             on_disk("folder", self.folder)
         if self.watch is not None and not callable(self.watch):
             raise wrong("watch", shown(self.watch), "a function of a Progress, or None")
+        if self.deadline is not None:
+            must = "an execution.Deadline(minutes), or None"
+            is_a("deadline", self.deadline, Deadline, must)
         if self.execution is not None:
             must = "an Execution(devices, chunk), or None"
             is_a("execution", self.execution, Execution, must)
@@ -143,8 +160,36 @@ class Where:
         """Whether it is time for a checkpoint, if there is a folder for it."""
         return self.store is not None and self.clock.due(self.checkpoint_seconds)
 
+    def ended(self, piece: str) -> None:
+        """Notes, for the deadline, that a piece of work of a kind has ended.
+
+        Without a folder the piece is a part of the next one: nothing is kept of it.
+
+        Args:
+          piece: the kind; see `Deadline.ended`.
+        """
+        if self.deadline is not None and self.store is not None:
+            self.deadline.ended(piece)
+
+    def ending(self, piece: str) -> bool:
+        """Whether there may be no time for one more piece of work of a kind.
+
+        Args:
+          piece: the kind; see `Deadline.near`.
+        """
+        if self.deadline is None or self.store is None:
+            return False
+        return self.deadline.near(piece, self.clock.cost)
+
+    def stopped(self) -> OutOfTimeError:
+        """What is raised when time is nearly over and all is stored."""
+        assert self.deadline is not None
+        return self.deadline.stopped()
+
     def tell(self, progress: Progress) -> None:
-        """Lets the watcher know."""
+        """Lets the watcher know, and the deadline."""
+        if self.deadline is not None and self.store is not None:
+            self.deadline.place = progress.place
         if self.watch is not None:
             self.watch(progress)
 

@@ -26,6 +26,9 @@ from lottery_jax.storage import checkpoints, tickets
 from lottery_jax.training import identity
 from lottery_jax.types import Key, Mask, Network, PyTree, Task
 
+CHECKPOINTS = "checkpoints"
+"""The folder of the moments between levels, below that of a study."""
+
 
 def save(
     folder: pathlib.Path | None, bench: Bench, moment: Moment, own: identity.Fields
@@ -47,7 +50,7 @@ def save(
         "changes": [(c.level, c.step, c.execution._asdict()) for c in moment.changes],
     }
     part = {"kept": _real(bench, moment.kept), "records": moment.found}
-    checkpoints.save(folder / "checkpoints", part, metadata)
+    checkpoints.save(folder / CHECKPOINTS, part, metadata)
     for path in sorted((folder / "levels").glob("[0-9]*")):
         if int(path.name) < moment.level - 1:  # the last one may be fallen back on
             shutil.rmtree(path, ignore_errors=True)
@@ -75,14 +78,14 @@ def restore(folder: pathlib.Path | None, bench: Bench, first: Kept) -> Moment | 
     """The stored moment, laid out for the devices of now; None if there is none."""
     if folder is None:
         return None
-    found = checkpoints.metadata(folder / "checkpoints")
+    found = checkpoints.metadata(folder / CHECKPOINTS)
     if found is None:
         return None
     like = {
         "kept": _real(bench, first),
         "records": results.blank(bench, found["levels_recorded"]),
     }
-    restored = checkpoints.restore(folder / "checkpoints", like)
+    restored = checkpoints.restore(folder / CHECKPOINTS, like)
     assert restored is not None
     part = restored[0]
     rows, kept = bench.rows, {}
@@ -106,6 +109,22 @@ def within_level(folder: pathlib.Path | None, level: int) -> bool:
     return checkpoints.metadata(folder / "levels" / f"{level:02d}") is not None
 
 
+def levels_over(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of levels that the newest moment of a study lies beyond.
+
+    They are kept for the checkpoint before, and are not needed beside the newest one.
+
+    Args:
+      folder: the folder `levels` of a study; of any other there are none.
+    """
+    beside = folder.parent / CHECKPOINTS
+    if folder.name != "levels" or not beside.is_dir():
+        return []
+    found = checkpoints.metadata(beside)
+    there = [path for path in folder.iterdir() if path.name.isdecimal()]
+    return [path for path in there if found and int(path.name) < found["level"]]
+
+
 def check_same(where: Where, own: identity.Fields) -> tuple[Where, bool]:
     """Settles how a study that is found goes on.
 
@@ -119,7 +138,7 @@ def check_same(where: Where, own: identity.Fields) -> tuple[Where, bool]:
     folder = where.store
     if folder is None:
         return where, False
-    found = checkpoints.metadata(folder / "checkpoints")
+    found = checkpoints.metadata(folder / CHECKPOINTS)
     if found is None:
         return where, False
     identity.check(folder, "another study", found, own)

@@ -14,6 +14,7 @@ import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.execution import Execution, Progress, Where
+from lottery_jax.execution.deadline import BETWEEN
 from lottery_jax.storage import checkpoints
 from lottery_jax.training import identity
 from lottery_jax.training.identity import Fields
@@ -52,6 +53,8 @@ def in_groups(
     Raises:
       ValueError: the folder holds another pass.
       MemoryError: not even one item fits on a device.
+      execution.OutOfTimeError: the deadline is near. What was measured is stored, and the
+        same call goes on.
 
     Warns:
       RuntimeWarning: a device was full; what is left is measured fewer at once.
@@ -62,6 +65,10 @@ def in_groups(
     parts = [] if where.store is None else _restore(where.store, own)
     done = sum(len(next(iter(part.values()))) for part in parts)
     where.tell(Progress(stage, done, number, rows, resumed=done > 0))
+    begins = f"the start of {stage}"
+    where.ended(BETWEEN)
+    if done < number and where.ending(begins):
+        raise where.stopped()
     while done < number:
         # Every call has the same shape; the last one repeats its last item.
         at = np.minimum(np.arange(done, done + size), number - 1)
@@ -77,10 +84,15 @@ def in_groups(
         parts.append(part)
         done += real
         where.tell(Progress(stage, done, number, rows))
-        due = done == number or where.due()
+        where.ended(begins if begins else stage)
+        begins = ""
+        over = done < number and where.ending(stage)
+        due = done == number or over or where.due()
         if where.store is not None and due:
             with where.clock:
                 _save(where.store, _joined(parts), own)
+        if over:
+            raise where.stopped()
     return _joined(parts)
 
 

@@ -26,6 +26,7 @@ from lottery_jax import errors, masks, trees
 from lottery_jax import keys as keys_
 from lottery_jax.dynamic import MaskUpdate
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
+from lottery_jax.execution.deadline import BETWEEN
 from lottery_jax.optimizers import settings
 from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints, records
@@ -161,6 +162,8 @@ def train(
       ValueError: arguments that do not fit each other; a folder with other runs.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
       MemoryError: not even one run fits on a device, or not the data or all states.
+      execution.OutOfTimeError: the deadline is near. All is stored, and the same call
+        goes on.
 
     Warns:
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
@@ -184,6 +187,12 @@ def train(
         cuts |= set(_acting(rule, stop))
     own = _identity(task, tx, runs, stop, every, kept_at, validate, rule, where)
     found = _found(where.store, own)
+    begins = f"the start of {stage}"
+    where.ended(BETWEEN)
+    if where.ending(begins):
+        if part_of is not None and found is None:
+            part_of()
+        raise where.stopped()
 
     first = first_moment(task, runs, columns, kept_at, validate, rule)
     if found is not None:
@@ -237,10 +246,15 @@ def train(
             execution = fits
             changes.append(Change(a, fits))
         tell(moment)
+        where.ended(begins if begins else stage)
+        begins = ""
         # Not within a column: its mean would begin anew.
-        whole = not moment.since and b < stop
-        if whole and where.due():
+        whole = not moment.since
+        over = whole and where.ending(stage if b < stop else BETWEEN)
+        if over or (whole and b < stop and where.due()):
             save(moment)
+        if over:
+            raise where.stopped()
     stored = found is not None and found["step"] == stop
     if where.store is not None and part_of is None and not stored:
         save(moment)
