@@ -103,6 +103,48 @@ def test_gradients_of_moments_are_exact_whatever_the_mean(many):
     np.testing.assert_allclose(found, 2 + 6 * (wide - mean), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("away", [0.0, 3.0])  # standard deviations
+def test_moments_in_one_pass_are_exact_near_the_guess(many, away):
+    """What accelerators run; here on a CPU."""
+    x, mean, var = many
+    share = jnp.full(64, 1 / x[..., 0].size, jnp.float32)
+    near = jnp.asarray(mean + away, jnp.float32)
+
+    def total(x):
+        found = normalization._moments_in_one_pass(share, x, near)
+        return jnp.sum(2 * found[0] + 3 * found[1]), found
+
+    gradient, found = jax.jit(jax.grad(total, has_aux=True))(x)
+    np.testing.assert_allclose(found[1], var, rtol=5e-6)
+    np.testing.assert_array_less(np.abs(found[0] - mean), 1e-6 * (1 + np.abs(MEANS)))
+    exact = 2 + 6 * (x.astype(np.float64) - mean)
+    gradient = np.asarray(gradient, np.float64) * x[..., 0].size
+    np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-4)
+
+
+def test_one_pass_over_a_constant_gives_no_negative_variance():
+    x = jnp.broadcast_to(jnp.linspace(-300.0, 300.0, 64), (8, 4, 4, 64))
+    share = jnp.full(8, 1 / 128, jnp.float32)
+    _, variance = normalization._moments_in_one_pass(share, x, jnp.zeros(64))
+    assert (np.asarray(variance) >= 0).all()
+    guess = jnp.where(jnp.arange(64) % 2, jnp.nan, jnp.inf)
+    _, variance, _ = normalization.moments(x, near=guess)
+    np.testing.assert_allclose(variance, 0, atol=1e-6)
+
+
+def test_accelerators_take_moments_in_one_pass():
+    norm, x = models.BatchNorm(), jnp.ones((4, 2, 2, 3))
+    variables = jax.eval_shape(norm.init, jax.random.key(0), x, False)
+
+    def statistics(variables, x):
+        return norm.apply(variables, x, True, mutable=["batch_stats"])[1]
+
+    traced = jax.jit(statistics).trace(variables, x)
+    for platform, products in (("cuda", 0), ("tpu", 0), ("cpu", 6)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.dot_general") == products
+
+
 def test_a_norm_with_a_large_mean_is_as_exact_as_its_input():
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((32, 16, 16, 4)) + MEANS).astype(np.float32)

@@ -123,7 +123,9 @@ def _moments_in_one_pass(share: Array, x: Array, near: Array) -> tuple[Array, Ar
     share = share.reshape(-1, *(1 for _ in x.shape[1:]))
     centred = x - jnp.broadcast_to(near, x.shape)
     off = jnp.sum(share * centred, axes)
-    return near + off, jnp.sum(share * jnp.square(centred), axes) - jnp.square(off)
+    variance = jnp.sum(share * jnp.square(centred), axes) - jnp.square(off)
+    # That of a constant channel far from `near` is rounding, of either sign.
+    return near + off, jnp.maximum(variance, 0)
 
 
 def _sum(share: Array, x: Array) -> Array:
