@@ -338,6 +338,17 @@ def test_a_model_that_does_not_read_it_is_refused():
     training.check(wrapped, where=where)
 
 
+def test_a_model_that_is_narrow_by_itself_is_refused_too():
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x.reshape(x.shape[0], -1)
+            return nn.Dense(4, dtype=jnp.bfloat16)(x).astype(jnp.float32)
+
+    with pytest.raises(ValueError, match="activations='bfloat16'; it must be float32"):
+        training.check(toys.classification(Narrow()), where=Where(NARROW))
+
+
 def test_an_unknown_name_is_refused():
     with (
         pytest.raises(

@@ -222,6 +222,54 @@ def test_sharded_over_devices_with_a_loop_within():
     close(jax.jit(sharded)(x, kernel)[0], jnp.stack(want))
 
 
+@pytest.mark.parametrize("method", [None, "grouped", "loop", "tiles"])
+def test_under_shard_map_nothing_is_summed_over_devices(method):
+    x, kernel = normal(0, 4, 2, 5, 5, 2), normal(1, 4, 3, 3, 2, 3)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("replicas",))
+    gradients = jax.vmap(jax.grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), (0, 1)))
+    own = P("replicas")
+    with batched_by(method):
+        want = jax.jit(gradients)(x, kernel)
+        sharded = jax.shard_map(gradients, mesh=mesh, in_specs=own, out_specs=own)
+        got = jax.jit(sharded)(x, kernel)
+        jax.tree.map(close, got, want)
+        # For an accelerator too, whose rules differ.
+        traced = jax.jit(sharded).trace(x, kernel)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "all_reduce" not in text
+
+
+def test_under_shard_map_a_result_varies_as_either_operand_does():
+    x, kernel = normal(0, 2, 5, 5, 2), normal(1, 2, 3, 3, 2, 3)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("replicas",))
+
+    def within(x, kernel):
+        return conv(x, kernel[0])
+
+    own = {"mesh": mesh, "in_specs": (P(), P("replicas"))}
+    with pytest.raises(ValueError, match="out_specs"):
+        jax.jit(jax.shard_map(within, **own, out_specs=P()))(x, kernel)
+
+    def loss(x, kernel):  # of inputs that all devices share
+        many = jax.shard_map(within, **own, out_specs=P("replicas"))
+        return jnp.sum(jnp.sin(many(x, kernel)))
+
+    def alone(x, kernel):
+        return sum(jnp.sum(jnp.sin(stock(x, k))) for k in kernel)
+
+    got = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    jax.tree.map(close, got, jax.grad(alone, (0, 1))(x, kernel))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_no_replicas_at_all(axes):
+    x, kernel = jnp.zeros((0, 2, 5, 5, 2)), jnp.zeros((0, 3, 3, 2, 3))
+    x, kernel = (
+        a if axis == 0 else jnp.zeros(a.shape[1:]) for a, axis in zip((x, kernel), axes)
+    )
+    assert jax.vmap(conv, axes)(x, kernel).shape == (0, 2, 5, 5, 3)
+
+
 @pytest.mark.parametrize(
     ("channels", "features"), [(3, 16), (3, 48), (8, 8), (16, 16), (32, 8), (4, 32)]
 )

@@ -87,6 +87,7 @@ def conv(
     dtype = jnp.dtype(
         x.dtype if preferred_element_type is None else preferred_element_type
     )
+    x, kernel = _varying_alike(x, kernel)
     y = forward_p.bind(
         x[None],
         kernel[None],
@@ -96,6 +97,20 @@ def conv(
         method=_METHOD.value,
     )
     return y[0]
+
+
+def _varying_alike(*operands: Array) -> list[Array]:
+    """Under `jax.shard_map` each differs along every mesh axis along which one does."""
+    own = []
+    for x in operands:
+        aval: Any = jax.typeof(x)
+        axes = getattr(aval, "vma", None)  # as older versions of JAX call it
+        own.append(aval.manual_axis_type.varying if axes is None else axes)
+    every = frozenset().union(*own)
+    return [
+        lax.pcast(x, tuple(every - axes), to="varying") if every - axes else x
+        for x, axes in zip(operands, own)
+    ]
 
 
 def conv_general_dilated(

@@ -48,7 +48,8 @@ def _stock_forward(
 def _stock_input_gradient(
     g: Array, kernel: Array, geometry: Geometry, dtype: Any, precision: Any
 ) -> Array:
-    x = jax.ShapeDtypeStruct((g.shape[0], *geometry.size, kernel.shape[2]), g.dtype)
+    # Typed like g, mesh axes it varies over included: else `jax.shard_map` sums over them.
+    x = jax.typeof(g).update(shape=(g.shape[0], *geometry.size, kernel.shape[2]))
     forward = partial(
         _stock_forward, geometry=geometry, dtype=g.dtype, precision=precision
     )
@@ -59,7 +60,7 @@ def _stock_kernel_gradient(
     x: Array, g: Array, geometry: Geometry, dtype: Any, precision: Any
 ) -> Array:
     shape = (*geometry.window, x.shape[3], g.shape[3])
-    kernel = jax.ShapeDtypeStruct(shape, g.dtype)
+    kernel = jax.typeof(g).update(shape=shape)
     forward = partial(
         _stock_forward, geometry=geometry, dtype=g.dtype, precision=precision
     )

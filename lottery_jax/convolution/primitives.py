@@ -57,19 +57,18 @@ def _define(
     def batch(operands, axes, **params):
         (a, b), (batch_a, batch_b) = operands, axes
         if batch_a is not None and batch_b is not None:
-            a, size = _join(a, batch_a, 0)
-            b, size = _join(b, batch_b, 0)
+            a, split = _join(a, batch_a, 0)
+            b, split = _join(b, batch_b, 0)
             at = 0
         # A batch of one operand alone needs no groups: it joins the axis that only
         # this operand contributes. Inputs become more images, kernels more channels.
         elif batch_a is not None:
             axis, at = joins[0]
-            a, size = _join(a, batch_a, axis)
+            a, split = _join(a, batch_a, axis)
         else:
             axis, at = joins[1]
-            b, size = _join(b, batch_b, axis)
+            b, split = _join(b, batch_b, axis)
         out = primitive.bind(a, b, **params)
-        split = (size, out.shape[at] // size)
         return out.reshape(*out.shape[:at], *split, *out.shape[at + 1 :]), at
 
     static = ("geometry", "dtype", "precision", "method")
@@ -79,12 +78,12 @@ def _define(
     batching.primitive_batchers[primitive] = batch
 
 
-def _join(operand: Array, batch: int, axis: int) -> tuple[Array, int]:
-    size = operand.shape[batch]
+def _join(operand: Array, batch: int, axis: int) -> tuple[Array, tuple[int, int]]:
+    """Makes one axis of a batch and another one; how to split it again."""
     operand = jnp.moveaxis(operand, batch, axis)
-    joined = size * operand.shape[axis + 1]
-    shape = (*operand.shape[:axis], joined, *operand.shape[axis + 2 :])
-    return operand.reshape(shape), size
+    split = operand.shape[axis : axis + 2]
+    shape = (*operand.shape[:axis], split[0] * split[1], *operand.shape[axis + 2 :])
+    return operand.reshape(shape), split
 
 
 _define(

@@ -96,9 +96,10 @@ def moments(
       `[]`.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    examples = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
+    examples = jnp.ones(x.shape[0]) if weights is None else weights
+    examples = examples.astype(x.dtype)
     count = examples.sum() * math.prod(x.shape[1:-1])
-    share = examples.astype(x.dtype) / count
+    share = examples / count
     if near is None:
         near = jnp.zeros(x.shape[-1], x.dtype)
     near = lax.stop_gradient(jnp.where(jnp.isfinite(near), near, 0))

@@ -49,7 +49,7 @@ def check(
         name, shapes = execution.activations, trees.shapes_of(task.data)
         if not remembered(_narrow, task.functions, shapes, name):
             must = (
-                "float32 for this task: nothing in its loss is narrower. The layers of "
+                "float32 for this task: nothing in its loss becomes narrower. The layers of "
                 "lottery_jax.models read it, flax's own and those of others do not"
             )
             raise errors.wrong("activations", repr(name), must)
@@ -76,11 +76,15 @@ def _first_loss(task: Task, key: Key, data: PyTree) -> tuple[tuple[PyTree, ...],
 
 
 def _narrow(task: Task, data: PyTree, name: activations.Activations) -> bool:
-    """Whether activations of a name show in a task's loss: something there is bfloat16."""
-    with activations.stored_as(name):
-        traced = jax.make_jaxpr(partial(_first_loss, task))(of_seed(0), data)
-    # As text, where functions within functions are written out.
-    return ":bf16[" in str(traced)
+    """Whether activations of a name show in a task's loss: more of it is bfloat16."""
+
+    def narrow(setting: activations.Activations) -> int:
+        with activations.stored_as(setting):
+            traced = jax.make_jaxpr(partial(_first_loss, task))(of_seed(0), data)
+        # As text, where functions within functions are written out.
+        return str(traced).count(":bf16[")
+
+    return narrow(name) > narrow("float32")
 
 
 def _loss_metrics(task: Task, data: PyTree) -> list[str]:
