@@ -321,7 +321,8 @@ def make(cell: Cell, quick: bool, pool: futures.Executor) -> Callable[[], Compil
     try:
         return pool.submit(compiled, lower(cells.sizes_of(cell, quick))).result
     except Exception as failed:
-        return partial(ended, None, process.why(failed))
+        without = ended(None, process.why(failed))
+        return lambda: without
 
 
 def waves(
