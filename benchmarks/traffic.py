@@ -1,6 +1,6 @@
 """What programs read and write on a device that need not be there.
 
-    python -m benchmarks.traffic --replicas 1 9 27 --convolution grouped loop
+    python -m benchmarks.traffic --replicas 1 9 27 --convolution tiles grouped loop
     python -m benchmarks.traffic --model vgg-16 --target h100 tpu-v5e --out vgg.json
     python -m benchmarks.traffic --model lenet-300-100 --replicas 256 --program evaluate
 

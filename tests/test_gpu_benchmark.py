@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_the_best_of_a_side_is_compared_and_what_is_missing_is_left_out():
         Cell("ours", "ResNet-20", 9, way, "bf16 activations")
         for way in ("tiles", "grouped")
     ]
-    wide = Cell("ours", "ResNet-20", 1, "", "bf16 activations", cells.WIDE)
+    wide = Cell("ours", "ResNet-20", 1, "loop", "bf16 activations", cells.WIDE)
     graph = Cell("PyTorch", "ResNet-20", 1, "graph", "bf16 activations")
     streams = Cell("PyTorch", "ResNet-20", 9, "9 streams", "bf16 activations")
     rates = {nine[0]: 1800.0, nine[1]: 400.0, wide: 150.0, graph: 450.0, streams: 1e3}
@@ -68,7 +69,8 @@ def test_the_best_of_a_side_is_compared_and_what_is_missing_is_left_out():
     assert (peer.of, peer.to) == (nine[0].name, streams.name)
     assert peer.value == 1.8 and peer.reached is True and peer.target == ">= 1.5"
     # One step at nine times the batch is the work of nine.
-    (label,) = (label for label in found if label.endswith("batch 1,152"))
+    (label,) = (label for label in found if "batch 1,152" in label)
+    assert label.endswith("plain convolutions")
     assert found[label].value == pytest.approx(1800 / (9 * 150))
     assert not [label for label in found if "LeNet" in label or "tf32" in label]
 
@@ -100,47 +102,81 @@ def test_kernels_are_told_apart():
 # --- our process ----------------------------------------------------------------------
 
 
-def test_a_cell_that_fails_says_so_and_the_others_go_on(monkeypatch):
-    def compiled(cell, quick):
-        error = "" if cell.replicas == 16 else "ValueError: no"
-        return ours.Compiled("program", 1.0, error)
+class Lowered:
+    """A program that is not there; what happens to it is written down."""
+
+    def __init__(self, sizes, events):
+        self.sizes, self.events = sizes, events
+        assert threading.current_thread() is threading.main_thread()
+        events.append("traced")
+
+    def compile(self):
+        assert threading.current_thread() is not threading.main_thread()
+        self.events.append("compiling")
+        time.sleep(0.05)
+        self.events.append("compiled")
+        if self.sizes.replicas == 3:
+            raise ValueError("no")
+        return "program"
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens, in turn, to programs that are not there."""
+    found = []
 
     def timed(sizes, program, reference, quick):
+        found.append("timed")
         if sizes.activations == "bfloat16":
             raise RuntimeError("RESOURCE_EXHAUSTED: of memory")
-        return {"rate": sizes.replicas}
+        return {"rate": sizes.replicas, "reference": reference}
 
-    monkeypatch.setattr(ours, "compile_cell", compiled)
+    monkeypatch.setattr(ours, "lower", lambda sizes: Lowered(sizes, found))
     monkeypatch.setattr(ours, "timed", timed)
-    monkeypatch.setattr(ours, "start_of", lambda sizes: None)
     monkeypatch.setattr(ours, "floor", lambda sizes: 1.0)
-    asked = [ONE, ONE._replace(replicas=16)]
-    asked.append(asked[1]._replace(numbers="bf16 activations"))
-    found = list(ours.waves(asked, 60, quick=True, threads=2))
+    return found
+
+
+def test_a_cell_that_fails_says_so_and_the_others_go_on(events, monkeypatch):
+    asked = [ONE, ONE._replace(replicas=16), ONE._replace(numbers="bf16 activations")]
+    asked.append(ONE._replace(numbers="bf16 operands"))
+    found = list(ours.waves(asked, 60, quick=True, size=8))
     assert [cell for cell, _ in found] == asked
-    bad, good, full = (result for _, result in found)
+    good, bad, full, last = (result for _, result in found)
+    assert good["rate"] == 1 and "error text" not in good
     assert bad["error text"] == "ValueError: no" and "rate" not in bad
-    assert good["rate"] == 3 and "error text" not in good
-    assert full["error text"] == "out of memory"
-    late = list(ours.waves(asked, -1, quick=True, threads=2))
+    assert full["error text"] == "out of memory" and last["rate"] == 1
+
+    def lower(sizes):
+        raise ValueError("nor here")
+
+    monkeypatch.setattr(ours, "lower", lower)
+    ((_, untraced),) = ours.waves(asked[:1], 60, quick=True, size=8)
+    assert untraced["error text"] == "ValueError: nor here"
+    late = list(ours.waves(asked, -1, quick=True, size=8))
     assert {own["error text"] for _, own in late} == {"no time was left"}
 
 
-def test_what_compiles_for_long_keeps_nothing_else_waiting(monkeypatch):
-    slow = ONE._replace(replicas=16)
-
-    def compiled(cell, quick):
-        if cell == slow:
-            time.sleep(2.5)
-        return ours.Compiled(None, 1.0, "")
-
-    monkeypatch.setattr(ours, "compile_cell", compiled)
-    monkeypatch.setattr(ours, "timed", lambda *args: {"rate": 1.0})
-    monkeypatch.setattr(ours, "start_of", lambda sizes: None)
-    monkeypatch.setattr(ours, "floor", lambda sizes: 1.0)
-    found = list(ours.waves([slow, ONE], 4, quick=True, threads=3))
-    assert [cell for cell, _ in found] == [ONE, slow]
-    assert all(own["rate"] == 1 for _, own in found)
+def test_cells_are_traced_in_turn_compiled_beside_that_and_timed_alone(
+    events, monkeypatch
+):
+    numbers = ("tf32", "bf16 operands", "float32")
+    asked = [ONE._replace(numbers=own) for own in numbers]
+    found = list(ours.waves(asked, 60, quick=True, size=2))
+    assert [cell for cell, _ in found] == asked
+    # One in float32 is what all are compared with: it is made once, and is a cell here.
+    assert all(own["reference"] == "program" for _, own in found)
+    first = events.index("timed")
+    assert [events.count(what) for what in ("traced", "compiled", "timed")] == [3] * 3
+    assert events[first:] == ["timed"] * 3
+    # A wave is full when tracing has taken its time.
+    events.clear()
+    monkeypatch.setattr(ours, "TRACING", -1.0)
+    list(ours.waves(asked, 60, quick=True, size=3))
+    assert [e for e in events if e in ("traced", "timed")] == [
+        *("traced", "traced", "timed"),
+        *("traced", "timed", "timed"),
+    ]
 
 
 def test_rounding_shows_in_the_gradient_and_batching_does_not():
@@ -194,8 +230,8 @@ def test_a_process_that_dies_is_started_again_behind_what_it_answered(
     asked = []
 
     def answers(side, seconds, limit, options, log):
-        skip, threads = (options[options.index(o) + 1] for o in STARTED)
-        asked.append((skip, threads))
+        skip, wave = (options[options.index(o) + 1] for o in STARTED)
+        asked.append((skip, wave))
         done = {"cell": "", "rate": 1.0, "ms": 1.0, "compiling": 1.0}
         if not skip:
             yield done | {"cell": OURS[2].name}
@@ -209,12 +245,12 @@ def test_a_process_that_dies_is_started_again_behind_what_it_answered(
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     found = command.measure(60, True, "", tmp_path)
     # The second cell is what it dies of: alone it is left out.
-    assert asked == [("", "12"), ("0,2", "3"), ("0,2", "1"), ("0,1,2", "1")]
+    assert asked == [("", "8"), ("0,2", "2"), ("0,2", "1"), ("0,1,2", "1")]
     assert list(found["cells"]) == [OURS[i].name for i in (2, 0, 3)]
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
 
 
-STARTED = ("--skip", "--threads")
+STARTED = ("--skip", "--wave")
 
 
 def test_a_process_that_says_nothing_is_ended(tmp_path, monkeypatch):
@@ -265,9 +301,44 @@ def test_the_page_shows_cells_goals_and_what_is_missing(tmp_path, monkeypatch):
     row = "| 9 | tiles | tf32 | 900 | 10 | 9.5 | 400 | 26 | 13 | 3.25 | 2.0e-04 | 12 |"
     assert row in text
     assert "| 9 | PyTorch: 9 streams | tf32 | 450 | 20 | - |" in text
-    assert f"- {OURS[1].name}: out of memory" in text
+    assert f"- out of memory: {OURS[1].name}\n" in text
     assert "- ours: it ended with -9\n" in text
     assert "copies 4 TB/s" in text and "a device; jax 1; took 300 s." in text
+    assert f"- not asked for: {OURS[2].name}; " in text
+    assert "Measured in several calls" not in text
+    assert "Open, because" in text
+
+
+def test_calls_on_one_device_become_one_result(tmp_path, monkeypatch, capsys):
+    added = {
+        OURS[0].name: {"error text": "no time was left"},
+        OURS[1].name: {"rate": 1200.0, "ms": 7.5, "compiling": 9.0},
+    }
+    later = FOUND | {"date": "2026-01-02T04:00:00+00:00", "cells": added}
+    found = command.join([FOUND, later | {"remarks": []}])
+    assert found["cells"][OURS[0].name] == FOUND["cells"][OURS[0].name] | {
+        "date": FOUND["date"]
+    }
+    assert found["cells"][OURS[1].name] == added[OURS[1].name] | {"date": later["date"]}
+    assert found["seconds"] == 600 and found["remarks"] == FOUND["remarks"]
+    # What was joined can be joined again.
+    assert command.join([found, FOUND])["cells"] == found["cells"]
+    text = page.markdown(found)
+    assert f"- {later['date']}: 1 cells (ours ResNet-20)" in text
+    assert f"- {FOUND['date']}: 2 cells (ours ResNet-20, PyTorch ResNet-20)" in text
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path, own in zip(paths, (FOUND, later | {"driver": "another device"})):
+        path.write_text(json.dumps(own))
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    with pytest.raises(SystemExit):
+        command.main(["--render", *map(str, paths)])
+    assert "driver='another device'" in capsys.readouterr().err
+    other = later | {"rulers": {"device": "a TPU"}}
+    with pytest.raises(ValueError, match="device='a TPU' in .*; it must be None"):
+        command.join([FOUND, other])
+    with pytest.raises(ValueError, match="versions=.*it must be"):
+        command.join([FOUND, later | {"versions": {"jax": "2"}}])
+    assert not (tmp_path / "docs").exists()
 
 
 # --- the peers ------------------------------------------------------------------------

@@ -136,12 +136,12 @@ def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
         if side == "peers" and importlib.util.find_spec("torch") is None:
             take({"failed": "peers: PyTorch is not installed"})
             continue
-        cells, skip, threads = _CELLS[side], set[int](), 12
+        cells, skip, wave = _CELLS[side], set[int](), 8
         for attempt in range(9):
             # Time for the tables at the end, and for a cell that is being measured.
             limit = share * 60 * minutes - elapsed() - 5
             places = ",".join(map(str, sorted(skip)))
-            own = [*options, "--skip", places, "--threads", str(threads)]
+            own = [*options, "--skip", places, "--wave", str(wave)]
             log, died, known = out / f"gpu-{side}-{attempt}.log", False, len(skip)
             for answer in answers(side, limit - 10, limit, own, log):
                 died = "died" in answer
@@ -149,10 +149,47 @@ def measure(minutes: float, quick: bool, only: str, out: pathlib.Path) -> dict:
                 take(answer)
             if not died or share * 60 * minutes - elapsed() < 45:
                 break
-            if threads == 1 and len(skip) == known:  # what it died of
+            if wave == 1 and len(skip) == known:  # what it died of
                 skip.add(min({*range(len(cells))} - skip))
-            threads = max(1, threads // 4)
+            wave = max(1, wave // 4)
     return found
+
+
+def join(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several calls as one: cells of later ones are added, each with its date.
+
+    What was measured takes the place of what was not, and of what was measured before.
+
+    Args:
+      calls: what `measure` or this has returned, on one device; rulers are the first's.
+
+    Raises:
+      ValueError: Where device, versions or sizes are not those of the first.
+    """
+
+    def settings(call: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: call[name] for name in ("driver", "versions", "quick")}
+        return own | {"device": call["rulers"].get("device")}
+
+    first, cells = calls[0], dict[str, Any]()
+    for call in calls:
+        for name, right in settings(first).items():
+            if (own := settings(call)[name]) != right:
+                wrong = f"{name}={own!r} in the call of {call['date']}"
+                raise ValueError(
+                    f"{wrong}; it must be {right!r}, as in that of {first['date']}"
+                )
+        for name, own in call["cells"].items():
+            if "rate" in own:
+                cells[name] = {"date": call["date"]} | own
+            else:
+                cells.setdefault(name, own)
+    return {
+        **first,
+        "seconds": sum(call["seconds"] for call in calls),
+        "cells": cells,
+        "remarks": [remark for call in calls for remark in call["remarks"]],
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,13 +212,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--render",
         type=pathlib.Path,
+        nargs="+",
         metavar="FILE",
-        help="run nothing: keep these numbers, and write docs/performance.md again",
+        help="run nothing: keep these calls' numbers, and write docs/performance.md again",
     )
     chosen = parser.parse_args(arguments)
     if chosen.render:
-        found = json.loads(chosen.render.read_text())
-        page.markdown(found)  # or it is no such file
+        try:
+            found = join([json.loads(path.read_text()) for path in chosen.render])
+        except ValueError as error:
+            parser.error(str(error))
         kept = ROOT / "docs" / "results" / NAME
         kept.write_text(json.dumps(found, indent=1) + "\n")
         report.leave(ROOT / "docs", {}, list(ROWS))

@@ -1,4 +1,4 @@
-"""Our cells, in one process: several are compiled at once, then each is timed alone.
+"""Our cells, in one process: traced in turn, compiled beside that, then timed alone.
 
     python -m benchmarks.gpu.ours SECONDS --help
 
@@ -290,27 +290,45 @@ def reference_of(cell: Cell) -> Cell | None:
 
 
 class Compiled(NamedTuple):
-    """A cell on its way: its program, or why there is none."""
+    """A cell on its way: its program, or why there is none, and seconds that it took."""
 
     program: Any
     seconds: float
     error: str
 
 
-def compile_cell(cell: Cell, quick: bool) -> Compiled:
-    """Traces and compiles; never raises."""
-    begin = time.perf_counter()
+THREADS = 4
+"""That compile while the next cell is traced. Tracing holds Python's lock, so that in
+threads of its own it only keeps the others from their turn."""
+
+TRACING = 30.0
+"""Seconds after which no more cells are added to a wave: answers come every minute."""
+
+
+def make(cell: Cell, quick: bool, pool: futures.Executor) -> Callable[[], Compiled]:
+    """Traces here, compiles in the pool; never raises. Returns what waits for it."""
+    start = time.perf_counter()
+
+    def ended(program: Any, error: str = "") -> Compiled:
+        return Compiled(program, time.perf_counter() - start, error)
+
+    def compiled(lowered: Any) -> Compiled:
+        try:
+            return ended(lowered.compile())
+        except Exception as failed:
+            return ended(None, process.why(failed))
+
     try:
-        program, error = lower(cells.sizes_of(cell, quick)).compile(), ""
+        return pool.submit(compiled, lower(cells.sizes_of(cell, quick))).result
     except Exception as failed:
-        program, error = None, process.why(failed)
-    return Compiled(program, time.perf_counter() - begin, error)
+        without = ended(None, process.why(failed))
+        return lambda: without
 
 
 def waves(
-    chosen: Sequence[Cell], seconds: float, quick: bool, threads: int
+    chosen: Sequence[Cell], seconds: float, quick: bool, size: int
 ) -> Iterator[tuple[Cell, Result]]:
-    """Compiles as many cells at once as there are threads, times them, and so on.
+    """Makes the programs of some cells, times them when all are ready, and so on.
 
     Nothing is compiled while something is timed.
 
@@ -318,57 +336,47 @@ def waves(
       chosen: the cells, the most telling first.
       seconds: until when, from now on.
       quick: the quick sizes.
-      threads: how many are compiled at once.
+      size: cells in a wave, at most.
 
     Yields:
       Each cell with what was found; those that no time was left for say so.
     """
     end = time.monotonic() + seconds
-    making: dict[Cell, futures.Future[Compiled]] = {}
-    asked: list[Cell] = []  # and not yet measured
-    left, cost = list(chosen), 0.0  # seconds of one cell in the last wave
-    pool = futures.ThreadPoolExecutor(threads)
-    while (left or asked) and (begin := time.monotonic()) < end:
-        size = int((end - begin) / cost) if cost else threads
-        size = max(min(size, threads + threads // 2) - len(asked), 0)
-        if not size and not asked:
-            break
-        wave, left = left[:size], left[size:]
-        new = [r for r in map(reference_of, wave) if r is not None]
-        new = [cell for cell in dict.fromkeys((*new, *wave)) if cell not in making]
-        for cell in new:  # data is made and moved once, before threads ask for it
-            start_of(cells.sizes_of(cell, quick))
-        making |= {cell: pool.submit(compile_cell, cell, quick) for cell in new}
-        asked += wave
-        # What takes very long does not keep all others from being timed.
-        waiting = max((end - time.monotonic()) / 2, 1)
-        futures.wait([making[cell] for cell in (*new, *asked)], waiting)
-        ready = [cell for cell in asked if making[cell].done()]
-        for cell in ready:
+    left, made = list(chosen), dict[Cell, Compiled]()
+    pool = futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    while left and (now := time.monotonic()) < end:
+        full = now + min(TRACING, (end - now) / 2)
+        waiting: dict[Cell, Callable[[], Compiled]] = {}
+        wave = []
+        for cell in left[:size]:
+            if wave and time.monotonic() > full:
+                break
+            wave.append(cell)
+            for own in (reference_of(cell), cell):
+                if own is not None and own not in {*made, *waiting}:
+                    waiting[own] = make(own, quick, pool)
+        made |= {cell: wait() for cell, wait in waiting.items()}
+        for cell in wave:
             if time.monotonic() > end:
                 break
-            asked.remove(cell)
+            left.remove(cell)
             wanted = reference_of(cell)
-            right = making.get(wanted) if wanted is not None else None
-            reference = right.result() if right is not None and right.done() else None
-            made = making.pop(cell).result()  # with its memory
-            yield cell, _measured(cell, made, reference, quick)
-        cost = (time.monotonic() - begin) / max(len(ready), 1)
-    for cell in (*asked, *left):
+            reference = made[wanted].program if wanted is not None else None
+            # The program goes, with its memory; a reference stays.
+            own = made[cell] if cell == wanted else made.pop(cell)
+            yield cell, _measured(cell, own, reference, quick)
+    for cell in left:
         yield cell, {"error text": "no time was left"}
 
 
-def _measured(
-    cell: Cell, made: Compiled, reference: Compiled | None, quick: bool
-) -> Result:
+def _measured(cell: Cell, made: Compiled, reference: Any, quick: bool) -> Result:
     sizes = cells.sizes_of(cell, quick)
     found: Result = {"compiling": made.seconds}
     if made.error:
         return found | {"error text": made.error}
-    right = reference.program if reference is not None else None
     try:
         found |= account(made.program) | {"floor": floor(sizes)}
-        return found | timed(sizes, made.program, right, quick)
+        return found | timed(sizes, made.program, reference, quick)
     except Exception as failed:  # the others go on
         return found | {"error text": process.why(failed)}
 
@@ -380,8 +388,7 @@ def main() -> None:
     process.say(rulers(options.quick))
     chosen = process.selected(cells.OURS, options.only, options.skip)
     left = options.seconds - (time.monotonic() - begin)
-    threads = min(options.threads, os.cpu_count() or 1)
-    for cell, found in waves(chosen, left, options.quick, threads):
+    for cell, found in waves(chosen, left, options.quick, options.wave):
         process.say({"cell": cell.name, **found})
     process.leave()
 

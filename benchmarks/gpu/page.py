@@ -110,7 +110,42 @@ def _goals(found: Mapping[str, Any]) -> list[str]:
         for one in reached
     ]
     header = ["compared, in replica-steps per second", "value", "target", "reached"]
-    return [*table([*header, "which of them"], rows), ""]
+    lines = [*table([*header, "which of them"], rows), ""]
+    known = {one.label for one in reached}
+    still = [goal.label for goal in cells.goals() if goal.label not in known]
+    if still:
+        what = "Open, because one side or both were not measured"
+        lines += [f"{what}: {'; '.join(still)}.", ""]
+    return lines
+
+
+def _missing(found: Mapping[str, Any]) -> list[str]:
+    """The cells that were not measured, by the reason, and what else went wrong."""
+    by_reason: dict[str, list[str]] = {}
+    for cell in (*cells.OURS, *cells.PEERS):
+        own = found["cells"].get(cell.name, {})
+        if "rate" not in own:
+            reason = own.get("error text", "not asked for")
+            by_reason.setdefault(reason, []).append(cell.name)
+    lines = [f"- {reason}: {'; '.join(names)}" for reason, names in by_reason.items()]
+    lines += [f"- {remark.splitlines()[0]}" for remark in found["remarks"]]
+    return ["### Not measured", "", *lines, ""] if lines else []
+
+
+def _calls(found: Mapping[str, Any]) -> list[str]:
+    """When it was measured: of calls that were joined, which cells each has."""
+    by_date: dict[str, list[Cell]] = {}
+    for cell in (*cells.OURS, *cells.PEERS):
+        own = found["cells"].get(cell.name, {})
+        if "rate" in own:
+            by_date.setdefault(own.get("date", found["date"]), []).append(cell)
+    if set(by_date) <= {found["date"]}:
+        return []
+    lines = []
+    for date, own in sorted(by_date.items()):
+        models = ", ".join(dict.fromkeys(f"{c.side} {c.model}" for c in own))
+        lines.append(f"- {date}: {len(own)} cells ({models})")
+    return ["Measured in several calls on this device:", "", *lines, ""]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -129,7 +164,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         "the other, on streams, or stacked; channels-last, fused optimizers, masks by one "
         "call, bfloat16 by autocast. Batches are drawn on the device in both. One network "
         "at batch 1,152 does the work of nine with shared weights, the convolutions that "
-        "libraries are best at: one of its steps counts as nine in comparisons.",
+        "libraries are best at: one of its steps counts as nine in comparisons. *How*: a "
+        "method of `Execution.convolution`, `loop` for one network being plain "
+        "convolutions; `-` is the library's own choice, on a GPU `tiles`.",
         "",
         "*Busy* is the sum of the kernels' times in a trace. *GB a step* is what the "
         "compiled program reads and writes. The *floor* is what no arrangement of the "
@@ -148,14 +185,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             "",
         ]
     lines += _tables(found) + _kinds(found)
-    missing = [
-        f"- {name}: {own.get('error text', 'not measured')}"
-        for name, own in found["cells"].items()
-        if "rate" not in own
-    ]
-    missing += [f"- {remark.splitlines()[0]}" for remark in found["remarks"]]
-    if missing:
-        lines += ["### Not measured", "", *missing, ""]
+    lines += _missing(found) + _calls(found)
     lines.append(
         f"{found['date']}; {device}; {versions}; took {found.get('seconds', 0):.0f} s."
     )

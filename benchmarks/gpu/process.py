@@ -19,7 +19,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help="cells with all of WORD,WORD ...")
     parser.add_argument("--skip", default="", help="places among these cells: 0,1,5")
-    parser.add_argument("--threads", type=int, default=12, help="that compile at once")
+    parser.add_argument("--wave", type=int, default=8, help="cells made before timing")
     return parser.parse_args()
 
 
