@@ -384,24 +384,34 @@ def test_a_target_that_is_none_is_named():
 def compile_for():
     """Compiles a training segment; skips where a target's wheels are not installed."""
 
-    def compile_for(target, number=1, **sizes):
+    def compile_for(target, number=1, settings=(), **sizes):
         if message := targets.missing(target):
             pytest.skip(message)
         own = traffic.sizes_of("resnet-20", 8)._replace(examples=256, steps=4)
-        execution = targets.execution(target, number)
+        execution = targets.execution(target, number, **dict(settings))
         asked = targets.asked(own._replace(**sizes), execution)
         return traffic.measure("train", target, asked)
 
     return compile_for
 
 
-def test_a_training_segment_compiles_for_an_h100(compile_for):
-    found = compile_for("h100", replicas=3)
+@pytest.mark.parametrize(
+    ("activations", "most"), [("float32", 27.5e9), ("bfloat16", 15e9)]
+)
+def test_nine_replicas_by_tiles_on_an_h100(compile_for, activations, most):
+    settings = {"activations": activations}
+    found = compile_for("h100", settings=settings, replicas=9, batch=128)
     assert found.kernels > 100
-    assert found.convolutions >= 3 * 21 - 1
-    assert found.floor < found.bytes < 10 * found.floor
-    assert 0 <= found.slow < 1
+    assert found.convolutions == 0
+    assert found.floor < found.bytes < most
+    # Kernels that branch, or load or store single values.
+    assert found.slow <= 0.02
     assert found.collectives == {}
+
+
+def test_a_plain_convolution_stays_one_on_an_h100(compile_for):
+    found = compile_for("h100", settings={"convolution": "loop"}, replicas=1)
+    assert found.convolutions >= 3 * 21 - 1
 
 
 def test_a_training_segment_compiles_for_a_tpu(compile_for):
