@@ -110,6 +110,14 @@ class Deadline:
         need = SLOWER * expected + 2 * checkpoint + MARGIN
         return self._now() + need > self._begin + 60 * self.minutes
 
+    def over(self, margin: float = MARGIN) -> bool:
+        """Whether the time is over, for whoever only waits.
+
+        Args:
+          margin: seconds that are left then.
+        """
+        return self._now() + margin > self._begin + 60 * self.minutes
+
     def stopped(self) -> OutOfTimeError:
         """The error that says where the call has stopped, and when."""
         spent = (self._now() - self._begin) / 60

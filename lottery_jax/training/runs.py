@@ -432,7 +432,11 @@ def _settled(
         # On a machine with fewer devices they go on from their exact state all the same.
         chosen = stored if stored.devices <= jax.local_device_count() else None
     if chosen is not None:
-        return where.room.within(chosen.check())
+        chosen = where.room.within(chosen.check())
+        # Others have nothing stored, it may be, and ask for it.
+        if where.meeting is not None:
+            where.meeting.offer("chunk", chosen.chunk or _ALL)
+        return chosen
 
     def prepare(execution: Execution) -> tuple[Any, tuple[Any, ...]]:
         work.place(execution, where)
