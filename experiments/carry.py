@@ -58,8 +58,8 @@ def pack(command: Pack) -> None:
       command: what, and where to.
 
     Raises:
-      ValueError: no run folder, a size that makes no sense, or the parts would go into
-        a folder that is not empty.
+      ValueError: no run folder, one with a symbolic link in it (names it), a size that
+        makes no sense, or the parts would go into a folder that is not empty.
       checkpoints.CorruptCheckpointError: of a checkpoint no intact one is there.
 
     Warns:
@@ -119,6 +119,7 @@ def needed(folder: pathlib.Path) -> list[pathlib.Path]:
       folder: of the run.
 
     Raises:
+      ValueError: a symbolic link, which would lead nowhere on another machine; names it.
       checkpoints.CorruptCheckpointError: of a checkpoint no intact one is there.
     """
     found, left = [], [folder]
@@ -129,6 +130,9 @@ def needed(folder: pathlib.Path) -> list[pathlib.Path]:
             # What is hidden belongs to processes: half-written files, meetings.
             if path.name.startswith(".") or path in skipped:
                 continue
+            if path.is_symlink():
+                must = "a file or folder of its own, not a symbolic link, to travel"
+                raise errors.wrong("folder", repr(str(path)), must)
             if path.is_dir():
                 left.append(path)
             else:
@@ -141,18 +145,26 @@ def _superfluous(here: pathlib.Path, run: pathlib.Path) -> set[pathlib.Path]:
     numbered = {path for path in here.iterdir() if _NUMBERED.fullmatch(path.name)}
     if not numbered:
         return set(imp.store.levels_over(here))
-    if _done(here.relative_to(run), run):
+    if _done(_owner(here, run)):
         return numbered
     newest = checkpoints.latest(here)
     return {path for path in numbered if int(path.name) != newest}
 
 
-def _done(path: pathlib.Path, run: pathlib.Path) -> bool:
-    """Whether what is checkpointed there belongs to replicas whose results are stored."""
-    group = run / path.parts[0] if path.parts[0].startswith("replicas-") else run
+def _owner(here: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
+    """Whose checkpoints lie there: a run's, one made from it, or a group of replicas'."""
+    for folder in (here, *here.parents):
+        is_run = (folder / "config.json").is_file()
+        if folder == run or is_run or folder.name.startswith("replicas-"):
+            return folder
+    return run
+
+
+def _done(owner: pathlib.Path) -> bool:
+    """Whether the results that its checkpoints led to are stored."""
     # A pruning study may be asked for further levels, and has results meanwhile.
-    grows = (group / imp.store.CHECKPOINTS).is_dir()
-    return not grows and records.intact(group / "results.nc")
+    grows = (owner / imp.store.CHECKPOINTS).is_dir()
+    return not grows and records.intact(owner / "results.nc")
 
 
 # --- how ------------------------------------------------------------------------------

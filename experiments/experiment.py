@@ -206,6 +206,7 @@ class Experiment(Generic[C]):
             one,
             grows=this.complete is not None,
             size=cfg.group_size,  # type: ignore[attr-defined]
+            deadline=deadline,
         )
 
     def stored(self, cfg: C, folder: pathlib.Path) -> "xr.Dataset | None":

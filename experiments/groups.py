@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lottery_jax import records
-from lottery_jax.execution import OutOfTimeError, processes
+from lottery_jax.execution import Deadline, OutOfTimeError, processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,6 +85,7 @@ def run(
     *,
     grows: bool = False,
     size: int | None = None,
+    deadline: Deadline | None = None,
 ) -> "xr.Dataset | None":
     """Runs what is missing of a run folder, in this process or in several.
 
@@ -97,6 +98,8 @@ def run(
         meeting is that of all processes, if there are several.
       grows: results of a group may be asked for again with more in them; `one` knows
         what is there.
+      size: the most replicas of a new group; None for any number.
+      deadline: at which waiting for other processes ends; None for no limit.
 
     Returns:
       The results of all groups, which are stored in the folder, too; None in all
@@ -109,7 +112,7 @@ def run(
       OutOfTimeError: a process has stopped because its deadline was near; in all of them.
     """
     stopped = None
-    with processes.meet(folder) as meeting:
+    with processes.meet(folder, deadline=deadline) as meeting:
         mine = meeting.index
         if mine == 0:
             records.claim_folder(folder, config, ignore)
@@ -141,11 +144,13 @@ def _wait_for_all(
     meeting: processes.Meeting, all_groups: list[Group], stopped: str | None
 ) -> list[str | None]:
     """What each process says of its end: why it has stopped, or None if it is done."""
-    meeting.say("done", stopped)
-    said = []
+    meeting.say(processes.DONE, stopped)
+    said: list[str | None] = []
     for of in range(meeting.count):
         try:
-            said.append(meeting.hear("done", of))
+            said.append(meeting.hear(processes.DONE, of))
+        except OutOfTimeError as error:
+            said.append(str(error))
         except processes.LostProcessError as error:
             ids = [i for _, ids in all_groups[of :: meeting.count] for i in ids]
             raise processes.LostProcessError(

@@ -1,13 +1,15 @@
 """What a run is, and what may change about it: marked on the fields, once.
 
 A run folder belongs to the configuration that determines its numbers. A field that changes
-none of them says so where it is declared, by one of two marks:
+none of them says so where it is declared, by a mark:
 
     replicas: int = dataclasses.field(default=5, metadata=FREE)
     task: str = dataclasses.field(default="classification", metadata=UNLESS_DEFAULT)
+    minutes: float | None = dataclasses.field(default=None, metadata=NEVER_STORED)
 
 With the second a field can be added without renaming the folders of earlier runs: it
-belongs to the identity only where it differs from its default.
+belongs to the identity only where it differs from its default. With the third it is free,
+and says nothing of the run but of one call.
 """
 
 import dataclasses
@@ -24,6 +26,9 @@ FREE: Mapping[str, Any] = {"identity": False}
 
 UNLESS_DEFAULT: Mapping[str, Any] = {"identity": "unless default"}
 """The mark of a field that came later: its default is what runs were without it."""
+
+NEVER_STORED: Mapping[str, Any] = {**FREE, "stored": False}
+"""The mark of a free field that each call of many has its own of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +48,10 @@ class Where:
     """Devices that share the batch of each network."""
     checkpoint_seconds: float = dataclasses.field(default=30.0, metadata=FREE)
     """Time between checkpoints."""
-    minutes: float | None = dataclasses.field(default=None, metadata=FREE)
+    minutes: float | None = dataclasses.field(default=None, metadata=NEVER_STORED)
     """Stop in time to have ended after so many, checkpoint written, with exit status 75;
     the same command goes on. None for no limit."""
-    group_size: int | None = dataclasses.field(default=None, metadata=FREE)
+    group_size: int | None = dataclasses.field(default=None, metadata=NEVER_STORED)
     """Replicas that train side by side, of those that are independent; None for all.
     Small groups have small checkpoints."""
 
@@ -60,12 +65,12 @@ def as_config(config: Any) -> dict[str, Any]:
     """The fields of a configuration as they are stored.
 
     A field that is marked as later and has its default is left out, as in runs from before
-    it was there. Where a run lies is not stored: it may be moved, and read by others; nor
-    is what one call of many may take.
+    it was there. Where a run lies is not stored: it may be moved, and read by others.
     """
-    later = [f for f in dataclasses.fields(config) if _mark(f) == "unless default"]
+    declared = dataclasses.fields(config)
+    later = [f for f in declared if _mark(f) == "unless default"]
     left_out = {f.name for f in later if getattr(config, f.name) == f.default}
-    left_out |= {"minutes", "group_size"}
+    left_out |= {f.name for f in declared if not f.metadata.get("stored", True)}
     fields = records.as_config(config)
     if "out" in fields:
         fields["out"] = None

@@ -282,6 +282,36 @@ def test_of_a_study_levels_that_are_over_stay_behind(tmp_path):
     ]
 
 
+def test_a_level_that_is_trained_again_travels_with_its_checkpoints(tmp_path):
+    """Within its study, which is done, and alone; they lie in its folder itself."""
+    study = folder_of(tmp_path / "run", "replicas-000-001/checkpoints", done=["."])
+    again = folder_of(study / "retrained" / "level01-0a1b2c3d", ".", "fresh")
+    inside = ["00000002", "fresh/00000002"]
+    assert packed_checkpoints(again) == inside
+    assert packed_checkpoints(study) == [
+        "replicas-000-001/checkpoints/00000002",
+        *(f"retrained/{again.name}/{path}" for path in inside),
+    ]
+    succeed(carry.main, "pack", again, "--out", tmp_path / "parts")
+    succeed(carry.main, "unpack", tmp_path / "parts", tmp_path / "new")
+    assert checkpoints.latest(tmp_path / "new") == 2
+    # Once it is done it needs none, nor does the study need it to.
+    folder_of(again, done=["."])
+    assert packed_checkpoints(again) == []
+    assert len(packed_checkpoints(study)) == 1
+
+
+def test_links_are_refused_by_name(tmp_path):
+    run = folder_of(tmp_path / "run", "trunk")
+    (tmp_path / "elsewhere").mkdir()
+    for target in ("elsewhere", "nowhere"):
+        (run / "trunk" / "data").symlink_to(tmp_path / target)
+        status, _, err = call(carry.main, "pack", run, "--out", tmp_path / "parts")
+        assert status == 2 and f"folder='{run}/trunk/data'; it must be a file" in err
+        assert not (tmp_path / "parts").exists()
+        (run / "trunk" / "data").unlink()
+
+
 # --- parts ----------------------------------------------------------------------------
 
 
@@ -320,6 +350,10 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def other_json(path):
+    path.write_text("[1]")
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
@@ -328,6 +362,8 @@ def truncate(path):
         ("part-004.bin", truncate, "parts part-004.bin is not what was written"),
         ("parts.json", remove, "there is no parts.json"),
         ("parts.json", flip, "parts.json is not what was written"),
+        ("parts.json", truncate, "parts.json is not what was written"),
+        ("parts.json", other_json, "parts.json is not what was written"),
     ],
 )
 def test_what_was_lost_on_the_way_is_named(packed, tmp_path, name, damage, message):

@@ -114,14 +114,64 @@ def test_training_stops_before_the_end_and_goes_on_to_the_same_bits(tmp_path):
         )
 
     expected = run(lj.Where(lj.Execution(2, 1)))
-    clock = Seconds(each=11)
+    clock = Seconds(each=8)
     done, number = calls(run, tmp_path, clock)
-    # 11 s to begin with and 11 s for each segment (2, 4, 6, 8, ...): two or three a call.
-    assert 3 <= number <= 5
+    # 8 s to begin with and for each segment: of the two first columns, which are cut in
+    # the middle, one a call; then all that are left.
+    assert number == 3
     assert checkpoints.metadata(tmp_path)["step"] == 24
     assert arrays(done.state, done.curves, done.kept) == arrays(
         expected.state, expected.curves, expected.kept
     )
+
+
+class Work(lj.training.segment.Work):
+    """Whose steps take a second each by a clock, and checkpoints some."""
+
+    clock = Seconds()
+    checkpoint = 0.0
+
+    def segment(self, moment, a, b):
+        self.clock.now += b - a
+        return super().segment(moment, a, b)
+
+    def save(self, *given):
+        self.clock.now += self.checkpoint
+        super().save(*given)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Trains until time is nearly over; the error, and the seconds that it took."""
+
+    def until_stopped(folder, minutes, checkpoint=0.0, **more):
+        Work.clock, Work.checkpoint = Seconds(), checkpoint
+        where, tx = place(folder, Work.clock, minutes), optax.sgd(0.1)
+        drawn = lj.keys.of_replicas(0, [0, 1])
+        runs = lj.training.fresh(task(), tx, drawn.init, drawn.noise)
+        with pytest.raises(OutOfTimeError) as stopped:
+            lj.training.train(task(), tx, runs, where=where, **more)
+        return str(stopped.value), Work.clock.now - 1000
+
+    monkeypatch.setattr(lj.training.runs, "Work", Work)
+    return until_stopped
+
+
+def test_where_columns_are_cut_a_piece_is_a_whole_one(timed, tmp_path):
+    """Else the last segment, of one step, would stand for the next column, of 20."""
+    marks = [19, 39, 59, 79, 99]
+    said, seconds = timed(tmp_path, 61 / 60, stop=100, every=20, marks=marks)
+    assert "at training, 40 of 100;" in said
+    assert seconds == 40 and checkpoints.metadata(tmp_path)["step"] == 40
+
+
+def test_what_a_checkpoint_costs_is_known_from_the_first_moment_on(timed, tmp_path):
+    """25 s each; none would be due within the call."""
+    said, seconds = timed(tmp_path, 2, checkpoint=25, stop=100, every=5)
+    # 5 s and a checkpoint, and steps until 7.5 s, two checkpoints and 10 s are left.
+    assert "at training, 30 of 100;" in said
+    assert seconds == 30 + 2 * 25 <= 120
+    assert checkpoints.latest(tmp_path) == 2
 
 
 def test_a_checkpoint_is_written_however_rarely_they_are_due(tmp_path):

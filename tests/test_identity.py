@@ -254,6 +254,15 @@ def test_a_later_field_renames_no_folder_at_its_default(tmp_path):
         records.claim_folder(tmp_path / "run", other, ())
 
 
+def test_what_each_call_has_of_its_own_is_not_stored():
+    @dataclasses.dataclass(frozen=True)
+    class Called(Old):
+        seconds: float = dataclasses.field(default=1, metadata=identity.NEVER_STORED)
+
+    assert identity.as_config(Called(seconds=2)) == identity.as_config(Old())
+    assert identity.free(Called) == ("replicas", "seconds")
+
+
 def test_a_configuration_comes_back_from_its_folder(tmp_path):
     for cfg in (New(), New(task="another")):
         assert identity.from_stored(New, identity.as_config(cfg)) == cfg

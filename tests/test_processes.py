@@ -15,7 +15,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax.execution import Execution, processes
+from lottery_jax.execution import Deadline, Execution, OutOfTimeError, processes
 from lottery_jax.execution.processes import LostProcessError, Meeting
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
@@ -178,6 +178,58 @@ def test_the_smallest_of_all_is_the_same_for_all(tmp_path):
     settle(first, 7)
     thread.join()
     assert found == {0: 2, 1: 2}
+
+
+def test_who_has_no_more_to_do_settles_nothing(tmp_path):
+    first, second, third = meetings(tmp_path, 3)
+    second.say(processes.DONE, None)
+    third.offer("chunk", 3)
+    third.say(processes.DONE, "stopped")
+    assert first.smallest("chunk", 7) == 3
+    first.offer("chunk", 1)
+    assert third.hear("chunk", 0) == 7  # the first word counts
+
+
+def test_what_is_stored_is_said_to_those_who_have_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        lj.execution.replicas._OF_PLATFORM, "cpu", (0, "loop", "float32")
+    )
+    first, second = meetings(tmp_path / "words", 2)
+    first.folder.mkdir()
+    where = lj.Where(None, tmp_path / "0")
+    assert train([0, 1], where).execution.chunk == 0  # of an earlier call
+    assert train([0, 1], lj.Where(None, tmp_path / "0", meeting=first))
+    assert train([2, 3], lj.Where(None, tmp_path / "1", meeting=second))
+    assert second.hear("chunk", 0) == second.hear("chunk", 1) == 2**31 - 1
+
+
+def test_nobody_waits_beyond_the_deadline(tmp_path):
+    now = [0.0]
+    limit = Deadline(1, now=lambda: now[0])
+    first = Meeting(tmp_path, 0, 2, 60.0, limit)
+    now[0] = 49.9
+    threading.Timer(0.2, lambda: now.__setitem__(0, 50.1)).start()
+    begin = time.monotonic()
+    with pytest.raises(OutOfTimeError, match="0.8 of 1 minutes at the wait for proc"):
+        first.smallest("chunk", 7)
+    assert time.monotonic() - begin < 10
+    Meeting(tmp_path, 1, 2, 60.0).say("chunk", 5)  # what is there is read all the same
+    assert first.hear("chunk", 1) == 5
+
+
+def test_who_has_stopped_in_time_has_not_failed(tmp_path, monkeypatch):
+    for name, value in (("index", 1), ("count", 2), ("_token", "a")):
+        monkeypatch.setattr(processes, name, lambda value=value: value)
+    limit = Deadline(1)
+    with pytest.raises(OutOfTimeError), processes.meet(tmp_path, deadline=limit) as own:
+        assert own.deadline is limit
+        raise limit.stopped()
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(OutOfTimeError, match="the same command goes on"):
+        Meeting(folder, 0, 2, 60.0).hear("done", 1)
+    # Too short for anything: each does its piece, and waits for the others'.
+    with processes.meet(tmp_path, deadline=Deadline(0.1)) as own:
+        assert own.deadline is None
 
 
 def test_a_failure_is_heard_of(tmp_path):

@@ -60,6 +60,7 @@ class Deadline:
       minutes: that the call may take.
       place: where it is now, for the message.
       took: seconds that the last piece of each kind took.
+      wrote: seconds that the last checkpoint of each stage took, which is no piece.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Deadline:
         self._begin = self._last = now() - age
         self.place = "the start"
         self.took: dict[str, float] = {}
+        self.wrote: dict[str, float] = {}
 
     def ended(self, piece: str) -> None:
         """Notes that a piece of a kind has ended now, and began where the last one ended.
@@ -96,6 +98,15 @@ class Deadline:
         """
         now = self._now()
         self.took[piece], self._last = now - self._last, now
+
+    def written(self, stage: str) -> None:
+        """Notes that a checkpoint of a stage was written, and the next piece begins.
+
+        Args:
+          stage: whose checkpoint.
+        """
+        now = self._now()
+        self.wrote[stage], self._last = now - self._last, now
 
     def near(self, piece: str, checkpoint: float = 0.0) -> bool:
         """Whether one more piece of a kind, and a checkpoint, might not end in time.
@@ -109,6 +120,14 @@ class Deadline:
         expected = self.took.get(piece, max(self.took.values()))
         need = SLOWER * expected + 2 * checkpoint + MARGIN
         return self._now() + need > self._begin + 60 * self.minutes
+
+    def over(self, margin: float = MARGIN) -> bool:
+        """Whether the time is over, for whoever only waits.
+
+        Args:
+          margin: seconds that are left then.
+        """
+        return self._now() + margin > self._begin + 60 * self.minutes
 
     def stopped(self) -> OutOfTimeError:
         """The error that says where the call has stopped, and when."""

@@ -34,12 +34,15 @@ import jax
 import numpy as np
 
 from lottery_jax.errors import on_disk
+from lottery_jax.execution.deadline import MARGIN, Deadline, OutOfTimeError
 
 T = TypeVar("T")
 
 PATIENCE = 120.0
 """Seconds without a sign of life after which a process counts as lost: more than network
 file systems keep what they know of a file."""
+DONE = "done"
+"""The word of a process that has no more to do, and so agrees on nothing any more."""
 
 
 class LostProcessError(RuntimeError):
@@ -109,13 +112,19 @@ class Meeting:
       index: this process.
       count: how many there are.
       patience: seconds without a sign of life until one counts as lost.
+      deadline: at which waiting for others ends; None for no limit.
     """
 
     def __init__(
-        self, folder: pathlib.Path, index: int, count: int, patience: float
+        self,
+        folder: pathlib.Path,
+        index: int,
+        count: int,
+        patience: float,
+        deadline: Deadline | None = None,
     ) -> None:
         self.folder, self.index, self.count = folder, index, count
-        self.patience = patience
+        self.patience, self.deadline = patience, deadline
 
     def say(self, name: str, word: Any) -> None:
         """Leaves a word, JSON-able, under a name that this process has not used yet."""
@@ -124,20 +133,35 @@ class Meeting:
         part.write_text(json.dumps(word))
         os.replace(part, path)
 
-    def hear(self, name: str, of: int) -> Any:
-        """Waits for the word of a process, as long as that is alive.
+    def hear(self, name: str, of: int, margin: float = MARGIN) -> Any:
+        """Waits for the word of a process, as long as that is alive and there is time.
+
+        Args:
+          name: of the word.
+          of: the process.
+          margin: seconds before the deadline at which to wait no more.
 
         Raises:
           LostProcessError: it has failed (says why) or is gone.
+          OutOfTimeError: the deadline is near, here or there.
         """
-        path, beat = self._path(name, of), self._path("alive", of)
+        return self._hear_any((name,), of, margin)
+
+    def _hear_any(self, names: Sequence[str], of: int, margin: float) -> Any:
+        """The same for the first of several words that is there."""
+        paths, beat = [self._path(n, of) for n in names], self._path("alive", of)
         seen, since, wait = -1.0, time.monotonic(), 0.02
-        while not path.exists():
-            failed = self._path("failed", of)
+        while not any(path.exists() for path in paths):
+            failed, stopped = self._path("failed", of), self._path("stopped", of)
             if failed.exists():
                 raise LostProcessError(
                     f"process {of} has failed: {json.loads(failed.read_text())}"
                 )
+            if stopped.exists():
+                raise OutOfTimeError(json.loads(stopped.read_text()))
+            if self.deadline is not None and self.deadline.over(margin):
+                self.deadline.place = f"the wait for process {of}"
+                raise self.deadline.stopped()
             with contextlib.suppress(OSError):
                 now = beat.stat().st_mtime
                 if now != seen:
@@ -148,13 +172,15 @@ class Meeting:
                 )
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
-        return json.loads(path.read_text())
+        # Looked at again: the first may have come while the second was looked for.
+        return json.loads(next(p for p in paths if p.exists()).read_text())
 
     def gather(self, name: str, word: Any) -> list[Any]:
         """Leaves a word and waits for those of all; in the order of the processes.
 
         Raises:
           LostProcessError: one has failed or is gone.
+          OutOfTimeError: the deadline is near.
         """
         self.say(name, word)
         return [self.hear(name, of) for of in range(self.count)]
@@ -162,11 +188,21 @@ class Meeting:
     def smallest(self, name: str, value: int) -> int:
         """The smallest of the processes' values: what all can do, the same for all.
 
-        The first call under a name settles it.
+        The first call under a name settles it. Who is `DONE` and has offered nothing has
+        no part in it.
+
+        Raises:
+          LostProcessError: one has failed or is gone.
+          OutOfTimeError: the deadline is near.
         """
+        self.offer(name, value)
+        words = [self._hear_any((name, DONE), i, MARGIN) for i in range(self.count)]
+        return min(word for word in words if isinstance(word, int))
+
+    def offer(self, name: str, value: int) -> None:
+        """Leaves a value for the `smallest` of a name, if this process has left none."""
         if not self._path(name, self.index).exists():
             self.say(name, int(value))
-        return min(self.hear(name, of) for of in range(self.count))
 
     def _path(self, name: str, of: int) -> pathlib.Path:
         return self.folder / f"{name}.{of:04d}.json"
@@ -174,22 +210,28 @@ class Meeting:
 
 @contextlib.contextmanager
 def meet(
-    folder: pathlib.Path | str, patience: float | None = None
+    folder: pathlib.Path | str,
+    patience: float | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[Meeting]:
     """A meeting of all processes, in a folder that all of them see.
 
     While it lasts each process shows that it is alive; if one leaves with an error the
-    others hear of it.
+    others hear of it. None waits for others beyond the deadline, unless that was over
+    before they met: in such a call each does its one piece, and waits for the others'.
 
     Args:
       folder: of the run; made if need be.
       patience: seconds without a sign of life until a process counts as lost; None for
         `PATIENCE`.
+      deadline: when the call must have ended; None for no limit.
     """
     folder, patience = on_disk("folder", folder), patience or PATIENCE
     here = folder / f".meeting-{_token()}"
     here.mkdir(parents=True, exist_ok=True)
-    meeting = Meeting(here, index(), count(), patience)
+    if deadline is not None and deadline.over():
+        deadline = None
+    meeting = Meeting(here, index(), count(), patience, deadline)
     over = threading.Event()
 
     def beat() -> None:
@@ -206,9 +248,14 @@ def meet(
         meeting.say("left", None)
         if meeting.index == 0:
             # Where the coordinator is: it goes last.
-            for of in range(meeting.count):
-                meeting.hear("left", of)
-            over.set()
+            with contextlib.suppress(OutOfTimeError):
+                for of in range(meeting.count):
+                    meeting.hear("left", of, MARGIN / 2)
+                over.set()
+    except OutOfTimeError as error:
+        with contextlib.suppress(OSError):
+            meeting.say("stopped", str(error))
+        raise
     except BaseException as error:
         with contextlib.suppress(OSError):
             meeting.say("failed", f"{type(error).__name__}: {error}")

@@ -171,15 +171,39 @@ class Where:
         if self.deadline is not None and self.store is not None:
             self.deadline.ended(piece)
 
-    def ending(self, piece: str) -> bool:
+    def written(self, stage: str) -> None:
+        """Notes, for the deadline, that a checkpoint of a stage was written.
+
+        Args:
+          stage: whose checkpoint.
+        """
+        if self.deadline is not None and self.store is not None:
+            self.deadline.written(stage)
+
+    def unmeasured(self, stage: str) -> bool:
+        """Whether a deadline has yet to learn what a checkpoint of a stage costs.
+
+        One is written then at the first moment at which that is possible, due or not: a
+        checkpoint more for each stage, and the only one that takes unknown time.
+
+        Args:
+          stage: whose checkpoints.
+        """
+        if self.deadline is None or self.store is None:
+            return False
+        return stage not in self.deadline.wrote
+
+    def ending(self, piece: str, stage: str) -> bool:
         """Whether there may be no time for one more piece of work of a kind.
 
         Args:
           piece: the kind; see `Deadline.near`.
+          stage: whose checkpoint must be written after it.
         """
         if self.deadline is None or self.store is None:
             return False
-        return self.deadline.near(piece, self.clock.cost)
+        cost = self.deadline.wrote.get(stage, self.clock.cost)
+        return self.deadline.near(piece, cost)
 
     def stopped(self) -> OutOfTimeError:
         """What is raised when time is nearly over and all is stored."""

@@ -121,7 +121,7 @@ def must_be_empty(field: str, folder: pathlib.Path) -> None:
 
 
 def _signed(listing: Mapping[str, Any]) -> bytes:
-    """The list with a digest of its own."""
+    """The only text of a list: with a digest of its own."""
     text = json.dumps(listing, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return json.dumps({**listing, "sha256": digest}, indent=1).encode() + b"\n"
@@ -132,22 +132,17 @@ def _listing(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: there is no {_LIST}, so no parts to read")
     try:
-        found = json.loads(path.read_bytes())
-        signed = dict(found)
-        del signed["sha256"]
-        intact = _signed(signed) == _signed_as(found)
-    except (ValueError, KeyError, TypeError):
+        text = path.read_bytes()
+        found = json.loads(text)
+        rest = {name: value for name, value in found.items() if name != "sha256"}
+        intact = text == _signed(rest)
+    except (ValueError, AttributeError):  # no JSON, or no mapping
         intact = False
     if not intact:
         raise ValueError(f"{path} is not what was written; bring it again")
     if found["format"] != FORMAT:
         raise errors.wrong(f"{path}: format", found["format"], str(FORMAT))
     return found
-
-
-def _signed_as(found: Mapping[str, Any]) -> bytes:
-    rest = {name: value for name, value in found.items() if name != "sha256"}
-    return json.dumps({**rest, "sha256": found["sha256"]}, indent=1).encode() + b"\n"
 
 
 class _Writer:

@@ -67,8 +67,15 @@ def in_groups(
     where.tell(Progress(stage, done, number, rows, resumed=done > 0))
     begins = f"the start of {stage}"
     where.ended(BETWEEN)
-    if done < number and where.ending(begins):
+    if done < number and where.ending(begins, stage):
         raise where.stopped()
+
+    def save() -> None:
+        if where.store is not None:
+            with where.clock:
+                _save(where.store, _joined(parts), own)
+            where.written(stage)
+
     while done < number:
         # Every call has the same shape; the last one repeats its last item.
         at = np.minimum(np.arange(done, done + size), number - 1)
@@ -86,12 +93,12 @@ def in_groups(
         where.tell(Progress(stage, done, number, rows))
         where.ended(begins if begins else stage)
         begins = ""
-        over = done < number and where.ending(stage)
-        due = done == number or over or where.due()
-        if where.store is not None and due:
-            with where.clock:
-                _save(where.store, _joined(parts), own)
-        if over:
+        saved = done == number or where.unmeasured(stage) or where.due()
+        if saved:
+            save()
+        if done < number and where.ending(stage, stage):
+            if not saved:
+                save()
             raise where.stopped()
     return _joined(parts)
 

@@ -189,7 +189,7 @@ def train(
     found = _found(where.store, own)
     begins = f"the start of {stage}"
     where.ended(BETWEEN)
-    if where.ending(begins):
+    if where.ending(begins, stage):
         if part_of is not None and found is None:
             part_of()
         raise where.stopped()
@@ -229,7 +229,9 @@ def train(
                 part_of()
                 part_of_stored = True
             work.save(where.store, moment, identity.stored(own), changes)
+        where.written(stage)
 
+    saved = found is not None and found["step"] == stop
     tell(moment, found is not None)
     for a, b in loop.segments(moment.step, stop, every, cuts):
 
@@ -246,17 +248,19 @@ def train(
             execution = fits
             changes.append(Change(a, fits))
         tell(moment)
+        # Not within a column: its mean would begin anew. So a piece is a whole column.
+        if moment.since:
+            continue
         where.ended(begins if begins else stage)
         begins = ""
-        # Not within a column: its mean would begin anew.
-        whole = not moment.since
-        over = whole and where.ending(stage if b < stop else BETWEEN)
-        if over or (whole and b < stop and where.due()):
+        saved = where.unmeasured(stage) or (b < stop and where.due())
+        if saved:
             save(moment)
-        if over:
+        if where.ending(stage if b < stop else BETWEEN, stage):
+            if not saved:
+                save(moment)
             raise where.stopped()
-    stored = found is not None and found["step"] == stop
-    if where.store is not None and part_of is None and not stored:
+    if where.store is not None and part_of is None and not saved:
         save(moment)
     return Trained(
         moment.rows,
@@ -432,7 +436,11 @@ def _settled(
         # On a machine with fewer devices they go on from their exact state all the same.
         chosen = stored if stored.devices <= jax.local_device_count() else None
     if chosen is not None:
-        return where.room.within(chosen.check())
+        chosen = where.room.within(chosen.check())
+        # Others have nothing stored, it may be, and ask for it.
+        if where.meeting is not None:
+            where.meeting.offer("chunk", chosen.chunk or _ALL)
+        return chosen
 
     def prepare(execution: Execution) -> tuple[Any, tuple[Any, ...]]:
         work.place(execution, where)
