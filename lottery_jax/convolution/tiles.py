@@ -38,7 +38,16 @@ def forward(
     precision: Any,
     tile: Tile | None = None,
 ) -> Array:
-    """The convolutions, `[R, N, H', W', Co]`; by the cheapest tile, or a given one."""
+    """The convolutions, `[R, N, H', W', Co]`.
+
+    Args:
+      x: `[R, N, H, W, Ci]`.
+      kernel: `[R, h, w, Ci, Co]`, of the same dtype.
+      geometry: what the three maps of one convolution share.
+      dtype: of the result.
+      precision: of products, XLA's own.
+      tile: in output pixels; None for the cheapest.
+    """
     tile = tile or _cheapest(x, geometry, kernel.shape[4])
     tile = _within(tile, geometry.output)
     y = lax.dot_general(
@@ -63,6 +72,14 @@ def input_gradient(
 
     Pixel p of the input is reached from pixel q of g by the tap p + low - stride * q, so
     that a stride needs no zeros between the pixels of g.
+
+    Args:
+      g: a gradient in the output, `[R, N, H', W', Co]`.
+      kernel: `[R, h, w, Ci, Co]`, of the same dtype.
+      geometry: what the three maps of one convolution share.
+      dtype: of the result.
+      precision: of products, XLA's own.
+      tile: in input pixels, made a multiple of the strides; None for the cheapest.
     """
     strides, low = geometry.strides, _low(geometry)
     if tile is None:
@@ -108,6 +125,14 @@ def kernel_gradient(
     The gradient in the spread kernel, in which every tap stands once for each pixel of
     the tile, and the sums over these. With the tile of `forward` the windows are the same
     array, which XLA keeps.
+
+    Args:
+      x: `[R, N, H, W, Ci]`.
+      g: a gradient in the output, `[R, N, H', W', Co]`, of the same dtype.
+      geometry: what the three maps of one convolution share.
+      dtype: of the result; sums are float32 at least.
+      precision: of products, XLA's own.
+      tile: in output pixels; None for the cheapest.
     """
     tile = _within(tile or _cheapest(x, geometry, g.shape[4]), geometry.output)
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -215,7 +240,16 @@ def _windows_of_outputs(x: Array, geometry: Geometry, tile: Tile) -> Array:
 
 
 def taps(geometry: Geometry, tile: Tile) -> list[np.ndarray]:
-    """Which tap joins a pixel of a tile's window to an output pixel of the tile."""
+    """Which tap joins a pixel of a tile's window to an output pixel of the tile.
+
+    Args:
+      geometry: of the convolution.
+      tile: in output pixels.
+
+    Returns:
+      For rows and columns, `[size of the window, size of the tile]`; what lies outside of
+      the kernel is no tap.
+    """
     sizes = [
         h + (a - 1) * s for h, a, s in zip(geometry.window, tile, geometry.strides)
     ]
