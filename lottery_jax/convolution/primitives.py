@@ -78,7 +78,7 @@ def _define(
     batching.primitive_batchers[primitive] = batch
 
 
-def _join(operand: Array, batch: int, axis: int) -> tuple[Array, tuple[int, int]]:
+def _join(operand: Array, batch: int, axis: int) -> tuple[Array, tuple[int, ...]]:
     """Makes one axis of a batch and another one; how to split it again."""
     operand = jnp.moveaxis(operand, batch, axis)
     split = operand.shape[axis : axis + 2]
