@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # What runs without the optional packages, on the newest Python as well.
 CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py %/test_benchmarks.py \
 	%/test_interruption.py %/test_docs.py %/test_processes.py %/test_identity.py %/test_groups.py \
+	%/test_gpu_benchmark.py %/test_targets.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))
 
 .PHONY: demo test slow-tests lint types core-tests bench targets compile-targets clean
