@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# Batteries over every member of a kind, whole experiments, and runs that are killed.
+# Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed.
 slow-tests: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 

@@ -21,7 +21,12 @@ def blocks(text):
 
 BLOCKS = blocks(README)
 DOCS = [
-    pytest.param(block, id=f"{path.name}-{i}")
+    # What the pages show trains more than what the README shows.
+    pytest.param(
+        block,
+        id=f"{path.name}-{i}",
+        marks=[pytest.mark.slow] * (path.name != "README.md"),
+    )
     for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
     for i, block in enumerate(blocks(path.read_text()))
 ]

@@ -178,6 +178,7 @@ SMOKE = {
 """Several chains; a network with BatchNorm. The demo is what the other tests run."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOKE)
 def test_presets_run(name, fake_data, tmp_path):
     tiny = "--levels 1 --steps 2it --replicas 1 --validate-every 2"

@@ -202,6 +202,7 @@ def test_rounding_shows_in_the_gradient_and_batching_does_not():
 # --- the command ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_measures_stores_and_prints(tmp_path):
     done = subprocess.run(
         [
