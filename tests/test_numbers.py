@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from functools import partial
 
 import flax.linen as nn
 import float32_cases as cases
@@ -134,7 +135,7 @@ def test_one_pass_over_a_constant_gives_no_negative_variance():
 
 def test_accelerators_take_moments_in_one_pass():
     norm, x = models.BatchNorm(), jnp.ones((4, 2, 2, 3))
-    variables = jax.eval_shape(norm.init, jax.random.key(0), x, False)
+    variables = jax.eval_shape(partial(norm.init, train=False), jax.random.key(0), x)
 
     def statistics(variables, x):
         return norm.apply(variables, x, True, mutable=["batch_stats"])[1]
