@@ -16,7 +16,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Annotated, Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import tyro
@@ -249,13 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: help was asked for, or the arguments are wrong; says how.
     """
-    rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    command: Pack | Unpack = tyro.cli(
-        Annotated[Pack, tyro.conf.subcommand("pack")]
-        | Annotated[Unpack, tyro.conf.subcommand("unpack")],
-        args=rest,
-        prog="python -m experiments.carry",
-        description=__doc__,
+    commands = {"pack": Pack, "unpack": Unpack}
+    command: Pack | Unpack = launch.chosen(
+        commands, "python -m experiments.carry", __doc__, arguments
     )
     if isinstance(command, Pack):
         return launch.guarded(lambda: pack(command))

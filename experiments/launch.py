@@ -18,7 +18,7 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import tyro
 
@@ -233,6 +233,28 @@ def deadline(config: Any, arguments: Sequence[str] | None = None) -> Deadline | 
     if config.minutes is None:
         return None
     return Deadline(config.minutes, age=process_age() if arguments is None else 0.0)
+
+
+def chosen(
+    commands: Mapping[str, type], prog: str, about: str | None, arguments: Any = None
+) -> Any:
+    """Which of several commands was given, with its options; none shows the help.
+
+    Args:
+      commands: what each is described by, by name.
+      prog: what is called.
+      about: the description.
+      arguments: None for those of the command line.
+
+    Raises:
+      SystemExit: help was asked for, or the arguments are wrong; says how.
+    """
+    rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    kinds: list[Any] = [
+        Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()
+    ]
+    one: Any = Union[tuple(kinds)]
+    return tyro.cli(one, args=rest, prog=prog, description=about)
 
 
 def guarded(main: Callable[[], None], several: Processes | None = None) -> int:

@@ -7,11 +7,7 @@ FILE is what a study stored: RUN/replicas-A-B/tickets/CHAIN/levelLL-replicaRR.sa
 Nothing else is needed, but the data that it was found on.
 """
 
-import sys
 from collections.abc import Sequence
-from typing import Annotated
-
-import tyro
 
 from experiments import launch
 from experiments.ticket.inspecting import Inspect, inspect
@@ -27,13 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: help was asked for, or the arguments are wrong; says how.
     """
-    rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    command: Inspect | Verify = tyro.cli(
-        Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")],
-        args=rest,
-        prog="python -m experiments.ticket",
-        description=__doc__,
+    commands = {"inspect": Inspect, "verify": Verify}
+    command: Inspect | Verify = launch.chosen(
+        commands, "python -m experiments.ticket", __doc__, arguments
     )
     if isinstance(command, Inspect):
         return launch.guarded(lambda: inspect(command))

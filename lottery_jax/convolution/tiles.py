@@ -50,13 +50,9 @@ def forward(
     """
     tile = tile or _cheapest(x, geometry, kernel.shape[4])
     tile = _within(tile, geometry.output)
-    y = lax.dot_general(
-        _windows_of_outputs(x, geometry, tile),
-        spread(kernel, taps(geometry, tile)),
-        (((2,), (1,)), ((0,), (0,))),
-        precision=precision,
-        preferred_element_type=dtype,
-    )
+    seen = _windows_of_outputs(x, geometry, tile)
+    wide = spread(kernel, taps(geometry, tile))
+    y = _product(seen, wide, (2, 1), dtype, precision)
     return _untiled(y, x.shape[1], tile, geometry.output)
 
 
@@ -102,13 +98,8 @@ def input_gradient(
         sizes,
         [-f for f in first],
     )
-    x = lax.dot_general(
-        seen,
-        spread(kernel.swapaxes(3, 4), reached),
-        (((2,), (1,)), ((0,), (0,))),
-        precision=precision,
-        preferred_element_type=dtype,
-    )
+    wide = spread(kernel.swapaxes(3, 4), reached)
+    x = _product(seen, wide, (2, 1), dtype, precision)
     return _untiled(x, g.shape[1], tile, geometry.size)
 
 
@@ -138,13 +129,8 @@ def kernel_gradient(
     wide = jnp.promote_types(dtype, jnp.float32)
     seen = _windows_of_outputs(x, geometry, tile)
     counts = _counts(geometry.output, tile)
-    spread_gradient = lax.dot_general(
-        seen,
-        windows(g, counts, tile, tile, (0, 0)),
-        (((1,), (1,)), ((0,), (0,))),
-        precision=precision,
-        preferred_element_type=wide,
-    )
+    own = windows(g, counts, tile, tile, (0, 0))
+    spread_gradient = _product(seen, own, (1, 1), wide, precision)
     replicas, channels, features = x.shape[0], x.shape[4], g.shape[4]
     sizes = [len(t) for t in taps(geometry, tile)]
     spread_gradient = spread_gradient.reshape(
@@ -257,6 +243,19 @@ def taps(geometry: Geometry, tile: Tile) -> list[np.ndarray]:
         np.arange(m)[:, None] - s * np.arange(a)[None]
         for m, a, s in zip(sizes, tile, geometry.strides)
     ]
+
+
+def _product(
+    a: Array, b: Array, summed: tuple[int, int], dtype: Any, precision: Any
+) -> Array:
+    """One matrix product for each replica, the sum over an axis of both."""
+    return lax.dot_general(
+        a,
+        b,
+        (((summed[0],), (summed[1],)), ((0,), (0,))),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
 
 
 def _untiled(y: Array, images: int, tile: Tile, size: Sequence[int]) -> Array:
