@@ -381,7 +381,7 @@ def _n_of_m(
     like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
-    along = _axes(mask, m, axis, flags)
+    along = group_axes(mask, m, axis, flags)
     leaves, structure = jax.tree.flatten(mask)
     out = []
     for leaf, s, axes in zip(leaves, jax.tree.leaves(scores), along):
@@ -396,10 +396,23 @@ def _n_of_m(
     return trees.placed(jax.tree.unflatten(structure, out), *like)
 
 
-def _axes(
+def group_axes(
     mask: Mask, m: int, axis: int | Mapping[str, int] | None, flags: list[bool]
 ) -> list[tuple[int, ...] | None]:
-    """The axes along which the groups of each leaf lie; None for what is not cut."""
+    """The axes along which the groups of each leaf lie; None for what is not cut.
+
+    Args:
+      mask: a mask, or its shapes.
+      m: size of a group.
+      axis: see `n_of_m`.
+      flags: of the leaves that are cut, in tree order.
+
+    Returns:
+      Axes that are to be read as one.
+
+    Raises:
+      ValueError: as `n_of_m`.
+    """
     shapes = {name: leaf.shape for name, leaf in trees.by_path(mask).items()}
     given = _by_pattern(mask, axis) if isinstance(axis, Mapping) else {}
     found: list[tuple[int, ...] | None] = []
