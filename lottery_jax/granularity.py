@@ -158,9 +158,7 @@ def alive(granularity: Groups, mask: Mask, flags: list[bool]) -> Mask:
     return _each(granularity, mask, flags, any_of)
 
 
-def expanded(
-    granularity: Groups, groups: Mask, mask: Mask, flags: list[bool]
-) -> Mask:
+def expanded(granularity: Groups, groups: Mask, mask: Mask, flags: list[bool]) -> Mask:
     """The weights of a mask whose groups live.
 
     Args:
@@ -276,7 +274,9 @@ def _blocks(
         i, o = _named(name, shape, "axes", granularity.axes)
         inputs, outputs = (i,), (o,)
     else:
-        found = _layout(name, shapes, f"granularity=Block({granularity.shape}, axes=...)")
+        found = _layout(
+            name, shapes, f"granularity=Block({granularity.shape}, axes=...)"
+        )
         inputs, outputs = found.inputs, found.outputs
     rest = tuple(i for i in range(len(shape)) if i not in (*inputs, *outputs))
     order = (*rest, *inputs, *outputs)

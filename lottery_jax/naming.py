@@ -131,9 +131,7 @@ def layout(name: str, shapes: Shapes) -> Layout | None:
     ndim = len(shapes[name])
     if axes[0] > 0:  # outputs first, behind those of a stack
         (at,) = axes
-        return Layout(
-            tuple(range(at - 1)), tuple(range(at + 1, ndim)), axes, (at - 1,)
-        )
+        return Layout(tuple(range(at - 1)), tuple(range(at + 1, ndim)), axes, (at - 1,))
     stacked = _stacked(name, shapes, axes)
     if stacked is None:
         return None
@@ -162,9 +160,7 @@ def fans(name: str, shapes: Shapes) -> tuple[int, int] | None:
     if found is None:
         return None
     shape = shapes[name]
-    window, inputs, outputs = (
-        math.prod(shape[a] for a in axes) for axes in found[1:]
-    )
+    window, inputs, outputs = (math.prod(shape[a] for a in axes) for axes in found[1:])
     return inputs * window, outputs * window
 
 

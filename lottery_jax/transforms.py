@@ -118,7 +118,9 @@ def masked(
     bound = mask
     if settings.through(inner) is not None:
         if anchor != "zero":
-            must = "'zero' for straight_through(tx), which trains the weights off the mask"
+            must = (
+                "'zero' for straight_through(tx), which trains the weights off the mask"
+            )
             raise errors.wrong("anchor", repr(anchor), must)
         return inner if mask is None else _bound(inner, mask)
 

@@ -277,9 +277,7 @@ class Work:
         if self.rule is not None and self.rule.start is not None:
             begins = self.at.joins == a
             if begins.any():
-                start = program(
-                    _start_mask, self.execution, self.tx, self.rule.start
-                )
+                start = program(_start_mask, self.execution, self.tx, self.rule.start)
                 place = self.execution.place
                 rows = start(rows, self.noise, self.hyper, place(begins))
         if self.rule is not None and a in self.rule.steps():
