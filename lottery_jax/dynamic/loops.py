@@ -1,6 +1,6 @@
 """An optimizer with a rule, for loops of one's own."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def masked(
         own = None if key is None else keys.check("key", key)
         mask = masks.ones_like(params)
         if rule.start is not None:
-            drawn = None if own is None else keys.noise_keys(own).rule_start
+            drawn: Any = None if own is None else keys.noise_keys(own).rule_start
             mask = rule.start(drawn, params, mask)
         return MaskedState(tx.init(params), mask, jnp.int32(0), own)
 
@@ -120,7 +120,7 @@ def masked(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _drawn(key: Key | None, step: Array) -> Key | None:
+def _drawn(key: Key | None, step: Array) -> Any:
     """What a rule draws from at a step, as in the runner."""
     return None if key is None else jax.random.fold_in(keys.noise_keys(key).rule, step)
 

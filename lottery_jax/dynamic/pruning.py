@@ -313,6 +313,7 @@ def _counts(tree: PyTree, densities: Sequence[Fraction], cut: Cut) -> np.ndarray
     """What is kept at each density, int32 `[steps, counts]`."""
     options = cut._asdict()
     last = prune.keep_counts(tree, densities[-1], **options)  # or it raises
+    rows: list[tuple[int, ...]]
     if isinstance(cut.granularity, NofM):
         m = cut.granularity.m
         rows = [(max(last[0], math.ceil(d * m)),) for d in densities]

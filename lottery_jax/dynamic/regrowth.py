@@ -280,8 +280,8 @@ def _n_of_m(
     ):
         if axes is not None:
             last = tuple(range(-len(axes), 0))
-            moved = [jnp.moveaxis(x, axes, last) for x in (w, g, alive)]
-            new = regrown(*moved, drops[next(number)]).reshape(moved[0].shape)
+            w, g, alive = (jnp.moveaxis(x, axes, last) for x in (w, g, alive))
+            new = regrown(w, g, alive, drops[next(number)]).reshape(alive.shape)
             alive = jnp.moveaxis(new, last, axes)
         out.append(alive)
     return jax.tree.unflatten(structure, out)
