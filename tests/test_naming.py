@@ -13,7 +13,6 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import toys
 from flax import nnx
