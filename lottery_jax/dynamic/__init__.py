@@ -7,6 +7,7 @@ Each method is a pure rule from weights, gradients and a mask to a new mask, and
 at which it acts. The runner lets it act on all replicas between compiled segments.
 """
 
+from lottery_jax.dynamic import early_bird as early_bird
 from lottery_jax.dynamic.rules import MaskUpdate as MaskUpdate
 from lottery_jax.dynamic.rules import UpdateMask as UpdateMask
 from lottery_jax.dynamic.rules import gradual_magnitude as gradual_magnitude
