@@ -599,3 +599,39 @@ MA: Table = {
         ),
     ),
 }
+
+EARLY_BIRD: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, a mask at each of 40 epochs, three "
+        "densities, 3 replicas; no download. About a minute on 2 cores.",
+        dict(steps="40ep"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, a mask every 150, "
+        "three densities, 3 replicas. Some minutes on 2 cores.",
+        {
+            **_LENET, "mask_every": "150it",
+            "draws": ("150it", "300it", "600it", "1200it"),
+        },
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 1,600 steps, a mask every 80: by "
+        "weights and, as in the paper, by channels. Ten minutes on 2 cores.",
+        {
+            **_CIFAR, "validation": 0, "model": "resnet-8-8", "batch_size": 64,
+            "drops": ("800it", "1200it"), "steps": "1600it", "mask_every": "80it",
+            "draws": ("80it", "320it"), "criteria": ("magnitude", "channels"),
+            "densities": (0.5, 0.3), "scale_l1": 1e-4, "validate_every": 400,
+        },
+    ),
+    "resnet20-cifar10-paper": (
+        "You et al.'s recipe with a ResNet-20: 160 epochs of SGD 0.1 with two drops, "
+        "batch 256, 30 to 70% of the channels pruned. For a GPU (not run).",
+        {
+            **_CIFAR, "model": "resnet-20", "batch_size": 256, "drops": ("80ep", "120ep"),
+            "steps": "160ep", "draws": ("1ep", "5ep", "10ep", "20ep", "40ep", "80ep"),
+            "criteria": ("magnitude", "channels"), "densities": (0.7, 0.5, 0.3),
+            "scale_l1": 1e-4, "validate_every": 196,
+        },
+    ),
+}
