@@ -425,7 +425,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
                 "early bird as good as dense": (bird, dense),
             }
             better = {
-                "early bird better than random": (bird, of(early, "random")),
+                "early bird better than random mask": (bird, of(early, "random_mask")),
                 "early bird better than rewound": (bird, of(early, "rewound")),
             }
             for claim, (a, b) in as_good.items():
@@ -500,7 +500,7 @@ def tables(outcome: Outcome) -> list[Rows]:
         f"{results.sizes['replica']} replicas; dense {display.mean_range(dense, 1)}"
     )
     header = ["criterion", "density %", "weights %", "drawn at epoch"]
-    header += [f"early bird, {arm}" for arm in ARMS]
+    header += [f"early bird, {arm.replace('_', ' ')}" for arm in ARMS]
     header += [f"epoch {first:.3g}", f"epoch {last:.3g}", f"epoch {last:.3g}, rewound"]
     return [Rows(title, header, rows)]
 

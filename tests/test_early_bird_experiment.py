@@ -19,7 +19,7 @@ def results_of(found=(5.0, 6.0, 5.0)):
     xr = pytest.importorskip("xarray")
     axes = ("criterion", "density", "draw", "arm", "replica")
     by_replica = np.array([0.0, 0.001, 0.002])
-    # By draw and arm: inherited, rewound, random.
+    # By draw and arm: inherited, rewound, random mask.
     error = np.array([[0.15, 0.2, 0.3], [0.12, 0.16, 0.3], [0.1, 0.14, 0.3]])
     error = error[None, None, ..., None] + by_replica
     early = np.array([0.102, 0.15, 0.3])[None, None, :, None] + by_replica
@@ -61,7 +61,7 @@ def test_verdicts_compare_the_early_bird_with_the_last_mask_and_the_controls():
         "the first as good as the last": "no",
         "early bird rewound as good as the last rewound": "no",
         "early bird as good as dense": "yes",
-        "early bird better than random": "yes",
+        "early bird better than random mask": "yes",
         "early bird better than rewound": "yes",
     }
     of = {j.claim: j.verdict for j in judged}
@@ -81,8 +81,10 @@ def test_replicas_without_an_early_bird_are_left_out_by_name_and_shown_as_such()
     nobody = results_of((np.nan,) * 3)
     judged = experiment.judge(nobody, experiment.Config())
     own = {j.claim: j.verdict for j in judged}
-    assert own["early bird better than random"].answer == "undecided"
-    (table,) = experiment.tables(Outcome(nobody, experiment.Config(), "mnist1d", judged))
+    assert own["early bird better than random mask"].answer == "undecided"
+    (table,) = experiment.tables(
+        Outcome(nobody, experiment.Config(), "mnist1d", judged)
+    )
     assert table.rows[0][3:7] == ["none", "", "", ""]
 
 

@@ -40,14 +40,16 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors, masks, prune, scores, trees, units
+from lottery_jax.granularity import Granularity
 from lottery_jax.masks import Patterns, PrunableLike
+from lottery_jax.prune import Scope
 from lottery_jax.types import Array, Mask, Params, PyTree, Scores
 
 THRESHOLD = 0.1
@@ -65,7 +67,8 @@ def draw(
     density: float,
     *,
     score: Callable[[Params], Scores] = scores.magnitude,
-    scope: Literal["global", "uniform", "erk"] = "global",
+    scope: Scope = "global",
+    granularity: Granularity = None,
     prunable: PrunableLike = None,
     exclude: Patterns = (),
 ) -> Mask:
@@ -76,14 +79,16 @@ def draw(
     Args:
       weights: of one run at E epochs, `[E, ...]` leaves; may be traced. A nan ranks
         lowest, so masks of networks that diverged are all alike and mean nothing.
-      density: share of the prunable weights that each mask keeps, in (0, 1).
+      density: share of the prunable weights that each mask keeps, in (0, 1); with a
+        granularity, of the groups.
       score: from the weights of one network to their importance; higher is kept.
       scope: see `prune.to_density`.
+      granularity: what lives and dies together; None for each weight by itself.
       prunable: which leaves count, of one network.
       exclude: patterns of leaves that count and are never cut.
 
     Returns:
-      bool `[E, ...]` leaves, each mask with exactly `round(density * total)` survivors.
+      bool `[E, ...]` leaves; of weights exactly `round(density * total)` survive in each.
 
     Raises:
       ValueError: no stack of networks, or see `prune.to_density`.
@@ -96,7 +101,8 @@ def draw(
     trees.check_arrays(weights, "weights")
     flags = masks.resolve(_one_of("weights", weights), prunable)
     _warn_of_nan(weights, flags)
-    how: dict[str, Any] = dict(scope=scope, prunable=prunable, exclude=exclude)
+    how: dict[str, Any] = dict(scope=scope, granularity=granularity)
+    how |= dict(prunable=prunable, exclude=exclude)
 
     def one(own: Params) -> Mask:
         return prune.to_density(score(own), masks.ones_like(own), density, **how)
