@@ -30,7 +30,7 @@ import optax
 from experiments import display, metrics, presets, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
-from experiments.identity import FREE, Where
+from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from experiments.recipes import (
     Recipe,
     Setup,
@@ -60,8 +60,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Criterion = Literal["magnitude", "channels"]
+Arm = Literal["inherited", "rewound", "random_mask"]
 
-ARMS = ("inherited", "rewound", "random_mask")
+ARMS: tuple[Arm, ...] = get_args(Arm)
 """What a mask is trained from: the weights at its epoch, or the initial ones; and a random
 mask of as many weights in each layer, with the weights of that epoch."""
 
@@ -78,6 +79,8 @@ class Config(Where, Recipe):
     """Time between masks."""
     draws: tuple[str, ...] = ("1ep", "2ep", "5ep", "10ep", "20ep")
     """When tickets are drawn that are trained, beside the early bird and the last mask."""
+    arms: tuple[Arm, ...] = dataclasses.field(default=ARMS, metadata=UNLESS_DEFAULT)
+    """What each mask is trained from, "inherited" among them."""
     threshold: float = early_bird.THRESHOLD
     """Distance below which the newest mask is like another."""
     window: int = early_bird.WINDOW
@@ -130,6 +133,11 @@ def prepare(cfg: Config) -> Setup:
     errors.some_different("criteria", cfg.criteria)
     for criterion in cfg.criteria:
         errors.one_of("criteria", criterion, get_args(Criterion))
+    errors.some_different("arms", cfg.arms)
+    for arm in cfg.arms:
+        errors.one_of("arms", arm, ARMS)
+    if "inherited" not in cfg.arms:
+        raise errors.wrong("arms", cfg.arms, "some with 'inherited' among them")
     errors.some_different("densities", cfg.densities)
     errors.share("threshold", cfg.threshold)
     errors.at_least("scale_l1", cfg.scale_l1, 0)
@@ -170,7 +178,7 @@ def _names(cfg: Config, when: Times) -> Iterator[tuple[str, ...]]:
     for criterion in cfg.criteria:
         for density in cfg.densities:
             for draw in (*map(str, when.draws), "early"):
-                for arm in ARMS:
+                for arm in cfg.arms:
                     yield criterion, f"{density:g}", draw, arm
 
 
@@ -292,6 +300,7 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     shape = (len(cfg.criteria), number, len(ids))
     found = np.full(shape, -1)
     apart = np.full((*shape, len(when.masks), len(when.masks)), np.nan, np.float32)
+    another = jax.vmap(lambda key, drawn: shuffled(key, drawn, cfg, task))
     chosen: list[Mask] = []
     starts: list[Network] = []
     for i, criterion in enumerate(cfg.criteria):
@@ -319,11 +328,12 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
                 picked = (np.arange(len(ids)), column)
                 here = trees.rows(drawn, picked)
                 network = trees.rows(dense.kept.network, picked)
-                random = jax.vmap(
-                    lambda key, own: shuffled(key, Drawn(*own), cfg, task)
-                )(shuffle_keys, tuple(here))
-                chosen += [here.mask, here.mask, trees.host(random)]
-                starts += [network, dense.initial, network]
+                for arm in cfg.arms:
+                    mask = here.mask
+                    if arm == "random_mask":
+                        mask = trees.host(another(shuffle_keys, here))
+                    chosen.append(mask)
+                    starts.append(dense.initial if arm == "rewound" else network)
     named = display.names(plan, ids)
     below = where.below("tickets")
     with display.watched(below, names=named, last=1, metric=metric) as place:
@@ -352,7 +362,7 @@ def _results(
     cfg, task, *_ = setup
     axes = ("criterion", "density", "draw", "arm", "replica")
     out: dict[str, Any] = {}
-    shape = (len(cfg.criteria), len(cfg.densities), len(when.draws) + 1, len(ARMS))
+    shape = (len(cfg.criteria), len(cfg.densities), len(when.draws) + 1, len(cfg.arms))
     for name, (axis, value) in study.records.items():
         if axis[-1] != "level" or "step" in axis or name == "density":
             continue
@@ -378,7 +388,7 @@ def _results(
         "criterion": list(cfg.criteria),
         "density": list(cfg.densities),
         "draw": [step / task.steps_per_epoch for step in when.draws],
-        "arm": list(ARMS),
+        "arm": list(cfg.arms),
         "replica": ids,
         "epoch": epoch,
         "other_epoch": epoch,
@@ -402,7 +412,7 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     same: dict[str, Any] = dict(metric=metric, replicas=verdicts.Replicas(names))
     drawn, early = tested(results, metric), tested(results, metric, "early_")
     dense = results[f"dense_test_{metric.name}"].values
-    judged = []
+    judged, there = [], results["arm"].values.tolist()
     for criterion in results["criterion"].values.tolist():
         for density in results["density"].values.tolist():
             where = {"criterion": criterion, "density": density}
@@ -412,21 +422,22 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
 
             first, last = drawn.isel(draw=0), drawn.isel(draw=-1)
             bird = of(early, "inherited")
+            whole = of(last, "inherited")
             as_good = {
-                "early bird as good as the last": (bird, of(last, "inherited")),
-                "the first as good as the last": (
-                    of(first, "inherited"),
-                    of(last, "inherited"),
-                ),
-                "early bird rewound as good as the last rewound": (
-                    of(early, "rewound"),
-                    of(last, "rewound"),
-                ),
+                "early bird as good as the last": (bird, whole),
+                "the first as good as the last": (of(first, "inherited"), whole),
                 "early bird as good as dense": (bird, dense),
             }
+            if "rewound" in there:
+                claim = "early bird rewound as good as the last rewound"
+                as_good[claim] = (of(early, "rewound"), of(last, "rewound"))
             better = {
-                "early bird better than random mask": (bird, of(early, "random_mask")),
-                "early bird better than rewound": (bird, of(early, "rewound")),
+                f"early bird better than {arm.replace('_', ' ')}": (
+                    bird,
+                    of(early, arm),
+                )
+                for arm in there
+                if arm != "inherited"
             }
             for claim, (a, b) in as_good.items():
                 found = verdicts.matching(a, b, cfg.tolerance, **same)
@@ -476,7 +487,9 @@ def tables(outcome: Outcome) -> list[Rows]:
     results, shown = outcome.results, metrics.quality(outcome.metric)
     drawn = shown.of(tested(results, outcome.metric))
     early = shown.of(tested(results, outcome.metric, "early_"))
-    total = float(results["prunable"])
+    total, arms = float(results["prunable"]), results["arm"].values.tolist()
+    late = [(0, "inherited"), (-1, "inherited")]
+    late += [(-1, arm) for arm in arms if arm == "rewound"]
     rows = []
     for criterion in results["criterion"].values.tolist():
         for density in results["density"].values.tolist():
@@ -486,22 +499,22 @@ def tables(outcome: Outcome) -> list[Rows]:
             cells = [criterion, f"{100 * density:g}", f"{100 * float(weights):.1f}"]
             lacking = np.isnan(epochs).all()
             cells.append("none" if lacking else display.mean_range(epochs, 1))
-            for arm in ARMS:
+            for arm in arms:
                 own = early.sel({**at, "arm": arm}).values
                 cells.append("" if lacking else display.mean_range(own, 1))
-            for place, arm in ((0, "inherited"), (-1, "inherited"), (-1, "rewound")):
+            for place, arm in late:
                 own = drawn.sel({**at, "arm": arm}).isel(draw=place).values
                 cells.append(display.mean_range(own, 1))
             rows.append(cells)
     dense = shown.of(results[f"dense_test_{outcome.metric.name}"].values)
-    first, last = (float(results["draw"][i]) for i in (0, -1))
     title = f"Test {shown.name} in {shown.unit}: mean [min, max] of "
     title += (
         f"{results.sizes['replica']} replicas; dense {display.mean_range(dense, 1)}"
     )
     header = ["criterion", "density %", "weights %", "drawn at epoch"]
-    header += [f"early bird, {arm.replace('_', ' ')}" for arm in ARMS]
-    header += [f"epoch {first:.3g}", f"epoch {last:.3g}", f"epoch {last:.3g}, rewound"]
+    header += [f"early bird, {arm.replace('_', ' ')}" for arm in arms]
+    for place, arm in late:
+        header.append(f"epoch {float(results['draw'][place]):.3g}, {arm}")
     return [Rows(title, header, rows)]
 
 
@@ -525,7 +538,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
         _place(at): plots.Panel(
             {
                 arm: drawn.sel({**at, "arm": arm}).transpose("replica", "draw").values
-                for arm in ARMS
+                for arm in results["arm"].values.tolist()
             },
             {"dense": dense},
         )
@@ -590,7 +603,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     tiny="--model mlp-4 --subset 200 --batch-size 50 --steps 6it --mask-every 1it "
-    "--draws 2it --densities 0.3 --validate-every 6 --replicas 2",
+    "--draws 2it 5it --densities 0.3 --validate-every 6 --replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

@@ -123,6 +123,23 @@ def test_the_table_and_the_figures_show_epochs_and_accuracy():
     pyplot.close("all")
 
 
+def test_without_an_arm_nothing_is_said_of_it():
+    results = results_of().sel(arm=["inherited"])
+    judged = experiment.judge(results, experiment.Config())
+    assert [j.claim for j in judged] == [
+        "early bird as good as the last",
+        "the first as good as the last",
+        "early bird as good as dense",
+    ]
+    (table,) = experiment.tables(
+        Outcome(results, experiment.Config(), "mnist1d", judged)
+    )
+    assert table.header[4:] == [
+        "early bird, inherited",
+        *(f"epoch {draw}, inherited" for draw in (1, 8)),
+    ]
+
+
 def test_random_masks_have_the_counts_of_every_layer_and_whole_channels():
     cfg = experiment.Config(
         data="digits", model="resnet-8-4", subset=100, criteria=("channels",)
@@ -164,6 +181,8 @@ def test_random_masks_have_the_counts_of_every_layer_and_whole_channels():
         ({"densities": (1.0,)}, "densities=1.0"),
         ({"criteria": ()}, "criteria"),
         ({"criteria": ("channels",)}, "criteria: 'channels' needs BatchNorm.*dense_0"),
+        ({"arms": ("rewound",)}, "'inherited' among them"),
+        ({"arms": ("inherited", "reinit")}, "arms='reinit'"),
         ({"threshold": 0.0}, "threshold=0.0"),
         ({"window": 1}, "window=1"),
         ({"mask_every": "0it"}, "mask_every=0"),
