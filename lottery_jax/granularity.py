@@ -118,7 +118,7 @@ def check(granularity: Granularity) -> None:
     """Raises a ValueError if something is no granularity."""
     if granularity is not None:
         must = "None, or a granularity.Block, Channel or NofM"
-        errors.is_a("granularity", granularity, Block | Channel | NofM, must)
+        errors.is_a("granularity", granularity, (Block, Channel, NofM), must)
 
 
 def reduced(granularity: Groups, scores: Scores, flags: list[bool]) -> Scores:
@@ -252,6 +252,8 @@ def _channels(
     granularity: Channel, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> _Cut:
     shape = shapes[name]
+    stack: tuple[int, ...]
+    outputs: tuple[int, ...]
     if granularity.axis is not None:
         (axis,) = _named(name, shape, "axis", (granularity.axis,))
         stack, outputs = (), (axis,)
@@ -270,6 +272,8 @@ def _blocks(
     granularity: Block, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> _Cut:
     shape = shapes[name]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     if granularity.axes is not None:
         i, o = _named(name, shape, "axes", granularity.axes)
         inputs, outputs = (i,), (o,)

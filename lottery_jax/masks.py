@@ -390,7 +390,7 @@ def exact(number: float | Fraction) -> Fraction:
 
 def layer_counts(
     shapes: Sequence[tuple[int, ...]],
-    density: float,
+    density: float | Fraction,
     distribution: Literal["uniform", "erk"] = "uniform",
     dense: Sequence[bool] | None = None,
     groups: Sequence[int] | None = None,
@@ -412,7 +412,8 @@ def layer_counts(
       ValueError: unknown distribution, density outside (0, 1], or a density that the
         dense layers alone exceed.
     """
-    errors.at_least("density", density, 0)
+    if not isinstance(density, Fraction):
+        errors.at_least("density", density, 0)
     if not 0 < density <= 1:
         raise errors.wrong("density", density, "in (0, 1]")
     if distribution not in ("uniform", "erk"):

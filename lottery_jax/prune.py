@@ -203,10 +203,14 @@ def to_density(
     """
     errors.share("density", density)
     _check(scores, mask)
-    options = {"scope": scope, "granularity": granularity}
-    leaves = {"prunable": prunable, "exclude": exclude}
-    counts = keep_counts(mask, density, **options, **leaves)
-    return to_counts(scores, mask, counts, **options, **leaves)
+    options: Any = {
+        "scope": scope,
+        "granularity": granularity,
+        "prunable": prunable,
+        "exclude": exclude,
+    }
+    counts = keep_counts(mask, density, **options)
+    return to_counts(scores, mask, counts, **options)
 
 
 def keep_counts(
@@ -315,7 +319,7 @@ def to_counts(
         m, axis = granularity.m, granularity.axis
         return _n_of_m(scores, mask, counts[0], m, axis, prunable, exclude)
     if granularity is None:
-        cut = {"prunable": prunable, "exclude": exclude}
+        cut: Any = {"prunable": prunable, "exclude": exclude}
         if scope == "global":
             return global_topk(scores, mask, keep=counts[0], **cut)
         return layerwise_topk(scores, mask, keep=counts, **cut)

@@ -13,7 +13,6 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import toys
 from flax import nnx
@@ -541,8 +540,7 @@ def unclear_tree():
 
 def gradual(weights, mask, **given):
     rule = dynamic.gradual_magnitude(0.5, 0, 10, 10, **given)
-    state = optax.sgd(0.1).init(weights)
-    return rule.update(KEY, jnp.int32(10), weights, weights, mask, state)
+    return rule.update(KEY, jnp.int32(10), weights, weights, mask)
 
 
 # Every public function that asks which leaves count.

@@ -18,6 +18,8 @@ rules by magnitude choose among all weights.
 """
 
 from lottery_jax.dynamic import early_bird as early_bird
+from lottery_jax.dynamic.loops import MaskedState as MaskedState
+from lottery_jax.dynamic.loops import masked as masked
 from lottery_jax.dynamic.pruning import gradual_magnitude as gradual_magnitude
 from lottery_jax.dynamic.pruning import gradual_random as gradual_random
 from lottery_jax.dynamic.pruning import one_shot_magnitude as one_shot_magnitude

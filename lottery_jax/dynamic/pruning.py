@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors, masks, prune, schedules, scores
-from lottery_jax.dynamic.rules import MaskUpdate, StartMask, index_of, needed
+from lottery_jax.dynamic.rules import MaskUpdate, StartMask, drawn_from, index_of
 from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.prune import Scope
@@ -213,7 +213,7 @@ def _static(density: float, cut: Cut) -> MaskUpdate:
 
 
 def _unchanged(
-    key: Key, step: Array, params: Params, gradients: Params | None, mask: Mask
+    key: Key, step: Array, params: Params, gradients: Params, mask: Mask
 ) -> Mask:
     return mask
 
@@ -232,8 +232,7 @@ def random_start(rule: str, density: float, cut: Cut) -> StartMask:
     errors.share("density", density)
 
     def start(key: Key, params: Params, mask: Mask) -> Mask:
-        needed("key", key, rule)
-        drawn = scores.random(key, params)
+        drawn = scores.random(drawn_from(key, rule), params)
         return prune.to_density(drawn, mask, density, **cut._asdict())
 
     return start
@@ -288,8 +287,7 @@ def _magnitude(key: Key, params: Params) -> Scores:
 
 
 def _random(key: Key, params: Params) -> Scores:
-    needed("key", key, "gradual_random")
-    return scores.random(key, params)
+    return scores.random(drawn_from(key, "gradual_random"), params)
 
 
 def _pruning(
@@ -298,7 +296,7 @@ def _pruning(
     """A rule that keeps what scores highest, as much as its schedule leaves."""
 
     def update(
-        key: Key, step: Array, params: Params, gradients: Params | None, mask: Mask
+        key: Key, step: Array, params: Params, gradients: Params, mask: Mask
     ) -> Mask:
         table = jnp.asarray(_counts(mask, times.densities, cut))
         counts = table[index_of(step, times.every, times.begin)]
@@ -315,6 +313,7 @@ def _counts(tree: PyTree, densities: Sequence[Fraction], cut: Cut) -> np.ndarray
     """What is kept at each density, int32 `[steps, counts]`."""
     options = cut._asdict()
     last = prune.keep_counts(tree, densities[-1], **options)  # or it raises
+    rows: list[tuple[int, ...]]
     if isinstance(cut.granularity, NofM):
         m = cut.granularity.m
         rows = [(max(last[0], math.ceil(d * m)),) for d in densities]

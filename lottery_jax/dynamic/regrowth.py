@@ -17,7 +17,7 @@ import numpy as np
 from lottery_jax import errors, masks, prune, scores, selection, trees
 from lottery_jax import granularity as granular
 from lottery_jax.dynamic.pruning import Cut, random_start
-from lottery_jax.dynamic.rules import MaskUpdate, index_of, needed
+from lottery_jax.dynamic.rules import MaskUpdate, drawn_from, index_of
 from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Key, Mask, Params, PyTree
@@ -154,7 +154,7 @@ def _regrowing(
     start = random_start(name, density, cut)
 
     def update(
-        key: Key, step: Array, params: Params, gradients: Params | None, mask: Mask
+        key: Key, step: Array, params: Params, gradients: Params, mask: Mask
     ) -> Mask:
         table = [
             drop_counts(number, steps, end, drop_fraction, decay)
@@ -162,11 +162,9 @@ def _regrowing(
         ]
         drops = jnp.asarray(np.array(table, np.int32).T)[index_of(step, every, begin)]
         if growth == "gradient":
-            needed("gradients", gradients, name)
             wanted = scores.gradient(gradients)
         else:
-            needed("key", key, name)
-            wanted = scores.random(key, params)
+            wanted = scores.random(drawn_from(key, name), params)
         return replace_lowest(scores.magnitude(params), wanted, mask, drops, cut)
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
@@ -282,8 +280,8 @@ def _n_of_m(
     ):
         if axes is not None:
             last = tuple(range(-len(axes), 0))
-            moved = [jnp.moveaxis(x, axes, last) for x in (w, g, alive)]
-            new = regrown(*moved, drops[next(number)]).reshape(moved[0].shape)
+            w, g, alive = (jnp.moveaxis(x, axes, last) for x in (w, g, alive))
+            new = regrown(w, g, alive, drops[next(number)]).reshape(alive.shape)
             alive = jnp.moveaxis(new, last, axes)
         out.append(alive)
     return jax.tree.unflatten(structure, out)

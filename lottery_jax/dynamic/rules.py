@@ -1,6 +1,6 @@
 """What a rule is, what is asked of one, and what it does to a network in training."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +14,7 @@ from lottery_jax.types import Array, Key, Mask, Params, PyTree
 class UpdateMask(Protocol):
     """A new mask from weights, their dense gradient and the mask so far; pure.
 
-    The gradient is that of all weights, also off the mask; None where there is none yet,
-    before the first step of a loop of one's own.
+    The gradient is that of all weights, also off the mask.
     """
 
     def __call__(
@@ -23,7 +22,7 @@ class UpdateMask(Protocol):
         key: Key,
         step: Array,
         params: Params,
-        gradients: Params | None,
+        gradients: Params,
         mask: Mask,
         /,
     ) -> Mask: ...
@@ -146,7 +145,7 @@ def act(
     key: Key,
     step: Array,
     params: Params,
-    gradients: Params | None,
+    gradients: Params,
     mask: Mask,
     opt_state: PyTree,
 ) -> tuple[Params, Mask, PyTree]:
@@ -158,7 +157,7 @@ def act(
       key: what the rule draws from.
       step: at which its schedule stands, int32 `[]`.
       params: the weights, 0 off the mask.
-      gradients: the dense gradient at these, or None.
+      gradients: the dense gradient at these.
       mask: the mask so far.
       opt_state: of the optimizer.
 
@@ -176,18 +175,16 @@ def index_of(step: Array, every: int, begin: int) -> Array:
     return (step - -(-begin // every) * every) // every
 
 
-def needed(what: str, value: Any, rule: str) -> None:
-    """Raises a ValueError if a rule is not given what it needs.
+def drawn_from(key: Key | None, rule: str) -> Key:
+    """The key of a rule that draws.
 
     Args:
-      what: its name: "key" or "gradients".
-      value: what was given.
-      rule: the name of the rule.
+      key: what was given.
+      rule: its name.
+
+    Raises:
+      ValueError: there is none.
     """
-    if value is not None:
-        return
-    if what == "key":
+    if key is None:
         raise errors.wrong("key", None, f"a key: {rule} draws from it")
-    raise ValueError(
-        f"{rule}: there is no gradient before step 0; begin at a later step"
-    )
+    return key

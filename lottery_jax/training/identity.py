@@ -242,13 +242,12 @@ def of_rule(
     """
     if rule is None:
         return {"rule": None}
-    at = {"rule": [rule.every, rule.begin, rule.end]}
+    at: Fields = {"rule": [rule.every, rule.begin, rule.end]}
+    of = task.functions, tx
     if rule.steps():
-        parts = task.functions, tx, rule.update, tuple(names)
-        at |= of_function("rule.update", _rule, *parts)
+        at |= of_function("rule.update", _rule, *of, rule.update, tuple(names))
     if rule.start is not None:
-        parts = task.functions, tx, rule.start, tuple(names)
-        at |= of_function("rule.start", _rule_start, *parts)
+        at |= of_function("rule.start", _rule_start, *of, rule.start, tuple(names))
     return at
 
 

@@ -254,15 +254,12 @@ def start_mask(
       state: the run before its first step.
       key: the replica's noise key.
     """
-
-    def rule(
-        key: Key, step: Array, params: Params, gradients: Params | None, mask: Mask
-    ) -> Mask:
-        return start(key, params, mask)
-
-    params, mask, opt_state = act(
-        *(rule, tx, noise_keys(key).rule_start, jnp.int32(0), state.params, None),
-        *(state.mask, state.opt_state),
+    weights, living = transforms.trained_weights(
+        tx, state.opt_state, state.params, state.mask
+    )
+    mask = start(noise_keys(key).rule_start, weights, living)
+    params, opt_state = transforms.change_mask(
+        tx, state.opt_state, state.params, state.mask, mask
     )
     return state._replace(params=params, mask=mask, opt_state=opt_state)
 
