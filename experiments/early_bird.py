@@ -285,68 +285,90 @@ def train(setup: Setup, ids: list[int], when: Times, where: Place) -> Dense:
     return Dense(initial, done.kept, np.isfinite(done.curves.first_nan))
 
 
+class Tickets(NamedTuple):
+    """What is drawn from the dense networks of some replicas.
+
+    Attributes:
+      masks: of each chain of the plan, in its order, `[R, ...]`.
+      networks: what it starts from, likewise.
+      distance: of the masks of all epochs, `[criterion, density, R, E, E]`; nan where a
+        replica diverged.
+      early: the row of the early bird among the epochs, int `[criterion, density, R]`; -1
+        where there is none.
+    """
+
+    masks: list[Mask]
+    networks: list[Network]
+    distance: np.ndarray
+    early: np.ndarray
+
+
+def draw(setup: Setup, dense: Dense, when: Times, ids: list[int]) -> Tickets:
+    """Draws the masks of all epochs, finds the early birds, and takes what is trained.
+
+    Args:
+      setup: of the run.
+      dense: its networks.
+      when: masks and tickets are drawn.
+      ids: of the replicas.
+    """
+    cfg, task, *_ = setup
+    flags, everyone = masks.of_task(task), np.arange(len(ids))
+    key = keys.of_replicas(cfg.seed, ids).mask_shuffle
+    another = jax.vmap(lambda key, drawn: shuffled(key, drawn, cfg, task))
+    shape = (len(cfg.criteria), len(cfg.densities), len(ids))
+    distance = np.full((*shape, *(len(when.masks),) * 2), np.nan, np.float32)
+    out = Tickets([], [], distance, np.full(shape, -1))
+    for i, criterion in enumerate(cfg.criteria):
+        for j, density in enumerate(cfg.densities):
+            of_one = functools.partial(mask_of(cfg, task, criterion), density)
+
+            def of_run(params: Params, of: Any = of_one) -> tuple[Drawn, Array]:
+                drawn = jax.lax.map(of, params)
+                return drawn, distances_of(drawn, flags)
+
+            drawn, apart = trees.host(jax.vmap(of_run)(dense.kept.params))
+            for r in np.flatnonzero(~dense.diverged):
+                out.distance[i, j, r] = apart[r]
+                row = early_bird.drawn_epoch(
+                    apart[r], threshold=cfg.threshold, window=cfg.window
+                )
+                out.early[i, j, r] = -1 if row is None else row
+            # Without an early bird the last mask stands in, and is left out of results.
+            at = [when.masks.index(step) for step in when.draws]
+            for rows in (*at, out.early[i, j]):
+                picked = everyone, np.broadcast_to(rows, everyone.shape)
+                here, network = trees.rows((drawn, dense.kept.network), picked)
+                for arm in cfg.arms:
+                    random = arm == "random_mask"
+                    mask = trees.host(another(key, here)) if random else here.mask
+                    out.masks.append(mask)
+                    out.networks.append(dense.initial if arm == "rewound" else network)
+    return out
+
+
 def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """Trains dense networks, draws masks, and trains the tickets of a group of replicas."""
-    cfg, task, _, plan = setup
-    when, flags = times(cfg, task), masks.of_task(task)
-    metric = recipes.metric(cfg)
+    cfg, task, tx, plan = setup
+    when, metric = times(cfg, task), recipes.metric(cfg)
     with display.watched(where, metric=metric) as place:
         dense = train(setup, ids, when, place)
         final = trees.rows(dense.kept.network, (slice(None), -1))
         whole = training.evaluate(task, final, "test", where=place.aside())
-    shuffle_keys = keys.of_replicas(cfg.seed, ids).mask_shuffle
-    at = [when.masks.index(step) for step in when.draws]
-    number, replicas = len(cfg.densities), range(len(ids))
-    shape = (len(cfg.criteria), number, len(ids))
-    found = np.full(shape, -1)
-    apart = np.full((*shape, len(when.masks), len(when.masks)), np.nan, np.float32)
-    another = jax.vmap(lambda key, drawn: shuffled(key, drawn, cfg, task))
-    chosen: list[Mask] = []
-    starts: list[Network] = []
-    for i, criterion in enumerate(cfg.criteria):
-        of_one = mask_of(cfg, task, criterion)
-        for j, density in enumerate(cfg.densities):
-
-            def of_run(
-                params: Params, density: float = density, of: Any = of_one
-            ) -> Any:
-                drawn = jax.lax.map(functools.partial(of, density), params)
-                return drawn, distances_of(drawn, flags)
-
-            drawn, distances = trees.host(jax.vmap(of_run)(dense.kept.params))
-            for r in replicas:
-                if dense.diverged[r]:
-                    continue
-                apart[i, j, r] = distances[r]
-                epoch = early_bird.drawn_epoch(
-                    distances[r], threshold=cfg.threshold, window=cfg.window
-                )
-                found[i, j, r] = -1 if epoch is None else epoch
-            # Without an early bird the last mask stands in, and is left out of results.
-            columns = [*(np.full(len(ids), a) for a in at), found[i, j]]
-            for column in columns:
-                picked = (np.arange(len(ids)), column)
-                here = trees.rows(drawn, picked)
-                network = trees.rows(dense.kept.network, picked)
-                for arm in cfg.arms:
-                    mask = here.mask
-                    if arm == "random_mask":
-                        mask = trees.host(another(shuffle_keys, here))
-                    chosen.append(mask)
-                    starts.append(dense.initial if arm == "rewound" else network)
-    named = display.names(plan, ids)
-    below = where.below("tickets")
+        whole = {n: np.where(dense.diverged, np.nan, x) for n, x in whole.items()}
+    tickets = draw(setup, dense, when, ids)
+    named, below = display.names(plan, ids), where.below("tickets")
     with display.watched(below, names=named, last=1, metric=metric) as place:
         study = imp.retrain(
             task,
-            setup.tx,
+            tx,
             plan,
-            imp.tickets_from(chosen, starts),
+            imp.tickets_from(tickets.masks, tickets.networks),
             level=1,
             replicas=ids,
             where=place,
         )
-    return _results(setup, ids, when, study, whole, apart, found)
+    return _results(setup, ids, when, study, whole, tickets)
 
 
 def _results(
@@ -355,11 +377,11 @@ def _results(
     when: Times,
     study: imp.Study,
     dense: Mapping[str, np.ndarray],
-    apart: np.ndarray,
-    found: np.ndarray,
+    tickets: Tickets,
 ) -> "xr.Dataset":
     """Everything by criterion, density, draw, arm and replica."""
     cfg, task, *_ = setup
+    found = tickets.early
     axes = ("criterion", "density", "draw", "arm", "replica")
     out: dict[str, Any] = {}
     shape = (len(cfg.criteria), len(cfg.densities), len(when.draws) + 1, len(cfg.arms))
@@ -376,7 +398,7 @@ def _results(
     out |= {
         "distance": (
             ("criterion", "density", "replica", "epoch", "other_epoch"),
-            apart,
+            tickets.distance,
         ),
         "early_epoch": (("criterion", "density", "replica"), seen),
         "prunable": ((), total),
@@ -474,10 +496,11 @@ def conclusions(outcome: Outcome) -> list[str]:
         lines.append(f"{claim}: {'; '.join(found_)}")
     unit = metrics.difference(outcome.metric)
     margin = outcome.metric.text(outcome.cfg.tolerance)
+    numbers = sorted({one_.verdict.n for one_ in outcome.judged})
+    n = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     lines.append(
         f"In brackets: difference of {unit.name} in {unit.unit}, first minus second, with "
-        f"its paired 95% interval over n = {results.sizes['replica']} replicas; as good is "
-        f"no more than {margin} above."
+        f"its paired 95% interval, n = {n} replicas; as good is no more than {margin} above."
     )
     return lines
 

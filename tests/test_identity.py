@@ -97,7 +97,7 @@ HASHES = {
     },
     "early_bird": {
         "mnist1d": "3d530a78",
-        "lenet-fashion": "20e19c9e",
+        "lenet-fashion": "bd2de944",
         "resnet8-cifar10": "108f87c2",
         "resnet20-cifar10-paper": "f4361bf6",
     },
