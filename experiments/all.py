@@ -7,6 +7,7 @@ from experiments import (
     at_init,
     curves,
     deconstruct,
+    early_bird,
     edge_popup,
     imp,
     instability,
@@ -31,4 +32,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     strong_lth.EXPERIMENT,
     transfer.EXPERIMENT,
     ma.EXPERIMENT,
+    early_bird.EXPERIMENT,
 )

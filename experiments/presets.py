@@ -599,3 +599,41 @@ MA: Table = {
         ),
     ),
 }
+
+EARLY_BIRD: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, a mask at each of 40 epochs, three "
+        "densities, 5 replicas; no download. Two minutes on 2 cores.",
+        dict(steps="40ep", replicas=5),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, a mask every 75, two "
+        "densities, 3 replicas. Some minutes on 2 cores.",
+        {
+            **_LENET, "steps": "1500it", "mask_every": "75it",
+            "draws": ("75it", "300it"), "densities": (0.3, 0.1),
+        },
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 400 steps, a mask every 20: half "
+        "of the weights and, as in the paper, half of the channels. A quarter of an hour "
+        "on 2 cores.",
+        {
+            **_CIFAR, "validation": 0, "model": "resnet-8-8", "batch_size": 64,
+            "drops": ("200it", "300it"), "steps": "400it", "mask_every": "20it",
+            "draws": ("20it",), "criteria": ("magnitude", "channels"),
+            "densities": (0.5,), "arms": ("inherited", "random_mask"),
+            "scale_l1": 1e-4, "validate_every": 400,
+        },
+    ),
+    "resnet20-cifar10-paper": (
+        "You et al.'s recipe with a ResNet-20: 160 epochs of SGD 0.1 with two drops, "
+        "batch 256, 30 to 70% of the channels pruned. For a GPU (not run).",
+        {
+            **_CIFAR, "model": "resnet-20", "batch_size": 256, "drops": ("80ep", "120ep"),
+            "steps": "160ep", "draws": ("1ep", "5ep", "10ep", "20ep", "40ep", "80ep"),
+            "criteria": ("magnitude", "channels"), "densities": (0.7, 0.5, 0.3),
+            "scale_l1": 1e-4, "validate_every": 196,
+        },
+    ),
+}

@@ -28,7 +28,7 @@ ARROWS = {
     "schedules": ("masks",),
     "optimizers": ("trees",),
     "transforms": ("prune", "scores", "schedules", "optimizers"),
-    "dynamic": ("transforms",),
+    "dynamic": ("transforms", "units"),
     "at_init": ("prune", "scores", "schedules"),
     # The mask is what is trained.
     "supermask": ("prune", "scores"),

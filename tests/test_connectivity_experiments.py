@@ -20,6 +20,7 @@ from experiments import (
     curves,
     deconstruct,
     display,
+    early_bird,
     instability,
     metrics,
     recipes,
@@ -540,7 +541,27 @@ def test_checks_of_pruning_at_init_keep_what_each_layer_has(finished):
     assert "snip: shuffled does not hurt" in out
 
 
-@pytest.mark.parametrize("module", [alignment, at_init, curves, deconstruct])
+def test_an_early_bird_is_the_ticket_of_its_epoch(finished):
+    folder, _, out = finished("early_bird")
+    results = load(folder)
+    draws, found = results["draw"].values, results["early_epoch"]
+    assert set(found.values.ravel()) <= set(draws)  # so that there is a twin
+    for replica in results["replica"].values:
+        own = results.sel(replica=replica)
+        for name in ("test_error", "test_loss", "alive"):
+            twin = own[name].sel(draw=own["early_epoch"].item())
+            np.testing.assert_array_equal(own[f"early_{name}"], twin)
+    total = int(results["prunable"])
+    assert set(results["alive"].values.ravel()) == {round(0.3 * total)}
+    apart = results["distance"].values
+    np.testing.assert_array_equal(apart, apart.swapaxes(-1, -2))
+    assert apart.max() > 0 and not np.diagonal(apart, axis1=-2, axis2=-1).any()
+    assert "early bird as good as the last" in out
+
+
+@pytest.mark.parametrize(
+    "module", [alignment, at_init, curves, deconstruct, early_bird]
+)
 def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         module.prepare(preset.config)

@@ -95,6 +95,12 @@ HASHES = {
         "lenet-fashion": "0cdc296b",
         "resnet20-cifar10-paper": "70b05891",
     },
+    "early_bird": {
+        "mnist1d": "3d530a78",
+        "lenet-fashion": "bd2de944",
+        "resnet8-cifar10": "108f87c2",
+        "resnet20-cifar10-paper": "f4361bf6",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -121,6 +127,7 @@ FREE = {
     "edge_popup": {"tolerance", "replicas"},
     "transfer": {"tolerance", "replicas"},
     "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
+    "early_bird": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

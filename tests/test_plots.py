@@ -502,3 +502,46 @@ def matplotlib_hex(color):
     from matplotlib.colors import to_hex
 
     return to_hex(color)
+
+
+def test_panels_over_any_quantity_mark_their_own_places():
+    x, y = np.array([1.0, 2.0, 8.0]), np.array([[90.0, 80, 70], [92, 84, 70]])
+    panels = {
+        "a": plots.Panel({"inherited": y}, {"dense": 91.0}),
+        "b": plots.Panel({"inherited": y}),
+    }
+    figure = plots.panels_against(
+        x,
+        panels,
+        xlabel="epoch",
+        ylabel="accuracy (%)",
+        logarithmic=True,
+        marked={"b": [2.0, 3.0]},
+        marked_label="here",
+    )
+    first, second = figure.axes
+    drawn = second.containers[0].lines[0].get_xydata()
+    np.testing.assert_allclose(drawn, [[1, 91], [2, 82], [8, 70]])
+    at = [line.get_xdata()[0] for line in second.lines if line.get_linestyle() == ":"]
+    assert at == [2.0, 3.0]
+    assert not [line for line in first.lines if line.get_linestyle() == ":"]
+    assert second.get_xscale() == "log" and second.get_xlabel() == "epoch"
+    assert [t.get_text() for t in second.get_xticklabels()] == ["1", "2", "8"]
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["dense", "inherited", "here"]
+
+
+def test_heat_maps_share_one_scale_and_mark_places_on_their_axes():
+    at = np.array([2.0, 4.0, 6.0])
+    low, high = np.full((3, 3), 0.1), np.full((3, 3), 0.4)
+    figure = plots.heat_maps(
+        at, {"a": low, "b": high}, label="distance", axis="epoch", marked={"b": [4.0]}
+    )
+    first, second, bar = figure.axes
+    assert [axes.images[0].get_clim() for axes in (first, second)] == [(0, 0.4)] * 2
+    # Cells lie around their places, the first in the upper left corner.
+    assert second.images[0].get_extent() == [1.0, 7.0, 7.0, 1.0]
+    np.testing.assert_allclose(np.asarray(first.images[0].get_array()), low)
+    assert not first.lines and len(second.lines) == 2
+    assert second.lines[0].get_xdata()[0] == 4.0
+    assert bar.get_ylabel() == "distance" and second.get_xlabel() == "epoch"

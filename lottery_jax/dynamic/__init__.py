@@ -11,11 +11,13 @@ rules        what a rule is, what is asked of one, what it does
 pruning      rules that take weights away
 regrowth     rules that drop and grow: SET and RigL
 loops        an optimizer with a rule, for loops of one's own
+early_bird   masks at every epoch, their distances, and when to stop
 
 Straight-through estimates are an optimizer, `transforms.straight_through`, under which
 rules by magnitude choose among all weights.
 """
 
+from lottery_jax.dynamic import early_bird as early_bird
 from lottery_jax.dynamic.loops import MaskedState as MaskedState
 from lottery_jax.dynamic.loops import masked as masked
 from lottery_jax.dynamic.pruning import gradual_magnitude as gradual_magnitude

@@ -14,11 +14,13 @@ from lottery_jax.plots.lines import against_step as against_step
 from lottery_jax.plots.lines import along_path as along_path
 from lottery_jax.plots.lines import histogram as histogram
 from lottery_jax.plots.lines import layer_densities as layer_densities
+from lottery_jax.plots.lines import panels_against as panels_against
 from lottery_jax.plots.lines import panels_against_density as panels_against_density
 from lottery_jax.plots.lines import steps_against_density as steps_against_density
 from lottery_jax.plots.maps import ANSWERS as ANSWERS
 from lottery_jax.plots.maps import answers as answers
 from lottery_jax.plots.maps import by_name as by_name
+from lottery_jax.plots.maps import heat_maps as heat_maps
 from lottery_jax.plots.maps import loss_plane as loss_plane
 from lottery_jax.plots.maps import matrices as matrices
 from lottery_jax.plots.pages import CAPTION_SIZE as CAPTION_SIZE

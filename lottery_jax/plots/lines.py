@@ -1,6 +1,6 @@
 """Lines over density, steps, paths or any quantity."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +104,69 @@ def panels_against_density(
     Returns:
       A matplotlib figure: means over replicas, bars from min to max.
     """
+
+    def finish(axes: Any, name: str, colors: Mapping[str, str]) -> None:
+        for label, y in panels[name].lines.items():
+            if lowest is not None:
+                _at_the_foot(axes, 100 * density, y, lowest, colors[label])
+        density_axis(axes, density)
+        axes.set_ylim(bottom=lowest)
+
+    return _panels(100 * density, panels, ylabel, title, shared, finish)
+
+
+def panels_against(
+    x: np.ndarray,
+    panels: Mapping[str, Panel],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    shared: bool = False,
+    logarithmic: bool = False,
+    marked: Mapping[str, Sequence[float]] | None = None,
+    marked_label: str = "",
+) -> Any:
+    """Panels of lines over any quantity, with one legend below.
+
+    Args:
+      x: `[N]`, of all lines; all of them are ticks.
+      panels: by their titles; a label has the same colour in all.
+      xlabel: what lies on the horizontal axes, with its unit.
+      ylabel: with its unit.
+      title: above all panels.
+      shared: all in one row with one vertical axis; else two in a row, each with its own.
+      logarithmic: the horizontal axes.
+      marked: places on the horizontal axis, of panels by name: vertical lines.
+      marked_label: what they are.
+
+    Returns:
+      A matplotlib figure: means over replicas, bars from min to max.
+    """
+
+    def finish(axes: Any, name: str, colors: Mapping[str, str]) -> None:
+        for i, place in enumerate((marked or {}).get(name, ())):
+            label = "_" * bool(i) + marked_label
+            axes.axvline(
+                place, color="#999999", linewidth=0.9, linestyle=":", label=label
+            )
+        axes.set_xscale("log" if logarithmic else "linear")
+        axes.set_xticks(x, [f"{place:.3g}" for place in x], fontsize=8)
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(xlabel)
+
+    return _panels(x, panels, ylabel, title, shared, finish)
+
+
+def _panels(
+    x: np.ndarray,
+    panels: Mapping[str, Panel],
+    ylabel: str,
+    title: str,
+    shared: bool,
+    finish: Callable[[Any, str, Mapping[str, str]], None],
+) -> Any:
+    """Panels of lines over `x`; finish: (axes, name, colour of each label) its axes."""
     columns = len(panels) if shared else min(2, len(panels))
     size = (max(2.8, 6.0 / columns) if shared else 3.6, 3.9 if shared else 2.7)
     if len(panels) == 1:
@@ -113,18 +176,16 @@ def panels_against_density(
     styles = line_styles(
         list(dict.fromkeys(map(_arm, labels))), without=ARMS_OF_THEIR_OWN
     )
+    colors = {label: styles[_arm(label)][0] for label in labels}
     for axes, (name, panel) in zip(grid.flat, panels.items()):
         for label, y in panel.lines.items():
-            mean_line(axes, 100 * density, y, label, styles[_arm(label)])
-            if lowest is not None:
-                _at_the_foot(axes, 100 * density, y, lowest, styles[_arm(label)][0])
+            mean_line(axes, x, y, label, styles[_arm(label)])
         for i, (label, level) in enumerate(panel.levels.items()):
             line = (0, ((4, 3), (2, 2))[i % 2])
             axes.axhline(
                 level, color="#222222", linewidth=0.9, linestyle=line, label=label
             )
-        density_axis(axes, density)
-        axes.set_ylim(bottom=lowest)
+        finish(axes, name, colors)
         axes.set_title(name, fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()

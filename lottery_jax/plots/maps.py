@@ -194,6 +194,56 @@ def matrices(
     return figure
 
 
+def heat_maps(
+    at: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    label: str,
+    axis: str,
+    title: str = "",
+    marked: Mapping[str, Sequence[float]] | None = None,
+) -> Any:
+    """Square maps side by side, such as how far each of many masks is from each other.
+
+    Args:
+      at: where rows and columns lie, `[N]`, evenly spaced.
+      values: per panel `[N, N]`, 0 or more; nan is left white. All share one scale of
+        colours, from light at 0 to dark.
+      label: of the values, with their unit.
+      axis: what both axes are, with their unit.
+      title: above all panels.
+      marked: places of `at`, of panels by name: dashed lines across and down.
+
+    Returns:
+      A matplotlib figure; rows count from the top.
+    """
+    columns = min(3, len(values))
+    width = 3.0 if columns > 1 else 4.5
+    figure, grid = figures(-(-len(values) // columns), columns, (width, 1.15 * width))
+    finite = np.concatenate([np.ravel(x) for x in values.values()])
+    finite = finite[np.isfinite(finite)]
+    most = max(float(finite.max()) if finite.size else 0.0, 1e-12)
+    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+    edges = (at[0] - half, at[-1] + half, at[-1] + half, at[0] - half)
+    for axes, (panel, found) in zip(grid.flat, values.items()):
+        axes.grid(False)
+        shown = axes.imshow(
+            found, cmap="viridis_r", vmin=0, vmax=most, extent=edges, aspect="equal"
+        )
+        for place in (marked or {}).get(panel, ()):
+            for line in (axes.axvline, axes.axhline):
+                line(place, color="#d1603d", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_title(panel, fontsize=9)
+        axes.set_xlabel(axis, fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(axis, fontsize=9)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=list(grid.flat), shrink=0.9).set_label(label, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def loss_plane(
     x: np.ndarray,
     y: np.ndarray,
