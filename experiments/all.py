@@ -10,6 +10,7 @@ from experiments import (
     edge_popup,
     imp,
     instability,
+    liu,
     ma,
     rewinding,
     strong_lth,
@@ -31,4 +32,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     strong_lth.EXPERIMENT,
     transfer.EXPERIMENT,
     ma.EXPERIMENT,
+    liu.EXPERIMENT,
 )

@@ -599,3 +599,31 @@ MA: Table = {
         ),
     ),
 }
+
+LIU: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, SGD at 0.02 and 0.2, three cures, two "
+        "densities, 3 replicas; no download. About a minute on 2 cores.",
+        dict(validation=0, optimizer="sgd", steps="1500it"),
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, SGD at 0.01 and 0.1, batch 32, "
+        "1,000 steps, 40% and 16% of the weights, 3 replicas; a third of warm-up, k = 100, "
+        "or batch 128. Three quarters of an hour on 2 cores.",
+        {
+            **_CIFAR, "validation": 0, "model": "resnet-8-8", "batch_size": 32,
+            "drops": ("800it",), "steps": "1000it", "sweep_learning_rate": (0.01, 0.1),
+            "sweep_warmup": ("0it", "333it"), "rewind_steps": ("100it",),
+            "batch_sizes": (128,), "validate_every": 250,
+        },
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10: 15,000 steps at 0.01, 0.03 and 0.1, 11 densities; 10,000 "
+        "steps of warm-up, k = 500, or batch 1,024 at equal epochs. For a GPU (not run).",
+        {
+            **_RESNET20, "validation": 0, "sweep_learning_rate": (0.01, 0.03, 0.1),
+            "sweep_warmup": ("0it", "10000it"), "rewind_steps": ("500it",),
+            "batch_sizes": (1024,), "fraction": 0.2, "levels": 11,
+        },
+    ),
+}

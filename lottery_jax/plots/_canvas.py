@@ -1,7 +1,7 @@
 """What all figures share: axes, colours, lines of means, legends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,11 @@ def figure_of_axes() -> tuple[Any, Any]:
 
 
 def figures(
-    rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    sharey: bool | Literal["row"] = False,
 ) -> tuple[Any, Any]:
     """A figure with axes `[rows, columns]`, and the size of one of them in inches."""
     figure, grid = matplotlib_pyplot().subplots(
