@@ -603,8 +603,8 @@ MA: Table = {
 LIU: Table = {
     "mnist1d": (
         "The demo: MLP 40-100-100-10 on MNIST-1D, SGD at 0.02 and 0.2, three cures, two "
-        "densities, 3 replicas; no download. About a minute on 2 cores.",
-        dict(validation=0, optimizer="sgd", steps="1500it"),
+        "densities, 5 replicas; no download. About a minute on 2 cores.",
+        dict(validation=0, optimizer="sgd", steps="1500it", replicas=5),
     ),
     "resnet8-cifar10": (
         "A narrow ResNet-8 with BatchNorm on CIFAR-10, SGD at 0.01 and 0.1, batch 32, "

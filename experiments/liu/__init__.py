@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     tiny="--model mlp-8 --subset 200 --steps 4it --validate-every 4 --levels 1 "
     "--sweep-learning-rate 1e-3 1e-2 --sweep-warmup 0it 2it --rewind-steps 2it "
-    "--drops --schedule constant --batch-sizes 200 --replicas 2",
+    "--batch-sizes 200 --replicas 2",
     prepare=prepare,
     one=one,
     judge=judge,

@@ -44,9 +44,14 @@ def dense(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
     return tested(results, metric).sel(arm="ticket", level=0)
 
 
+def different(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
+    """Those that differ: to a dense network it is nothing where levels start from."""
+    return dense(results, metric).isel(cure=results["rewind_step"].values == 0)
+
+
 def best_dense(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
-    """The dense networks of the cure and rate that are best on the average, `[replica]`."""
-    each = dense(results, metric)
+    """The dense networks of the setting that is best on the average, `[replica]`."""
+    each = different(results, metric)
     of_cures = best(each, metric)
     worse = of_cures if metric.better == "lower" else -of_cures
     return of_cures.isel(cure=worse.mean("replica").fillna(np.inf).argmin("cure"))
@@ -66,7 +71,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     metric = recipes.metric(cfg)
     names = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
     how: dict[str, Any] = {"metric": metric, "replicas": names}
-    values, gaps, whole = (f(results, metric) for f in (tested, gap, dense))
+    values, gaps, whole = (f(results, metric) for f in (tested, gap, different))
+    networks = whole.stack(at=("cure", "learning_rate")).transpose("at", "replica")
     density = densities(results)
     levels = list(zip(gaps["level"].values.tolist(), density.tolist()))
     settled = list(itertools.product(results["cure"].values, cfg.sweep_learning_rate))
@@ -89,13 +95,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             say(place, verdicts.better(ticket, reinit, claim=claim, **how))
             # Who matches the dense networks of all settings matches the best of them.
             each = [
-                verdicts.matching(
-                    ticket,
-                    whole.sel(cure=c, learning_rate=r).values,
-                    cfg.tolerance,
-                    **how,
-                )
-                for c, r in settled
+                verdicts.matching(ticket, one, cfg.tolerance, **how)
+                for one in networks.values
             ]
             claim = "ticket matches dense at its best"
             say(place, verdicts.combine(*each, claim=claim))
@@ -132,8 +133,8 @@ def conclusions(outcome: Outcome) -> list[str]:
     chosen = best_dense(results, metric)
     shown = metrics.quality(metric)
     lines = [
-        f"Dense is best at {float(chosen['learning_rate']):g} (cure: "
-        f"{chosen['cure'].item()}): {shown.name} "
+        f"Dense is best at {float(chosen['learning_rate']):g}, cure "
+        f"{chosen['cure'].item()}: {shown.name} "
         f"{display.mean_range(shown.of(chosen.values), 1)} {shown.unit}",
         "Larger batches train for equal " + outcome.cfg.equal + "; gap: reinit minus "
         f"ticket, in {metric.unit}; matching: within {metric.text(outcome.cfg.tolerance)} "
@@ -237,10 +238,12 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
                 },
                 {
                     "dense, at the same setting": float(shown.of(whole.sel(at)).mean()),
-                    "dense, at its best rate": most,
+                    "dense, at its best setting": most,
                 },
             )
-    title = f"{outcome.networks}, mean of {results.sizes['replica']} replicas; bars: 95% "
+    title = (
+        f"{outcome.networks}, mean of {results.sizes['replica']} replicas; bars: 95% "
+    )
     title += "interval of the gap, min to max of the others"
     figure = plots.panels_against_density(
         densities(results),

@@ -124,7 +124,7 @@ def check(cfg: Config) -> None:
         own, swept = getattr(cfg, name), getattr(cfg, f"sweep_{name}")
         if own not in (usual[name], *swept):
             must = f"one of sweep_{name}, which are used instead"
-            raise errors.wrong(name, own, must)
+            raise errors.wrong(name, repr(own), must)
     if NO_WARMUP not in cfg.sweep_warmup:
         must = f"lengths with {NO_WARMUP!r} among them, training without this cure"
         raise errors.wrong("sweep_warmup", cfg.sweep_warmup, must)
