@@ -618,12 +618,13 @@ LIU: Table = {
         },
     ),
     "resnet20-cifar10": (
-        "ResNet-20 on CIFAR-10: 15,000 steps at 0.01, 0.03 and 0.1, 11 densities; 10,000 "
-        "steps of warm-up, k = 500, or batch 1,024 at equal epochs. For a GPU (not run).",
+        "ResNet-20 on CIFAR-10: 15,000 steps at 0.01, 0.03 and 0.1, 64% to 11% of the "
+        "weights; 10,000 steps of warm-up, k = 500, or batch 1,024 at equal epochs. About "
+        "two hours of a GPU, by its rate (not run).",
         {
             **_RESNET20, "validation": 0, "sweep_learning_rate": (0.01, 0.03, 0.1),
             "sweep_warmup": ("0it", "10000it"), "rewind_steps": ("500it",),
-            "batch_sizes": (1024,), "fraction": 0.2, "levels": 11,
+            "batch_sizes": (1024,), "fraction": 0.36, "levels": 5,
         },
     ),
 }

@@ -95,6 +95,11 @@ HASHES = {
         "lenet-fashion": "0cdc296b",
         "resnet20-cifar10-paper": "70b05891",
     },
+    "liu": {
+        "mnist1d": "a054d490",
+        "resnet8-cifar10": "ab475556",
+        "resnet20-cifar10": "a1b5be9c",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -121,6 +126,7 @@ FREE = {
     "edge_popup": {"tolerance", "replicas"},
     "transfer": {"tolerance", "replicas"},
     "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
+    "liu": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -15,8 +15,7 @@ from experiments import display, metrics, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Drawn, Outcome
 from experiments.imp import tested
-from experiments.liu.config import NONE, Config
-from experiments.ma import best
+from experiments.liu.config import ARMS, NONE, Config
 from lottery_jax import plots, verdicts
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ def different(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
 def best_dense(results: "xr.Dataset", metric: verdicts.Metric) -> "xr.DataArray":
     """The dense networks of the setting that is best on the average, `[replica]`."""
     each = different(results, metric)
-    of_cures = best(each, metric)
-    worse = of_cures if metric.better == "lower" else -of_cures
-    return of_cures.isel(cure=worse.mean("replica").fillna(np.inf).argmin("cure"))
+    settings = each.stack(at=("cure", "learning_rate"))
+    worse = settings if metric.better == "lower" else -settings
+    return settings.isel(at=int(worse.mean("replica").fillna(np.inf).argmin("at")))
 
 
 def densities(results: "xr.Dataset") -> np.ndarray:
@@ -68,56 +67,75 @@ def densities(results: "xr.Dataset") -> np.ndarray:
 
 def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """Where is there a gap, does it close at the high rate, which cure brings it back?"""
-    metric = recipes.metric(cfg)
-    names = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
-    how: dict[str, Any] = {"metric": metric, "replicas": names}
-    values, gaps, whole = (f(results, metric) for f in (tested, gap, different))
-    networks = whole.stack(at=("cure", "learning_rate")).transpose("at", "replica")
-    density = densities(results)
-    levels = list(zip(gaps["level"].values.tolist(), density.tolist()))
-    settled = list(itertools.product(results["cure"].values, cfg.sweep_learning_rate))
-    judged = []
+    replicas = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
+    how: dict[str, Any] = {"metric": recipes.metric(cfg), "replicas": replicas}
+    whole = different(results, how["metric"]).sel(cure=NONE)
+    price = verdicts.better(
+        whole.sel(learning_rate=cfg.high).values,
+        whole.sel(learning_rate=cfg.low).values,
+        claim=f"dense better at {cfg.high:g} than at {cfg.low:g}",
+        **how,
+    )
+    return [
+        *_of_tickets(results, cfg, how),
+        *_of_gaps(results, cfg, how),
+        Judged({}, price.claim, price),
+    ]
 
-    def say(where: dict[str, Any], verdict: verdicts.Verdict) -> None:
-        judged.append(Judged(where, verdict.claim, verdict))
 
-    def change(after: "xr.DataArray", before: "xr.DataArray", **claim: Any) -> Any:
-        return verdicts.paired((after - before).values, tolerance=0.0, **claim, **how)
-
-    for cure, rate in settled:
-        for level, share in levels:
-            at = {"cure": str(cure), "learning_rate": rate}
-            own = values.sel(at | {"level": level})
-            ticket = own.sel(arm="ticket").values
-            place = at | {"level": level, "density": share}
-            claim = "ticket better than reinit"
-            reinit = own.sel(arm="reinit").values
-            say(place, verdicts.better(ticket, reinit, claim=claim, **how))
+def _of_tickets(
+    results: "xr.Dataset", cfg: Config, how: dict[str, Any]
+) -> Iterator[Judged]:
+    """Of each ticket: is it better than reinit, and as good as dense can be?"""
+    metric = how["metric"]
+    values, networks = tested(results, metric), different(results, metric)
+    networks = networks.stack(at=("cure", "learning_rate")).transpose("at", "replica")
+    for cure, rate in itertools.product(
+        results["cure"].values.tolist(), cfg.sweep_learning_rate
+    ):
+        for level, density in enumerate(densities(results).tolist(), 1):
+            at = {"cure": cure, "learning_rate": rate, "level": level}
+            ticket, reinit = (values.sel(at).sel(arm=arm).values for arm in ARMS)
             # Who matches the dense networks of all settings matches the best of them.
-            each = [
+            matching = [
                 verdicts.matching(ticket, one, cfg.tolerance, **how)
                 for one in networks.values
             ]
-            claim = "ticket matches dense at its best"
-            say(place, verdicts.combine(*each, claim=claim))
-    for level, share in levels:
-        at_level = gaps.sel(level=level)
-        place = {"level": level, "density": share}
-        low, high = (
-            at_level.sel(cure=NONE, learning_rate=rate) for rate in (cfg.low, cfg.high)
+            for verdict in (
+                verdicts.better(
+                    ticket, reinit, claim="ticket better than reinit", **how
+                ),
+                verdicts.combine(*matching, claim="ticket matches dense at its best"),
+            ):
+                yield Judged(at | {"density": density}, verdict.claim, verdict)
+
+
+def _of_gaps(
+    results: "xr.Dataset", cfg: Config, how: dict[str, Any]
+) -> Iterator[Judged]:
+    """Is the gap smaller at the high rate, and greater there with each cure?"""
+    gaps, cures = gap(results, how["metric"]), results["cure"].values.tolist()
+    for level, density in enumerate(densities(results).tolist(), 1):
+        own, at = gaps.sel(level=level), {"level": level, "density": density}
+        high = own.sel(learning_rate=cfg.high)
+        failing = high.sel(cure=NONE)
+        less = verdicts.paired(
+            (failing - own.sel(learning_rate=cfg.low, cure=NONE)).values,
+            side="<",
+            tolerance=0.0,
+            claim=f"gap smaller at {cfg.high:g} than at {cfg.low:g}",
+            **how,
         )
-        claim = f"gap smaller at {cfg.high:g} than at {cfg.low:g}"
-        say(place, change(high, low, side="<", claim=claim))
-        for cure in results["cure"].values[1:].tolist():
-            cured = at_level.sel(cure=cure, learning_rate=cfg.high)
-            claim = f"gap comes back at {cfg.high:g}: {cure}"
-            say(place | {"cure": cure}, change(cured, high, side=">", claim=claim))
-    low, high = (
-        whole.sel(cure=NONE, learning_rate=rate).values for rate in (cfg.low, cfg.high)
-    )
-    claim = f"dense better at {cfg.high:g} than at {cfg.low:g}"
-    say({}, verdicts.better(high, low, claim=claim, **how))
-    return judged
+        yield Judged(at, less.claim, less)
+        for cure in (name for name in cures if name != NONE):
+            more = verdicts.paired(
+                (high.sel(cure=cure) - failing).values,
+                side=">",
+                tolerance=0.0,
+                claim=f"gap comes back at {cfg.high:g}: {cure}",
+                **how,
+            )
+            yield Judged(at | {"cure": cure}, more.claim, more)
 
 
 def conclusions(outcome: Outcome) -> list[str]:
@@ -234,7 +252,7 @@ def figures(outcome: Outcome) -> Iterator[Drawn]:
             panels[f"{cure}, rate {rate:g}"] = plots.Panel(
                 {
                     arm: shown.of(own.sel(arm=arm).transpose("replica", "level").values)
-                    for arm in ("ticket", "reinit")
+                    for arm in ARMS
                 },
                 {
                     "dense, at the same setting": float(shown.of(whole.sel(at)).mean()),

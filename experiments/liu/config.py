@@ -57,6 +57,9 @@ class Config(Where, Recipe):
         return max(self.sweep_learning_rate)
 
 
+ARMS = ("ticket", "reinit")
+"""What is compared: the ticket, and its mask on fresh weights."""
+
 NO_WARMUP = "0it"
 """Training without a warm-up, in `sweep_warmup`."""
 

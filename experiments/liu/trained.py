@@ -13,7 +13,7 @@ import numpy as np
 from experiments import display, recipes
 from experiments.experiment import dataset
 from experiments.imp import stored_tickets
-from experiments.liu.config import Config, Cure, check, cures, scaled
+from experiments.liu.config import ARMS, Config, Cure, check, cures, scaled
 from experiments.recipes import Setup, make_optimizer, make_task, parse_step
 from lottery_jax import errors, imp, masks
 from lottery_jax.execution import Where
@@ -21,10 +21,6 @@ from lottery_jax.types import Task
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-ARMS = ("ticket", "reinit")
-"""What is compared."""
 
 
 class Tried(NamedTuple):
