@@ -607,9 +607,9 @@ LIU: Table = {
         dict(validation=0, optimizer="sgd", steps="1500it", replicas=5),
     ),
     "resnet8-cifar10": (
-        "A narrow ResNet-8 with BatchNorm on CIFAR-10, SGD at 0.01 and 0.1, batch 32, "
-        "1,000 steps, 40% and 16% of the weights, 3 replicas; a third of warm-up, k = 100, "
-        "or batch 128. Three quarters of an hour on 2 cores.",
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, SGD at 0.01 and 0.1, 1,000 steps of "
+        "32, 40% and 16% of the weights, 3 replicas; 333 steps of warm-up, k = 100, or "
+        "batch 128. Three quarters of an hour on 2 cores.",
         {
             **_CIFAR, "validation": 0, "model": "resnet-8-8", "batch_size": 32,
             "drops": ("800it",), "steps": "1000it", "sweep_learning_rate": (0.01, 0.1),
