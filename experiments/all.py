@@ -11,6 +11,7 @@ from experiments import (
     edge_popup,
     imp,
     instability,
+    liu,
     ma,
     rewinding,
     strong_lth,
@@ -33,4 +34,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     transfer.EXPERIMENT,
     ma.EXPERIMENT,
     early_bird.EXPERIMENT,
+    liu.EXPERIMENT,
 )

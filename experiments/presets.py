@@ -637,3 +637,32 @@ EARLY_BIRD: Table = {
         },
     ),
 }
+
+LIU: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, SGD at 0.02 and 0.2, three cures, two "
+        "densities, 5 replicas; no download. About a minute on 2 cores.",
+        dict(validation=0, optimizer="sgd", steps="1500it", replicas=5),
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 with BatchNorm on CIFAR-10, SGD at 0.01 and 0.1, 1,000 steps of "
+        "32, 40% and 16% of the weights, 3 replicas; 333 steps of warm-up, k = 100, or "
+        "batch 128. Three quarters of an hour on 2 cores.",
+        {
+            **_CIFAR, "validation": 0, "model": "resnet-8-8", "batch_size": 32,
+            "drops": ("800it",), "steps": "1000it", "sweep_learning_rate": (0.01, 0.1),
+            "sweep_warmup": ("0it", "333it"), "rewind_steps": ("100it",),
+            "batch_sizes": (128,), "validate_every": 250,
+        },
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10: 15,000 steps at 0.01, 0.03 and 0.1, 64% to 11% of the "
+        "weights; 10,000 steps of warm-up, k = 500, or batch 1,024 at equal epochs. About "
+        "two hours of a GPU, by its rate (not run).",
+        {
+            **_RESNET20, "validation": 0, "sweep_learning_rate": (0.01, 0.03, 0.1),
+            "sweep_warmup": ("0it", "10000it"), "rewind_steps": ("500it",),
+            "batch_sizes": (1024,), "fraction": 0.36, "levels": 5,
+        },
+    ),
+}

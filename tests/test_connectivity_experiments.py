@@ -22,6 +22,7 @@ from experiments import (
     display,
     early_bird,
     instability,
+    liu,
     metrics,
     recipes,
     rewinding,
@@ -560,7 +561,7 @@ def test_an_early_bird_is_the_ticket_of_its_epoch(finished):
 
 
 @pytest.mark.parametrize(
-    "module", [alignment, at_init, curves, deconstruct, early_bird]
+    "module", [alignment, at_init, curves, deconstruct, early_bird, liu]
 )
 def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():

@@ -101,6 +101,11 @@ HASHES = {
         "resnet8-cifar10": "108f87c2",
         "resnet20-cifar10-paper": "f4361bf6",
     },
+    "liu": {
+        "mnist1d": "a054d490",
+        "resnet8-cifar10": "ab475556",
+        "resnet20-cifar10": "a1b5be9c",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -128,6 +133,7 @@ FREE = {
     "transfer": {"tolerance", "replicas"},
     "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
     "early_bird": {"tolerance", "replicas"},
+    "liu": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -91,6 +91,13 @@ def test_axes_have_plain_ticks_within_the_densities(low):
         assert len(axis.get_ticklocs(minor=True)) == 0
 
 
+def test_a_short_axis_of_few_densities_names_these():
+    for density in (np.array([0.4, 0.16]), np.array([0.95, 0.9, 0.85])):
+        lines = {"ticket": np.ones((2, len(density)))}
+        axis = plots.against_density(density, lines, ylabel="y").axes[0].xaxis
+        np.testing.assert_allclose(sorted(axis.get_ticklocs()), 100 * density[::-1])
+
+
 def test_a_single_level_is_seen():
     figure = plots.layer_densities(np.array([0.5]), {"head": np.array([0.4])})
     assert figure.axes[0].lines[0].get_marker() == "."
@@ -466,6 +473,24 @@ def test_panels_share_their_axes_and_show_their_own_lines_and_levels():
     (legend,) = figure.legends
     shown = sorted(text.get_text() for text in legend.get_texts())
     assert shown == ["dense", "other", "ticket, at best"]
+
+
+def test_rows_of_panels_have_an_axis_that_shows_all_of_them():
+    panels = {
+        str(i): plots.Panel({"ticket": np.array([[1.0, 2, 3]]) * 10**i})
+        for i in range(5)
+    }
+    figure = plots.panels_against_density(
+        DENSITY, panels, ylabel=["upper", "lower"], columns=3
+    )
+    grid = np.array(figure.axes).reshape(2, 3)
+    assert [row[0].get_ylabel() for row in grid] == ["upper", "lower"]
+    assert not grid[1, 2].axison
+    for row, highest in zip(grid, (300, 30_000)):
+        assert len({axes.get_ylim() for axes in row[:2]}) == 1
+        assert row[0].get_ylim()[1] >= highest
+    with pytest.raises(ValueError):
+        plots.panels_against_density(DENSITY, panels, ylabel=["one"], columns=3)
 
 
 def test_what_lies_below_the_axes_of_panels_is_written_at_their_foot():

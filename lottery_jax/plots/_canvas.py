@@ -1,7 +1,7 @@
 """What all figures share: axes, colours, lines of means, legends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,11 @@ def figure_of_axes() -> tuple[Any, Any]:
 
 
 def figures(
-    rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    sharey: bool | Literal["row"] = False,
 ) -> tuple[Any, Any]:
     """A figure with axes `[rows, columns]`, and the size of one of them in inches."""
     figure, grid = matplotlib_pyplot().subplots(
@@ -129,15 +133,25 @@ def density_axis(axes: Any, density: np.ndarray) -> None:
     axes.set_xscale("log")
     high, low = 100 * np.max(density), 100 * np.min(density)
     axes.set_xlim(high * 1.08, low / 1.08)
-    axes.set_xticks(*log_ticks(low / 1.08, high * 1.08))
+    own = np.unique(100 * np.asarray(density)).tolist()
+    axes.set_xticks(*log_ticks(low / 1.08, high * 1.08, own if len(own) <= 4 else ()))
     axes.set_xticks([], minor=True)
     axes.set_xlabel("weights remaining (%)")
 
 
-def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Round numbers on a logarithmic axis of percent, and their labels."""
+def log_ticks(
+    low: float, high: float, own: Sequence[float] = ()
+) -> tuple[list[float], list[str]]:
+    """Round numbers on a logarithmic axis of percent, and their labels.
+
+    Args:
+      low: where the axis begins.
+      high: where it ends.
+      own: numbers to write where the axis is too short for two round ones.
+    """
     rounds = [a * 10.0**b for b in range(-4, 3) for a in (1, 2, 5)]
     inside = [tick for tick in rounds if low <= tick <= high]
-    if len(inside) < 2:  # the axis is short: whatever numbers lie at its quarters
-        inside = [low ** (1 - t) * high**t for t in (0.25, 0.5, 0.75)]
+    if len(inside) < 2:  # else whatever numbers lie at its quarters
+        quarters = [low ** (1 - t) * high**t for t in (0.25, 0.5, 0.75)]
+        inside = list(own) if len(own) > 1 else quarters
     return inside, [f"{tick:.3g}" for tick in inside]

@@ -86,9 +86,10 @@ def panels_against_density(
     density: np.ndarray,
     panels: Mapping[str, Panel],
     *,
-    ylabel: str,
+    ylabel: str | Sequence[str],
     title: str = "",
     shared: bool = False,
+    columns: int | None = None,
     lowest: float | None = None,
 ) -> Any:
     """Panels of lines over density, such as one for each target, with one legend below.
@@ -96,9 +97,10 @@ def panels_against_density(
     Args:
       density: `[levels]`, in (0, 1], of all lines.
       panels: by their titles; a label has the same colour in all.
-      ylabel: with its unit.
+      ylabel: with its unit; of all rows, or of each.
       title: above all panels.
       shared: all in one row with one vertical axis; else two in a row, each with its own.
+      columns: instead of both: how many are in a row, whose vertical axis is one.
       lowest: where vertical axes begin; a mean below it is written at their foot.
 
     Returns:
@@ -110,9 +112,14 @@ def panels_against_density(
             if lowest is not None:
                 _at_the_foot(axes, 100 * density, y, lowest, colors[label])
         density_axis(axes, density)
-        axes.set_ylim(bottom=lowest)
 
-    return _panels(100 * density, panels, ylabel, title, shared, finish)
+    figure, drawn = _panels(
+        100 * density, panels, ylabel, title, shared, finish, columns
+    )
+    if lowest is not None:
+        for axes in drawn:  # shared ones have all their lines now
+            axes.set_ylim(bottom=lowest)
+    return figure
 
 
 def panels_against(
@@ -155,23 +162,32 @@ def panels_against(
         axes.set_xticks([], minor=True)
         axes.set_xlabel(xlabel)
 
-    return _panels(x, panels, ylabel, title, shared, finish)
+    return _panels(x, panels, ylabel, title, shared, finish)[0]
 
 
 def _panels(
     x: np.ndarray,
     panels: Mapping[str, Panel],
-    ylabel: str,
+    ylabel: str | Sequence[str],
     title: str,
     shared: bool,
     finish: Callable[[Any, str, Mapping[str, str]], None],
-) -> Any:
-    """Panels of lines over `x`; finish: (axes, name, colour of each label) its axes."""
-    columns = len(panels) if shared else min(2, len(panels))
-    size = (max(2.8, 6.0 / columns) if shared else 3.6, 3.9 if shared else 2.7)
+    columns: int | None = None,
+) -> tuple[Any, Sequence[Any]]:
+    """Panels of lines over `x`, and their axes.
+
+    `finish` sees each one's axes, its name and the colour of each label.
+    """
+    one_axis = shared or columns is not None
+    if columns is None:
+        columns = len(panels) if shared else min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (max(2.8, 6.0 / columns), 3.9 if rows == 1 else 2.7)
+    if not one_axis:
+        size = (3.6, 2.7)
     if len(panels) == 1:
         size = (6.0, 3.9)  # however few there are, titles must fit
-    figure, grid = figures(-(-len(panels) // columns), columns, size, sharey=shared)
+    figure, grid = figures(rows, columns, size, sharey="row" if one_axis else False)
     labels = [label for panel in panels.values() for label in panel.lines]
     styles = line_styles(
         list(dict.fromkeys(map(_arm, labels))), without=ARMS_OF_THEIR_OWN
@@ -189,8 +205,9 @@ def _panels(
         axes.set_title(name, fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes in grid[:, 0]:
-        axes.set_ylabel(ylabel)
+    labels = [ylabel] * rows if isinstance(ylabel, str) else list(ylabel)
+    for axes, text in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(text)
     figure.suptitle(title, fontsize=10)
     named = {
         name: handle
@@ -205,7 +222,7 @@ def _panels(
         loc="outside lower center",
         ncols=min(4 if columns > 1 else 3, len(named)),
     )
-    return figure
+    return figure, grid.flat[: len(panels)]
 
 
 ARMS_OF_THEIR_OWN = ("random_mask", "random_ticket", "dense")
