@@ -8,6 +8,7 @@ from experiments import (
     curves,
     deconstruct,
     edge_popup,
+    gale,
     imp,
     instability,
     ma,
@@ -31,4 +32,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     strong_lth.EXPERIMENT,
     transfer.EXPERIMENT,
     ma.EXPERIMENT,
+    gale.EXPERIMENT,
 )

@@ -599,3 +599,22 @@ MA: Table = {
         ),
     ),
 }
+
+# Masks stop changing after three quarters of the steps, as RigL's do.
+GALE: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, four densities, 3 replicas; no download. "
+        "About a minute on 2 cores.",
+        dict(schedule="cosine", steps="1200it", validate_every=400),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3 falling as a cosine, 2,520 steps, four "
+        "densities from 12.5% to 1.6%, 3 replicas. Some minutes on 2 cores.",
+        # Levels of half the weights: 4 to 7 trainings share the steps without a rest.
+        {
+            **_LENET, "schedule": "cosine", "steps": "2520it", "validate_every": 840,
+            "levels": (3, 4, 5, 6), "update_end": "1900it", "update_every": 100,
+            "sweep_learning_rate": (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
+        },
+    ),
+}
