@@ -14,6 +14,7 @@ experiments, all replicas at once; `train` is the shortest way to five trained n
 # Core: any pytree, any loop.
 from lottery_jax import at_init as at_init
 from lottery_jax import dynamic as dynamic
+from lottery_jax import granularity as granularity
 from lottery_jax import masks as masks
 from lottery_jax import permutations as permutations
 from lottery_jax import prune as prune

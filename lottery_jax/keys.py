@@ -1,7 +1,7 @@
 """Every random key of a study, and what each is for: one table.
 
     seed, replica id  ->  ReplicaKeys   init, noise, fresh_init, fresh_noise, ...
-    a noise key       ->  NoiseKeys     order, batch, loss, rule; and those of branches
+    a noise key       ->  NoiseKeys     order, batch, loss, rule, rule_start; and those of branches
 
 All are derived by `fold_in`, so a replica's numbers depend on its own id alone, and each
 key has one use. All are keys of threefry, whatever JAX's default is: draws of others (rbg)
@@ -71,12 +71,14 @@ class NoiseKeys(NamedTuple):
       batch: augmentation.
       loss: what the loss itself draws: dropout, attack starts, actions.
       rule: what a rule draws that changes a mask during training.
+      rule_start: what it draws for the mask that a run begins with.
     """
 
     order: Key
     batch: Key
     loss: Key
     rule: Key
+    rule_start: Key
 
 
 def of_seed(seed: int | np.integer | Array) -> Key:

@@ -393,6 +393,7 @@ def layer_counts(
     density: float,
     distribution: Literal["uniform", "erk"] = "uniform",
     dense: Sequence[bool] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[int]:
     """How many weights each layer keeps, adding up to exactly `round(density * total)`.
 
@@ -401,6 +402,8 @@ def layer_counts(
       density: over all of them, in (0, 1].
       distribution: "uniform" or "erk"; see `random`.
       dense: layers that keep every weight.
+      groups: into how many groups of equal size the weights of each layer fall, which
+        live or die as one: groups are counted instead of weights.
 
     Returns:
       Counts; fractional shares are rounded by the largest remainder, first layer first.
@@ -416,13 +419,17 @@ def layer_counts(
         raise ValueError(
             f"distribution={distribution!r}; it must be 'uniform' or 'erk'"
         )
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes] if groups is None else [*groups]
     full = list(dense) if dense is not None else [False] * len(sizes)
     budget = exact_round(exact(density) * sum(sizes))
     while True:
         left = budget - sum(n for n, f in zip(sizes, full) if f)
         weights = [
-            0 if f else (n if distribution == "uniform" else sum(shape))
+            0
+            if f
+            else n
+            if distribution == "uniform"
+            else Fraction(sum(shape) * n, math.prod(shape))
             for shape, n, f in zip(shapes, sizes, full)
         ]
         if left < 0:
@@ -432,7 +439,7 @@ def layer_counts(
             )
         if not sum(weights):
             return sizes
-        shares = [Fraction(left * w, sum(weights)) for w in weights]
+        shares = [left * Fraction(w) / sum(weights) for w in weights]
         # A layer that would get more than it has becomes dense; the rest share anew.
         overfull = [s > n for s, n in zip(shares, sizes)]
         if not any(overfull):

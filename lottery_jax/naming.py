@@ -10,6 +10,7 @@ Names are key paths (`trees.paths`), shapes those of all leaves of the tree by t
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -101,6 +102,50 @@ def input_axes(name: str, shapes: Shapes) -> tuple[int, ...] | None:
     return None
 
 
+class Layout(NamedTuple):
+    """What the axes of a weight matrix or kernel are, each counted from the first.
+
+    Attributes:
+      stack: axes of layers that are stacked in one array.
+      window: those of a convolution.
+      inputs: to be read as one, slowest first.
+      outputs: likewise.
+    """
+
+    stack: tuple[int, ...]
+    window: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def layout(name: str, shapes: Shapes) -> Layout | None:
+    """What the axes of a weight matrix are; None where `fans` is.
+
+    Args:
+      name: of the leaf, of two dimensions or more.
+      shapes: of all leaves.
+    """
+    axes = input_axes(name, shapes)
+    if axes is None:
+        return None
+    ndim = len(shapes[name])
+    if axes[0] > 0:  # outputs first, behind those of a stack
+        (at,) = axes
+        return Layout(
+            tuple(range(at - 1)), tuple(range(at + 1, ndim)), axes, (at - 1,)
+        )
+    stacked = _stacked(name, shapes, axes)
+    if stacked is None:
+        return None
+    inputs = tuple(a % ndim for a in axes)
+    return Layout(
+        tuple(range(stacked)),
+        tuple(range(stacked, inputs[0])),
+        inputs,
+        tuple(range(inputs[-1] + 1, ndim)),
+    )
+
+
 def fans(name: str, shapes: Shapes) -> tuple[int, int] | None:
     """Fan in and fan out of a weight matrix, as initialisers count them; None if unknown.
 
@@ -113,20 +158,14 @@ def fans(name: str, shapes: Shapes) -> tuple[int, int] | None:
       name: of the leaf, of two dimensions or more.
       shapes: of all leaves.
     """
-    axes = input_axes(name, shapes)
-    if axes is None:
+    found = layout(name, shapes)
+    if found is None:
         return None
     shape = shapes[name]
-    inputs = math.prod(shape[a] for a in axes)
-    if axes[0] > 0:  # outputs first, behind those of a stack
-        (at,) = axes
-        outputs, window = shape[at - 1], math.prod(shape[at + 1 :])
-        return inputs * window, outputs * window
-    stacked = _stacked(name, shapes, axes)
-    if stacked is None:
-        return None
-    window = math.prod(shape[stacked : axes[0]])
-    return inputs * window, math.prod(shape[axes[-1] + 1 :]) * window
+    window, inputs, outputs = (
+        math.prod(shape[a] for a in axes) for axes in found[1:]
+    )
+    return inputs * window, outputs * window
 
 
 def _stacked(name: str, shapes: Shapes, axes: tuple[int, ...]) -> int | None:

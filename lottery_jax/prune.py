@@ -26,10 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors, masks, naming, selection, trees
+from lottery_jax import granularity as granular
+from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
-from lottery_jax.types import Array, Mask, Scores
+from lottery_jax.types import Array, Mask, PyTree, Scores
 
 Rule = Literal["exact", "open_lth"]
+Scope = Literal["global", "uniform", "erk"]
 T = TypeVar("T")
 
 
@@ -174,7 +177,8 @@ def to_density(
     mask: Mask,
     density: float,
     *,
-    scope: Literal["global", "uniform", "erk"] = "global",
+    scope: Scope = "global",
+    granularity: Granularity = None,
     prunable: PrunableLike = None,
     exclude: Patterns = (),
 ) -> Mask:
@@ -187,27 +191,142 @@ def to_density(
       density: share of all prunable weights to keep, in (0, 1).
       scope: "global" ranks over all layers; "uniform" and "erk" share the survivors out
         among the layers first (`masks.layer_counts`) and rank within each.
+      granularity: what lives and dies together; None for each weight by itself. Else
+        the density is the share of the groups of the leaves that are cut.
       prunable: which leaves count.
       exclude: patterns of leaves that count and are never cut.
 
     Raises:
-      ValueError: density outside (0, 1) or too small for the excluded leaves, unknown
-        scope, scores that do not fit.
+      ValueError: density outside (0, 1), too small for the excluded leaves or for one
+        group, or none that n of m has; unknown scope; scores that do not fit; leaves that
+        cannot be cut into groups.
     """
     errors.share("density", density)
+    _check(scores, mask)
+    options = {"scope": scope, "granularity": granularity}
+    leaves = {"prunable": prunable, "exclude": exclude}
+    counts = keep_counts(mask, density, **options, **leaves)
+    return to_counts(scores, mask, counts, **options, **leaves)
+
+
+def keep_counts(
+    tree: PyTree,
+    density: float | Fraction,
+    *,
+    scope: Scope = "global",
+    granularity: Granularity = None,
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> tuple[int, ...]:
+    """How many weights or groups a density is, for `to_counts`.
+
+    Args:
+      tree: weights, a mask or shapes.
+      density: share to keep, in (0, 1].
+      scope: see `to_density`.
+      granularity: what lives and dies together.
+      prunable: which leaves count.
+      exclude: patterns of leaves that count and are never cut.
+
+    Returns:
+      One number for the scope "global"; else one for each prunable leaf, in tree order, or,
+      with a granularity, for each that is cut. n alone, for n of m.
+
+    Raises:
+      ValueError: as `to_density`.
+    """
     if scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
-    _check(scores, mask)
-    counted = masks.resolve(mask, prunable)
-    cut = masks.cuttable(mask, prunable, exclude)
-    shapes = [m.shape for m, take in zip(jax.tree.leaves(mask), counted) if take]
-    dense = [not c for c, take in zip(cut, counted) if take]
+    granular.check(granularity)
+    counted = masks.resolve(tree, prunable)
+    cut = masks.cuttable(tree, prunable, exclude)
+    if isinstance(granularity, NofM):
+        return (_survivors(density, granularity, scope),)
+    if granularity is not None:
+        counted = cut
+    shapes = {
+        name: tuple(leaf.shape)
+        for (name, leaf), take in zip(trees.by_path(tree).items(), counted)
+        if take
+    }
+    groups = None
+    if granularity is not None:
+        found = granular.numbers(granularity, tree, cut)
+        groups = [math.prod(found[name]) for name in shapes]
+    # Shared out by layer or not, what is excluded must fit: layer_counts checks it.
+    counts = masks.layer_counts(
+        [*shapes.values()],
+        density,
+        "erk" if scope == "erk" else "uniform",
+        dense=[not c for c, take in zip(cut, counted) if take],
+        groups=groups,
+    )
+    most, of = groups or [math.prod(shape) for shape in shapes.values()], [*shapes]
     if scope == "global":
-        # Shared out by layer or not, what is excluded must fit: layer_counts checks it.
-        keep = sum(masks.layer_counts(shapes, density, dense=dense))
-        return global_topk(scores, mask, keep=keep, prunable=prunable, exclude=exclude)
-    counts = masks.layer_counts(shapes, density, scope, dense=dense)
-    return layerwise_topk(scores, mask, keep=counts, prunable=prunable, exclude=exclude)
+        counts, most, of = [sum(counts)], [sum(most)], ["the network"]
+    for name, number, whole in zip(of, counts, most):
+        # Small layers may lose their last single weight, as they do by any other rule.
+        if not number and (groups is not None or scope == "global"):
+            what = "weights" if groups is None else f"groups of {granularity}"
+            must = f"so large that of {name!r}, which has {whole} {what}, one is kept"
+            raise errors.wrong("density", density, must)
+    return tuple(counts)
+
+
+def _survivors(density: float | Fraction, granularity: NofM, scope: Scope) -> int:
+    """How many of m a density is."""
+    if scope == "erk":
+        must = "'global' or 'uniform': n of m is the same density in every layer"
+        raise errors.wrong("scope", repr(scope), must)
+    n = masks.exact(density) * granularity.m
+    if n != granularity.n and n < granularity.m:
+        must = f"{granularity.n / granularity.m:g}, that of {granularity}"
+        raise errors.wrong("density", density, must)
+    return int(n)
+
+
+def to_counts(
+    scores: Scores,
+    mask: Mask,
+    counts: Sequence[int] | Array,
+    *,
+    scope: Scope = "global",
+    granularity: Granularity = None,
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> Mask:
+    """Keeps so many weights or groups, or what is alive if that is less.
+
+    Args:
+      scores: importance of each weight; higher is kept.
+      mask: the current mask.
+      counts: as `keep_counts` makes them; integers, may be traced.
+      scope: see `to_density`.
+      granularity: what lives and dies together.
+      prunable: which leaves count.
+      exclude: patterns of leaves that count and are never cut.
+
+    Raises:
+      ValueError: counts of another length, scores that do not fit, leaves that cannot be
+        cut into groups.
+    """
+    _check(scores, mask)
+    if isinstance(granularity, NofM):
+        m, axis = granularity.m, granularity.axis
+        return _n_of_m(scores, mask, counts[0], m, axis, prunable, exclude)
+    if granularity is None:
+        cut = {"prunable": prunable, "exclude": exclude}
+        if scope == "global":
+            return global_topk(scores, mask, keep=counts[0], **cut)
+        return layerwise_topk(scores, mask, keep=counts, **cut)
+    like = (mask, scores)
+    scores, mask = trees.gathered(scores, mask)
+    flags = masks.cuttable(mask, prunable, exclude)
+    of_groups = granular.reduced(granularity, scores, flags)
+    living = granular.alive(granularity, mask, flags)
+    counted = jax.tree.unflatten(jax.tree.structure(mask), flags)
+    kept = to_counts(of_groups, living, counts, scope=scope, prunable=counted)
+    return trees.placed(granular.expanded(granularity, kept, mask, flags), *like)
 
 
 def n_of_m(
@@ -246,10 +365,23 @@ def n_of_m(
     if not 0 < n < m:
         raise ValueError(f"n={n}, m={m}; 0 < n < m must hold")
     _check(scores, mask)
+    return _n_of_m(scores, mask, n, m, axis, prunable, exclude)
+
+
+def _n_of_m(
+    scores: Scores,
+    mask: Mask,
+    n: int | Array,
+    m: int,
+    axis: int | Mapping[str, int] | None,
+    prunable: PrunableLike,
+    exclude: Patterns,
+) -> Mask:
+    """`n_of_m` for any n up to m, which may be traced."""
     like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
-    along = _axes(mask, m, axis, flags)
+    along = group_axes(mask, m, axis, flags)
     leaves, structure = jax.tree.flatten(mask)
     out = []
     for leaf, s, axes in zip(leaves, jax.tree.leaves(scores), along):
@@ -264,10 +396,23 @@ def n_of_m(
     return trees.placed(jax.tree.unflatten(structure, out), *like)
 
 
-def _axes(
+def group_axes(
     mask: Mask, m: int, axis: int | Mapping[str, int] | None, flags: list[bool]
 ) -> list[tuple[int, ...] | None]:
-    """The axes along which the groups of each leaf lie; None for what is not cut."""
+    """The axes along which the groups of each leaf lie; None for what is not cut.
+
+    Args:
+      mask: a mask, or its shapes.
+      m: size of a group.
+      axis: see `n_of_m`.
+      flags: of the leaves that are cut, in tree order.
+
+    Returns:
+      Axes that are to be read as one.
+
+    Raises:
+      ValueError: as `n_of_m`.
+    """
     shapes = {name: leaf.shape for name, leaf in trees.by_path(mask).items()}
     given = _by_pattern(mask, axis) if isinstance(axis, Mapping) else {}
     found: list[tuple[int, ...] | None] = []

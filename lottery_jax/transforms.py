@@ -14,6 +14,7 @@ The mask is an argument of `update`, so that a compiled step serves all masks:
 or bound once, for loops that cannot pass it: `masked(tx, mask)`.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import masks, trees
+from lottery_jax import errors, masks, trees
+from lottery_jax.optimizers import settings
 from lottery_jax.optimizers.clocks import clocks
 from lottery_jax.optimizers.names import name_of
 from lottery_jax.optimizers.settings import is_traced
 from lottery_jax.optimizers.states import holds_weights, places
 from lottery_jax.optimizers.trials import mixes, verdict
-from lottery_jax.optimizers.updates import kept_part, masked_update
+from lottery_jax.optimizers.updates import kept_part, masked_update, update_with
 from lottery_jax.types import Array, Mask, Params, PyTree
 
 Anchor = Literal["zero", "frozen"]
@@ -114,6 +116,11 @@ def masked(
     inner = optax.with_extra_args_support(inner)
     last = keep_masked(anchor=anchor)
     bound = mask
+    if settings.through(inner) is not None:
+        if anchor != "zero":
+            must = "'zero' for straight_through(tx), which trains the weights off the mask"
+            raise errors.wrong("anchor", repr(anchor), must)
+        return inner if mask is None else _bound(inner, mask)
 
     def init(params):
         check(inner, params)
@@ -146,6 +153,18 @@ def masked(
 
     init.inner = inner  # type: ignore[attr-defined]
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _bound(
+    tx: optax.GradientTransformationExtraArgs, mask: Mask
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that takes a mask, with one that it keeps."""
+
+    def update(updates, state, params=None, **extra):
+        _one_mask(mask, extra.pop("mask", None))
+        return tx.update(updates, state, params, mask=mask, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 class FromDense(NamedTuple):
@@ -188,6 +207,147 @@ def _one_mask(bound: Mask | None, passed: Mask | None) -> Mask:
     return passed if bound is None else bound
 
 
+# --- weights that go on training off the mask -----------------------------------------
+
+
+class StraightThrough(NamedTuple):
+    """State of `straight_through`.
+
+    Attributes:
+      inner: state of the optimizer.
+      dense: all weights, as the optimizer has moved them.
+    """
+
+    inner: PyTree
+    dense: Params
+
+
+def straight_through(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains all weights by the gradient at the masked ones: the straight-through estimate.
+
+    The network that is trained and evaluated is masked, so its weights off the mask are
+    exactly 0; the gradient there, taken as if the mask were the identity, moves the dense
+    weights, which lie in the state. A weight off the mask goes on training and may come
+    back. With `dynamic.periodic_magnitude` or `gradual_magnitude`, which then choose among
+    all weights, this is magnitude pruning by straight-through estimates.
+
+    It goes where any optimizer does: into `training.train`, `masked`, `dynamic.masked`. The
+    mask is passed to `update` as `mask=`.
+
+    Args:
+      inner: the optimizer; any one, for it sees the dense weights.
+
+    Returns:
+      A transformation whose updates lead from masked weights to masked weights, equal to
+      `masks.apply(mask, state.dense)` up to a rounding of each sum.
+
+    Raises:
+      ValueError: in `update`: no mask, no params, a mask that does not fit.
+
+    References:
+      Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013;
+      Lin et al., Dynamic Model Pruning with Feedback, 2020, section 3.
+    """
+    errors.optimizer(inner)
+    wide = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return StraightThrough(wide.init(params), params)
+
+    def update(updates, state, params=None, *, mask=None, **extra):
+        mask = _one_mask(None, mask)
+        if params is None:
+            raise ValueError("straight_through: pass params to update")
+        masks.check(mask, params)
+
+        def at_masked(thing):
+            if not callable(thing):
+                return thing
+            return lambda weights, *args: thing(masks.apply(mask, weights), *args)
+
+        extra = {name: at_masked(thing) for name, thing in extra.items()}
+        moves, own = update_with(wide, updates, state.inner, state.dense, extra)
+        dense = optax.apply_updates(state.dense, moves)
+        # -p, not 0 - p: p + (-p) is exactly 0 in every dtype.
+        between = jax.tree.map(
+            lambda m, d, p: jnp.where(m, d - p, -p), mask, dense, params
+        )
+        return between, StraightThrough(own, dense)
+
+    init.through = inner  # type: ignore[attr-defined]
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def trains_all(tx: optax.GradientTransformation) -> bool:
+    """Whether an optimizer trains weights off the mask too: `straight_through`."""
+    return settings.through(_plain(tx)) is not None
+
+
+def trained_weights(
+    tx: optax.GradientTransformation, opt_state: PyTree, params: Params, mask: Mask
+) -> tuple[Params, Mask]:
+    """The weights that an optimizer moves, and which of them may live: what a rule sees.
+
+    Args:
+      tx: the optimizer.
+      opt_state: its state.
+      params: the weights of the network, masked.
+      mask: the mask.
+
+    Returns:
+      `params` and `mask`; for `straight_through` the dense weights, of which all may.
+    """
+    if not trains_all(tx):
+        return params, mask
+    return opt_state.dense, masks.ones_like(mask)
+
+
+def change_mask(
+    tx: optax.GradientTransformation,
+    opt_state: PyTree,
+    params: Params,
+    old: Mask,
+    new: Mask,
+) -> tuple[Params, PyTree]:
+    """The weights and the state of an optimizer after a mask was changed.
+
+    A weight that goes is 0 from now on, and so is what the state holds of it. One that
+    comes begins at 0, with what a new state holds of such a weight: moments of zero, or
+    what an optimizer begins them with.
+
+    Args:
+      tx: the optimizer.
+      opt_state: its state.
+      params: the weights under the old mask.
+      old: the mask so far.
+      new: the mask from now on.
+
+    Returns:
+      The weights under the new mask, and the state. Under `straight_through` weights come
+      back with their dense values, and the state stays.
+
+    Raises:
+      ValueError: as `mask_state`; masks that do not fit.
+
+    References:
+      Evci et al., Rigging the Lottery, 2020, section 3 (what grows begins at zero).
+    """
+    tx = _plain(tx)
+    masks.check(old, params)
+    if trains_all(tx):
+        return masks.apply(new, opt_state.dense), opt_state
+    params = masks.apply(old, masks.apply(new, params))
+    if isinstance(opt_state, FromDense):
+        params, inner = change_mask(tx, opt_state.inner, params, old, new)
+        return params, opt_state._replace(inner=inner)
+    stays = jax.tree.map(lambda n, o: o | ~n, new, old)
+    fresh = jax.tree.leaves(tx.init(params))
+    state = mask_state(tx, opt_state, new)
+    return params, _where(tx, "change_mask", stays, state, fresh)
+
+
 # --- the state of an optimizer --------------------------------------------------------
 
 
@@ -197,7 +357,8 @@ def mask_state(
     """Sets what a state holds of weights off the mask to 0: moments, memories, weights.
 
     Args:
-      tx: the transformation that the state is of; whatever it is made of.
+      tx: the transformation that the state is of; whatever it is made of. That of
+        `straight_through` stays, for it goes on training what is off the mask.
       opt_state: its state.
       mask: a new mask.
 
@@ -206,18 +367,35 @@ def mask_state(
         another transformation or of other weights.
     """
     tx = _plain(tx)
+    if trains_all(tx):
+        return opt_state
     if isinstance(opt_state, FromDense):
         return opt_state._replace(inner=mask_state(tx, opt_state.inner, mask))
+    leaves = jax.tree.leaves(opt_state)
+    return _where(tx, "mask_state", mask, opt_state, map(jnp.zeros_like, leaves))
+
+
+def _where(
+    tx: optax.GradientTransformation,
+    name: str,
+    mask: Mask,
+    opt_state: PyTree,
+    other: Iterable[Array],
+) -> PyTree:
+    """A state on a mask, and the leaves of another one off it.
+
+    What does not belong to weights stays.
+    """
     found = _placed(tx, opt_state, trees.shapes_of(mask, jnp.float32))
     alive, leaves = jax.tree.leaves(mask), []
-    for place, x in zip(found, jax.tree.leaves(opt_state)):
+    for place, x, y in zip(found, jax.tree.leaves(opt_state), other):
         if place.kind == "mixed":
-            raise ValueError(f"mask_state: {mixes(tx, place, trees.paths(mask))}")
+            raise ValueError(f"{name}: {mixes(tx, place, trees.paths(mask))}")
         if place.kind == "weights":
-            x = jnp.where(alive[place.of[0]], x, jnp.zeros_like(x))
+            x = jnp.where(alive[place.of[0]], x, y)
         elif place.kind == "flat":
             flat = jnp.concatenate([alive[i].reshape(-1) for i in place.of])
-            x = jnp.where(flat, x, jnp.zeros_like(x))
+            x = jnp.where(flat, x, y)
         leaves.append(x)
     return jax.tree.unflatten(jax.tree.structure(opt_state), leaves)
 
@@ -255,6 +433,9 @@ def at_schedule_step(
     if known and int(step) == 0:
         return opt_state
     tx, shapes = _plain(tx), trees.shapes_of(params)
+    if (inner := settings.through(tx)) is not None:
+        own = at_schedule_step(inner, opt_state.inner, params, step, kept=kept)
+        return opt_state._replace(inner=own)
     if isinstance(opt_state, FromDense):
         inner = at_schedule_step(tx, opt_state.inner, params, step, kept=kept)
         return opt_state._replace(inner=inner)
@@ -281,6 +462,7 @@ def check_reset(tx: optax.GradientTransformation, params: Params) -> None:
       ValueError: names what of the state cannot be known without the steps before.
     """
     tx = _plain(tx)
+    tx = tx if (inner := settings.through(tx)) is None else inner
     if unknown := clocks(tx, trees.shapes_of(params)).unknown:
         raise ValueError(
             f"tx={name_of(tx)}; it must be one whose position follows from the step, for a "
@@ -340,6 +522,8 @@ def check(tx: optax.GradientTransformation, params: Params) -> None:
     trees.check_arrays(params, "params")
     leaves, structure = jax.tree.flatten(trees.shapes_of(params))
     tx = _plain(tx)
+    if trains_all(tx):
+        return  # all weights are seen, and moved
     # Of values that are not known here it was tried where they are.
     if not leaves or is_traced(tx):
         return

@@ -1,50 +1,68 @@
-"""Rules that change a mask during training, between its compiled segments.
+"""What a rule is, what is asked of one, and what it does to a network in training."""
 
-`training.train(..., rule=gradual_magnitude(...))` trains, prunes, goes on and resumes over
-all replicas. A rule sees weights, the dense gradient of the step that comes next, the mask
-and the optimizer's state, and returns a new mask and a state. The runner then clears what
-the state holds of weights off the new mask; in a loop of one's own `transforms.mask_state`
-does.
-"""
+from typing import Any, NamedTuple, Protocol
 
-from typing import NamedTuple, Protocol
+import jax
+import numpy as np
+import optax
 
-import jax.numpy as jnp
-
-from lottery_jax import masks, prune, schedules, scores
+from lottery_jax import errors, keys, masks, transforms, trees
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Key, Mask, Params, PyTree
 
 
 class UpdateMask(Protocol):
-    """Changes the mask between compiled segments of training."""
+    """A new mask from weights, their dense gradient and the mask so far; pure.
+
+    The gradient is that of all weights, also off the mask; None where there is none yet,
+    before the first step of a loop of one's own.
+    """
 
     def __call__(
         self,
         key: Key,
         step: Array,
         params: Params,
-        gradients: Params,
+        gradients: Params | None,
         mask: Mask,
-        opt_state: PyTree,
         /,
-    ) -> tuple[Mask, PyTree]: ...
+    ) -> Mask: ...
+
+
+class StartMask(Protocol):
+    """A mask of weights that have not been trained yet, a subset of the given one; pure."""
+
+    def __call__(self, key: Key, params: Params, mask: Mask, /) -> Mask: ...
+
+
+class OnLeaves(Protocol):
+    """A rule on given leaves: which count, and patterns of those that are never cut."""
+
+    def __call__(
+        self, *, prunable: PrunableLike, exclude: Patterns
+    ) -> "MaskUpdate": ...
 
 
 class MaskUpdate(NamedTuple):
-    """A rule and the steps at which it acts.
+    """A rule and the steps at which it acts, before the step is trained.
 
     Attributes:
       update: the rule.
       every: it acts at multiples of this step that are at least `begin` ...
       begin: ...
       end: ... and at most `end`.
+      start: makes the mask that a run begins with; None for that of the run.
+      grows: whether weights off the mask may come back.
+      on: the same rule on the leaves of a task; None for one that has leaves of its own.
     """
 
     update: UpdateMask
     every: int
     begin: int
     end: int
+    start: StartMask | None = None
+    grows: bool = False
+    on: OnLeaves | None = None
 
     def steps(self) -> list[int]:
         """The steps at which the rule acts."""
@@ -52,52 +70,124 @@ class MaskUpdate(NamedTuple):
         return list(range(first, self.end + 1, self.every))
 
 
-def gradual_magnitude(
-    final_density: float,
-    begin: int,
-    end: int,
-    every: int = 100,
+def check(
+    rule: MaskUpdate,
+    params: Params | None = None,
     *,
-    initial_density: float = 1.0,
-    prunable: PrunableLike = None,
-    exclude: Patterns = (),
-) -> MaskUpdate:
-    """Gradual magnitude pruning: the baseline that prunes within one training run.
+    steps: int | None = None,
+    tx: optax.GradientTransformation | None = None,
+) -> None:
+    """Raises a ValueError for a rule that does not fit what it shall prune.
 
-    At every `every` steps the smallest weights go, until the density of the cubic
-    schedule is reached. Masks are nested.
+    The runner asks this before anything is trained; a loop of one's own can.
 
     Args:
-      final_density: in (0, 1).
-      begin: first step of the schedule.
-      end: step at which the final density is reached; a multiple of `every`.
-      every: steps between updates.
-      initial_density: in (0, 1].
+      rule: the rule.
+      params: weights or their shapes: whether they can be cut as the rule wants.
+      steps: how many steps are trained: whether it ends before them.
+      tx: the optimizer: whether weights can come back under it.
+
+    Raises:
+      ValueError: no rule; one that acts after the last step or, for a period that is
+        longer than what is trained, never; leaves that cannot be cut so, a density that
+        they cannot reach; a rule that lets weights come back, under an optimizer by which
+        none is gone.
+    """
+    must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
+    errors.is_a("rule", rule, MaskUpdate, must)
+    acting = rule.steps()
+    if steps is not None:
+        steps = errors.whole("steps", steps, 1)
+        if acting and acting[-1] >= steps:
+            raise ValueError(
+                f"rule: acts at step {acting[-1]}; it must end before stop={steps}, so "
+                "that what is left is trained"
+            )
+        if not acting and rule.start is None:
+            raise ValueError(
+                f"rule: every={rule.every}, begin={rule.begin}, end={rule.end} is no step; "
+                "a rule must act, or start with a mask of its own"
+            )
+    if tx is not None and rule.grows and transforms.trains_all(tx):
+        raise ValueError(
+            "rule: lets weights off the mask come back, at 0 and with a new state of the "
+            "optimizer; under straight_through(tx) these are trained: choose a rule by "
+            "magnitude"
+        )
+    if params is None:
+        return
+    shapes = trees.shapes_of(params)
+    mask = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.bool_), shapes)
+    key = jax.eval_shape(lambda: keys.of_seed(0))
+    step = jax.ShapeDtypeStruct((), np.int32)
+    found = [jax.eval_shape(rule.update, key, step, shapes, shapes, mask)]
+    if rule.start is not None:
+        found.append(jax.eval_shape(rule.start, key, shapes, mask))
+    for one in found:
+        masks.check(one, shapes)
+
+
+def of_leaves(
+    rule: MaskUpdate, prunable: PrunableLike, exclude: Patterns
+) -> MaskUpdate:
+    """A rule on the leaves of a task, unless it names its own.
+
+    Args:
+      rule: the rule.
       prunable: which leaves count.
       exclude: patterns of leaves that count and are never cut.
-
-    References:
-      Zhu and Gupta 2017, section 3; the baseline of Gale et al. 2019.
     """
-    if every < 1 or end % every:
-        raise ValueError(
-            f"end={end} must be a multiple of every={every}, which is 1 or more"
-        )
-    schedules.cubic(begin, begin, end, final_density, initial_density)  # validates
+    return rule if rule.on is None else rule.on(prunable=prunable, exclude=exclude)
 
-    def update(key, step, params, gradients, mask, opt_state):
-        target = schedules.cubic(step, begin, end, final_density, initial_density)
-        total = masks.total(mask, prunable)
-        last = masks.exact_round(masks.exact(final_density) * total)
-        # Between updates float32 is good enough; the last count is exact.
-        keep = jnp.where(step >= end, last, jnp.round(target * total).astype(jnp.int32))
-        mask = prune.global_topk(
-            scores.magnitude(params),
-            mask,
-            keep=keep,
-            prunable=prunable,
-            exclude=exclude,
-        )
-        return mask, opt_state
 
-    return MaskUpdate(update, every, begin, end)
+def act(
+    rule: UpdateMask,
+    tx: optax.GradientTransformation,
+    key: Key,
+    step: Array,
+    params: Params,
+    gradients: Params | None,
+    mask: Mask,
+    opt_state: PyTree,
+) -> tuple[Params, Mask, PyTree]:
+    """Lets a rule change the mask, and what follows from it for weights and optimizer.
+
+    Args:
+      rule: changes the mask.
+      tx: the optimizer.
+      key: what the rule draws from.
+      step: at which its schedule stands, int32 `[]`.
+      params: the weights, 0 off the mask.
+      gradients: the dense gradient at these, or None.
+      mask: the mask so far.
+      opt_state: of the optimizer.
+
+    Returns:
+      The weights under the new mask, it, and the state: see `transforms.change_mask`.
+    """
+    weights, living = transforms.trained_weights(tx, opt_state, params, mask)
+    new = rule(key, step, weights, gradients, living)
+    params, opt_state = transforms.change_mask(tx, opt_state, params, mask, new)
+    return params, new, opt_state
+
+
+def index_of(step: Array, every: int, begin: int) -> Array:
+    """At which of its steps a rule stands, from 0; int32 `[]`."""
+    return (step - -(-begin // every) * every) // every
+
+
+def needed(what: str, value: Any, rule: str) -> None:
+    """Raises a ValueError if a rule is not given what it needs.
+
+    Args:
+      what: its name: "key" or "gradients".
+      value: what was given.
+      rule: the name of the rule.
+    """
+    if value is not None:
+        return
+    if what == "key":
+        raise errors.wrong("key", None, f"a key: {rule} draws from it")
+    raise ValueError(
+        f"{rule}: there is no gradient before step 0; begin at a later step"
+    )

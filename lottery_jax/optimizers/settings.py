@@ -64,6 +64,8 @@ def at(tx: Optimizer, values: Mapping[str, Any]) -> Any:
 
     # For `apart`: what is kept of an optimizer must not hold traced values.
     init.apart = Apart(tx, dict(values))  # type: ignore[attr-defined]
+    if through(made) is not None:
+        init.through = at(_inside(tx), values)  # type: ignore[attr-defined]
     extra = isinstance(made, optax.GradientTransformationExtraArgs)
     kind = (
         optax.GradientTransformationExtraArgs if extra else optax.GradientTransformation
@@ -76,6 +78,17 @@ def _weak(x: Any) -> Any:
         return x
     convert = primitives.convert_element_type_p.bind
     return convert(x, new_dtype=x.dtype, weak_type=True, sharding=None)
+
+
+def through(tx: optax.GradientTransformation) -> Any:
+    """What `transforms.straight_through` made an optimizer of; None for any other."""
+    return getattr(tx.init, "through", None)
+
+
+@functools.lru_cache(maxsize=128)
+def _inside(tx: Callable[..., Any]) -> Callable[..., Any]:
+    # One function for one optimizer: what is known of it is kept by it.
+    return lambda **values: through(tx(**values))
 
 
 def apart(tx: optax.GradientTransformation) -> Apart:

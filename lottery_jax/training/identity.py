@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import keys, masks, trees
-from lottery_jax.dynamic import MaskUpdate, UpdateMask
+from lottery_jax.dynamic.rules import MaskUpdate, StartMask, UpdateMask
 from lottery_jax.execution import Where
 from lottery_jax.optimizers import settings
 from lottery_jax.storage.records import versions
@@ -243,8 +243,13 @@ def of_rule(
     if rule is None:
         return {"rule": None}
     at = {"rule": [rule.every, rule.begin, rule.end]}
-    parts = task.functions, tx, rule.update, tuple(names)
-    return at | of_function("rule.update", _rule, *parts)
+    if rule.steps():
+        parts = task.functions, tx, rule.update, tuple(names)
+        at |= of_function("rule.update", _rule, *parts)
+    if rule.start is not None:
+        parts = task.functions, tx, rule.start, tuple(names)
+        at |= of_function("rule.start", _rule_start, *parts)
+    return at
 
 
 def _rule(
@@ -259,6 +264,18 @@ def _rule(
 
     params = task.shapes[0]
     return update, params, _mask(params), _key(), _STEP, settings.like(names)
+
+
+def _rule_start(
+    task: Task, tx: settings.Optimizer, start: StartMask, names: tuple[str, ...]
+) -> Traced:
+    def begin(params: Params, mask: PyTree, key: Key, values: PyTree) -> PyTree:
+        own = settings.at(tx, values)
+        state = loop.start(own, Network(params, ()), (), mask)
+        return loop.start_mask(own, start, state, key)
+
+    params = task.shapes[0]
+    return begin, params, _mask(params), _key(), settings.like(names)
 
 
 def of_draws() -> Fields:

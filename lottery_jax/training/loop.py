@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from lottery_jax import masks, transforms
-from lottery_jax.dynamic import UpdateMask
+from lottery_jax.dynamic.rules import StartMask, UpdateMask, act
 from lottery_jax.execution import DATA_AXIS
 from lottery_jax.keys import noise_keys
 from lottery_jax.optimizers.updates import loss_arguments, update_with
@@ -221,7 +221,8 @@ def update_mask(
 ) -> TrainState:
     """Lets a rule change the mask between segments, from the gradient at `step`.
 
-    Weights that the new mask removes are set to 0 at once, and their moments with them.
+    Weights that the new mask removes are set to 0 at once, and their moments with them;
+    those that come back begin at 0, with new moments.
 
     Args:
       task: the task.
@@ -235,14 +236,35 @@ def update_mask(
     step = jnp.asarray(step, jnp.int32)
     gradients, _, _ = step_gradient(task, state, key, step + offset)
     rule_key = jax.random.fold_in(noise_keys(key).rule, step + offset)
-    mask, opt_state = rule(
-        rule_key, step, state.params, gradients, state.mask, state.opt_state
+    params, mask, opt_state = act(
+        *(rule, tx, rule_key, step, state.params, gradients),
+        *(state.mask, state.opt_state),
     )
-    return state._replace(
-        params=masks.apply(mask, state.params),
-        opt_state=transforms.mask_state(tx, opt_state, mask),
-        mask=mask,
+    return state._replace(params=params, mask=mask, opt_state=opt_state)
+
+
+def start_mask(
+    tx: optax.GradientTransformation, start: StartMask, state: TrainState, key: Key
+) -> TrainState:
+    """Lets a rule make the mask that a run begins with.
+
+    Args:
+      tx: the optimizer, unwrapped.
+      start: makes it from the weights, and of the mask that the run came with.
+      state: the run before its first step.
+      key: the replica's noise key.
+    """
+
+    def rule(
+        key: Key, step: Array, params: Params, gradients: Params | None, mask: Mask
+    ) -> Mask:
+        return start(key, params, mask)
+
+    params, mask, opt_state = act(
+        *(rule, tx, noise_keys(key).rule_start, jnp.int32(0), state.params, None),
+        *(state.mask, state.opt_state),
     )
+    return state._replace(params=params, mask=mask, opt_state=opt_state)
 
 
 def segments(

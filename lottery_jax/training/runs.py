@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lottery_jax import errors, masks, trees
+from lottery_jax import dynamic, errors, masks, trees
 from lottery_jax import keys as keys_
 from lottery_jax.dynamic import MaskUpdate
+from lottery_jax.dynamic.rules import of_leaves
 from lottery_jax.execution import Execution, Progress, Where, default_execution, memory
 from lottery_jax.execution.deadline import BETWEEN
 from lottery_jax.optimizers import settings
@@ -149,7 +150,7 @@ def train(
       keep: steps whose states are kept: `[K]` for all runs, or `[R, K]` for each its own.
       validate: evaluate the split "validation" at each recorded step, and keep the best.
       rule: changes masks at its steps, before the step is trained; the density is
-        recorded.
+        recorded. One that starts with a mask of its own makes it when a run joins.
       stage: what this is called for the watcher.
       where: devices, folder, who watches. A folder with a checkpoint is continued from.
       part_of: stores what these runs are a part of, and what they start from; called
@@ -184,7 +185,8 @@ def train(
     columns = loop.recorded_steps(stop, every)
     cuts = {*marks, *kept_at.ravel().tolist(), *runs.joins.tolist()}
     if rule is not None:
-        cuts |= set(_acting(rule, stop))
+        rule = _fitting(rule, task, tx, runs.hyper, stop)
+        cuts |= set(rule.steps())
     own = _identity(task, tx, runs, stop, every, kept_at, validate, rule, where)
     found = _found(where.store, own)
     begins = f"the start of {stage}"
@@ -345,17 +347,19 @@ def _kept_steps(
     return steps
 
 
-def _acting(rule: MaskUpdate, stop: int) -> list[int]:
-    """The steps at which a rule acts, all of them before the last one is trained."""
-    must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
-    errors.is_a("rule", rule, MaskUpdate, must)
-    steps = rule.steps()
-    if steps and steps[-1] >= stop:
-        raise ValueError(
-            f"rule: acts at step {steps[-1]}; it must end before stop={stop}, so that what "
-            "is left is trained"
-        )
-    return steps
+def _fitting(
+    rule: MaskUpdate,
+    task: Task,
+    tx: Optimizer,
+    hyper: Mapping[str, np.ndarray],
+    stop: int,
+) -> MaskUpdate:
+    """A rule on the leaves of the task, which fits them, the optimizer and the steps."""
+    dynamic.check(rule, steps=stop)
+    rule = of_leaves(rule, masks.of_task(task), task.exclude)
+    for own in settings.each(tx, hyper):
+        dynamic.check(rule, task.shapes[0], tx=own)
+    return rule
 
 
 def _identity(
@@ -651,7 +655,7 @@ def train_replicas(
         validate_every = errors.whole("validate_every", validate_every, 1)
     _kept_steps(keep, len(ids), 0, steps)
     if rule is not None:
-        _acting(rule, steps)
+        dynamic.check(rule, steps=steps)
     measured.check(task, where=where)
     if task.validates:
         measured.metrics(task, "validation")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import masks, trees
-from lottery_jax.dynamic import MaskUpdate, UpdateMask
+from lottery_jax.dynamic.rules import MaskUpdate, StartMask, UpdateMask
 from lottery_jax.execution import Execution, Where
 from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints
@@ -274,6 +274,14 @@ class Work:
         joined = self.at.joins <= a
         active = self.execution.place(joined)
         rows = moment.rows
+        if self.rule is not None and self.rule.start is not None:
+            begins = self.at.joins == a
+            if begins.any():
+                start = program(
+                    _start_mask, self.execution, self.tx, self.rule.start
+                )
+                place = self.execution.place
+                rows = start(rows, self.noise, self.hyper, place(begins))
         if self.rule is not None and a in self.rule.steps():
             update = program(
                 *(_update_mask, self.task.functions, self.execution),
@@ -419,6 +427,18 @@ def _update_mask(
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
     return execution.parallel(update, (None, 0, 0, None, 0, 0, 0))
+
+
+def _start_mask(
+    execution: Execution, tx: Optimizer, rule: StartMask
+) -> Callable[..., Any]:
+    def start(
+        state: TrainState, noise: Key, hyper: Mapping[str, Array], begins: Array
+    ) -> TrainState:
+        new = loop.start_mask(at(tx, hyper), rule, state, noise)
+        return jax.tree.map(lambda n, o: jnp.where(begins, n, o), new, state)
+
+    return execution.parallel(start, (0, 0, 0, 0))
 
 
 def _density(functions: Task, execution: Execution) -> Callable[..., Any]:
