@@ -613,8 +613,28 @@ GALE: Table = {
         # Levels of half the weights: 4 to 7 trainings share the steps without a rest.
         {
             **_LENET, "schedule": "cosine", "steps": "2520it", "validate_every": 840,
-            "levels": (3, 4, 5, 6), "update_end": "1900it", "update_every": 100,
+            "levels": (3, 4, 5, 6), "update_begin": "200it", "update_end": "1900it",
+            "update_every": 100,
             "sweep_learning_rate": (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
+        },
+    ),
+    "conv2-cifar10": (
+        "A narrow Conv-2 (8 channels) on CIFAR-10, 840 steps of 32, three densities from 25 "
+        "to 1.6%, 3 replicas. A quarter of an hour on 2 cores.",
+        dict(
+            data="cifar10", model="conv-2-8", batch_size=32, learning_rate=1e-3,
+            schedule="cosine", steps="840it", validate_every=840, levels=(2, 4, 6),
+            update_begin="80it", update_end="640it", update_every=40,
+            sweep_learning_rate=(5e-4, 1e-3, 2e-3, 4e-3),
+        ),
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10, SGD at 0.1 with two drops, 14,700 steps, three densities from "
+        "25 to 1.6%, 3 replicas. For a GPU (not run).",
+        {
+            **_RESNET20, "steps": "14700it", "drops": ("9800it", "12250it"),
+            "levels": (2, 4, 6), "update_begin": "1000it", "update_end": "11000it",
+            "update_every": 100, "sweep_learning_rate": (0.03, 0.1, 0.3),
         },
     ),
 }

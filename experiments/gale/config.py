@@ -26,7 +26,7 @@ class Config(Where, Recipe):
     """Levels of iterative pruning, rising: what they keep is what all methods keep."""
     fraction: float = 0.5
     """Share of the surviving weights removed at each level."""
-    update_begin: str = "0it"
+    update_begin: str = "100it"
     """The step at which gradual pruning begins."""
     update_end: str = "900it"
     """The last step at which a mask changes: of gradual pruning, RigL and SET; a multiple of
@@ -99,13 +99,14 @@ def _check_rates(cfg: Config) -> None:
 
 
 def _check_rules(cfg: Config, task: Task, density: float, steps: int) -> None:
-    """Raises a ValueError that names the field if masks cannot change as asked for."""
+    """Raises a ValueError if masks cannot change as asked for; names the field."""
     begin, end = _updates(cfg, task)
-    if end % cfg.update_every or not begin < end <= steps:
+    if end % cfg.update_every or not begin < end < steps:
         must = f"a multiple of update_every={cfg.update_every} after "
-        must += f"update_begin={begin} and at most {steps}, the steps"
+        must += f"update_begin={begin} and before {steps}, the last step"
         raise errors.wrong("update_end", end, must)
-    rules(cfg, task, density)
+    for rule in rules(cfg, task, density).values():
+        dynamic.check(rule, task.shapes[0], steps=steps)
 
 
 # --- what follows from it -------------------------------------------------------------
@@ -133,9 +134,13 @@ def rules(cfg: Config, task: Task, density: float) -> Mapping[str, dynamic.MaskU
     """
     begin, end = _updates(cfg, task)
     of: dict[str, Any] = {"prunable": masks.of_task(task), "exclude": task.exclude}
+    moved = of | {"every": cfg.update_every, "drop_fraction": cfg.drop_fraction}
     every = cfg.update_every
     return {
         "gradual": dynamic.gradual_magnitude(density, begin, end, every, **of),
+        "rigl": dynamic.rigl(density, end, **moved),
+        "set": dynamic.sparse_evolutionary(density, end, **moved),
+        "static": dynamic.static_sparse(density, **of),
     }
 
 
