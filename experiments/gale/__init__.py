@@ -24,7 +24,7 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=presets.make(Config, presets.GALE),
     tiny="--model mlp-8 --subset 200 --steps 6it --update-begin 1it --update-end 4it "
-    "--update-every 2 --validate-every 6 --levels 1 2 --sweep-learning-rate 5e-3 1e-2 "
+    "--update-every 2 --validate-every 6 --levels 1 --sweep-learning-rate 5e-3 1e-2 "
     "--replicas 2",
     prepare=prepare,
     one=trained.one,
