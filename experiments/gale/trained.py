@@ -7,6 +7,7 @@ order. *Scratch* has the draw and the noise of the arm "reinit".
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,7 @@ def train_again(
     with _watched(setup, plan, ids, 1, where) as place:
         study = imp.retrain(task, tx, plan, found, level=1, replicas=ids, where=place)
     return {
-        method: _records(study, lambda x, i=i: x[:, i, :, 0])
+        method: _records(study, operator.itemgetter((slice(None), i, slice(None), 0)))
         for i, method in enumerate(AGAIN)
     }
 
