@@ -19,6 +19,7 @@ from experiments import (
     at_init,
     curves,
     deconstruct,
+    gale,
     display,
     instability,
     metrics,
@@ -540,7 +541,7 @@ def test_checks_of_pruning_at_init_keep_what_each_layer_has(finished):
     assert "snip: shuffled does not hurt" in out
 
 
-@pytest.mark.parametrize("module", [alignment, at_init, curves, deconstruct])
+@pytest.mark.parametrize("module", [alignment, at_init, curves, deconstruct, gale])
 def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():
         module.prepare(preset.config)

@@ -95,6 +95,12 @@ HASHES = {
         "lenet-fashion": "0cdc296b",
         "resnet20-cifar10-paper": "70b05891",
     },
+    "gale": {
+        "mnist1d": "7f1a2b70",
+        "lenet-fashion": "638dde4a",
+        "conv2-cifar10": "a1e39ba8",
+        "resnet20-cifar10": "530a96f7",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -121,6 +127,7 @@ FREE = {
     "edge_popup": {"tolerance", "replicas"},
     "transfer": {"tolerance", "replicas"},
     "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
+    "gale": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -18,11 +18,13 @@ from experiments.experiment import Experiment
 from experiments.gale import compared, trained
 from experiments.gale.config import Config, prepare
 
+PRESETS = presets.make(Config, presets.GALE)
+
 EXPERIMENT = Experiment(
     name="gale",
     about=__doc__ or "",
     config=Config,
-    presets=presets.make(Config, presets.GALE),
+    presets=PRESETS,
     tiny="--model mlp-8 --subset 200 --steps 6it --update-begin 1it --update-end 4it "
     "--update-every 2 --validate-every 6 --levels 1 --sweep-learning-rate 5e-3 1e-2 "
     "--replicas 2",

@@ -76,7 +76,7 @@ CLAIMS = (
     Claim("gradual matches dense", "matches", "gradual", DENSE),
     Claim("gradual matches dense, best rate", "matches", "gradual", BEST),
 )
-"""What is claimed; the first seven but one as Gale et al. do."""
+"""What is claimed, in the order of docs/gale.md."""
 
 
 def best_rate(results: "xr.Dataset", metric: verdicts.Metric) -> float:
