@@ -36,7 +36,8 @@ class Config(Where, Recipe):
     drop_fraction: float = 0.3
     """Share of the weights that RigL and SET move at first; it falls to 0, as a cosine."""
     longer: int = 2
-    """Factor of the steps with which masks are trained again the second time, 2 or more."""
+    """Factor of the steps with which gradual pruning is done a second time, and its masks
+    are trained again a second time; 2 or more."""
     validate_every: int = 500
     """Steps between validations."""
     tolerance: float = dataclasses.field(default=0.005, metadata=FREE)
@@ -132,16 +133,37 @@ def rules(cfg: Config, task: Task, density: float) -> Mapping[str, dynamic.MaskU
       task: what is trained.
       density: at the end of training; of all but gradual pruning from the start.
     """
-    begin, end = _updates(cfg, task)
+    _, end = _updates(cfg, task)
     of: dict[str, Any] = {"prunable": masks.of_task(task), "exclude": task.exclude}
     moved = of | {"every": cfg.update_every, "drop_fraction": cfg.drop_fraction}
-    every = cfg.update_every
     return {
-        "gradual": dynamic.gradual_magnitude(density, begin, end, every, **of),
+        "gradual": gradual(cfg, task, density),
         "rigl": dynamic.rigl(density, end, **moved),
         "set": dynamic.sparse_evolutionary(density, end, **moved),
         "static": dynamic.static_sparse(density, **of),
     }
+
+
+def gradual(
+    cfg: Config, task: Task, density: float, factor: int = 1
+) -> dynamic.MaskUpdate:
+    """Gradual pruning to a density, begun and ended later where training is longer.
+
+    Args:
+      cfg: the configuration.
+      task: what is trained.
+      density: at the end.
+      factor: of the steps.
+    """
+    begin, end = (factor * step for step in _updates(cfg, task))
+    return dynamic.gradual_magnitude(
+        density,
+        begin,
+        end,
+        cfg.update_every,
+        prunable=masks.of_task(task),
+        exclude=task.exclude,
+    )
 
 
 def _updates(cfg: Config, task: Task) -> tuple[int, int]:

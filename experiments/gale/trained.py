@@ -21,6 +21,7 @@ from experiments.gale.config import (
     Config,
     at_length,
     densities,
+    gradual,
     rules,
     shared,
 )
@@ -47,13 +48,15 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     with display.watched(where, metric=recipes.metric(cfg)) as place:
         dense = train_dense(setup, ids, named(place, "dense"))
         tx = optimizer(setup, plan.steps)
-        found, gradual = by_rules(setup, tx, ids, place)
+        found, last = by_rules(setup, tx, ids, place)
         whole = initial(setup, tx, ids, place)
-    steps = {method: [plan.steps] * len(cfg.levels) for method in found}
-    for factor, word in ((1, ""), (cfg.longer, "_longer")):
-        length = factor * plan.steps
-        own = tx if factor == 1 else optimizer(setup, length)
-        below, given = where.below(f"again{word}"), imp.tickets_from(gradual, whole)
+        steps = {method: [plan.steps] * len(cfg.levels) for method in found}
+        longest = cfg.longer * plan.steps
+        long_tx = optimizer(setup, longest)
+        found["gradual_longer"] = prune_longer(setup, long_tx, longest, ids, place)
+        steps["gradual_longer"] = [longest] * len(cfg.levels)
+    for own, length, word in ((tx, plan.steps, ""), (long_tx, longest, "_longer")):
+        below, given = where.below(f"again{word}"), imp.tickets_from(last, whole)
         again = train_again(setup, own, length, given, ids, below)
         for method, values in again.items():
             # A mask of weights that are no numbers is none.
@@ -131,22 +134,49 @@ def by_rules(
     for level, density in zip(cfg.levels, densities(cfg, task)):
         for method, rule in rules(cfg, task, density).items():
             place = named(where, f"{method}-{level}")
-            done = train_by(setup, tx, rule, ids, place)
+            done = train_by(setup, tx, rule, setup.plan.steps, ids, place)
             found.setdefault(method, []).append(reached(setup, done, place))
             if method == "gradual":
                 last.append(done.state.mask)
     return {method: stacked(each) for method, each in found.items()}, last
 
 
+def prune_longer(
+    setup: Setup, tx: Optimizer, steps: int, ids: list[int], where: Place
+) -> Found:
+    """Gradual pruning over more steps, `[level, replica]`: at the price of a lottery.
+
+    Args:
+      setup: of the run.
+      tx: the optimizer, with its schedule over so many steps.
+      steps: how long networks are trained.
+      ids: of the replicas.
+      where: it runs.
+    """
+    cfg, task, _, _ = setup
+    found = []
+    for level, density in zip(cfg.levels, densities(cfg, task)):
+        rule = gradual(cfg, task, density, cfg.longer)
+        place = named(where, f"gradual_longer-{level}")
+        done = train_by(setup, tx, rule, steps, ids, place)
+        found.append(reached(setup, done, place))
+    return stacked(found)
+
+
 def train_by(
-    setup: Setup, tx: Optimizer, rule: MaskUpdate, ids: list[int], where: Place
+    setup: Setup,
+    tx: Optimizer,
+    rule: MaskUpdate,
+    steps: int,
+    ids: list[int],
+    where: Place,
 ) -> training.Trained:
-    """Trains networks whose masks change by a rule."""
-    cfg, task, _, plan = setup
+    """Trains networks whose masks change by a rule, for so many steps."""
+    cfg, task, _, _ = setup
     return training.train_replicas(
         task,
         tx,
-        plan.steps,
+        steps,
         ids,
         seed=cfg.seed,
         validate_every=cfg.validate_every,

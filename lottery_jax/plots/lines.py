@@ -124,8 +124,10 @@ def panels_against_density(
                 level, color="#222222", linewidth=0.9, linestyle=line, label=label
             )
         density_axis(axes, density)
-        axes.set_ylim(bottom=lowest)
         axes.set_title(name, fontsize=9)
+    if lowest is not None:  # once all is drawn: axes that are set grow no more
+        for axes in grid.flat[: len(panels)]:
+            axes.set_ylim(bottom=lowest)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
