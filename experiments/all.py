@@ -9,6 +9,7 @@ from experiments import (
     deconstruct,
     early_bird,
     edge_popup,
+    gale,
     imp,
     instability,
     liu,
@@ -35,4 +36,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     ma.EXPERIMENT,
     early_bird.EXPERIMENT,
     liu.EXPERIMENT,
+    gale.EXPERIMENT,
 )

@@ -666,3 +666,41 @@ LIU: Table = {
         },
     ),
 }
+
+# Masks stop changing after three quarters of the steps, as RigL's do.
+GALE: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, four densities, 3 replicas; no download. "
+        "About a minute on 2 cores.",
+        dict(schedule="cosine", steps="1200it", validate_every=400),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3 falling as a cosine, 1,680 steps, three "
+        "densities from 25 to 1.6%, 3 replicas. Ten minutes on 2 cores.",
+        # Levels of half the weights: 3, 5 and 7 trainings share the steps without a rest.
+        {
+            **_LENET, "schedule": "cosine", "steps": "1680it", "validate_every": 840,
+            "levels": (2, 4, 6), "update_begin": "150it", "update_end": "1250it",
+            "update_every": 50, "sweep_learning_rate": (6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
+        },
+    ),
+    "conv2-cifar10": (
+        "A narrow Conv-2 (8 channels) on CIFAR-10, 630 steps of 32, three densities from 25 "
+        "to 1.6%, 3 replicas. A quarter of an hour on 2 cores.",
+        dict(
+            data="cifar10", model="conv-2-8", batch_size=32, learning_rate=1e-3,
+            validation=1000, schedule="cosine", steps="630it", validate_every=630,
+            levels=(2, 4, 6), update_begin="60it", update_end="480it", update_every=30,
+            sweep_learning_rate=(5e-4, 1e-3, 2e-3, 4e-3),
+        ),
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10, SGD at 0.1 with two drops, 14,700 steps, three densities from "
+        "25 to 1.6%, 3 replicas. For a GPU (not run).",
+        {
+            **_RESNET20, "steps": "14700it", "drops": ("9800it", "12250it"),
+            "levels": (2, 4, 6), "update_begin": "1000it", "update_end": "11000it",
+            "update_every": 100, "sweep_learning_rate": (0.03, 0.1, 0.3),
+        },
+    ),
+}

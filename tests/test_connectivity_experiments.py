@@ -21,6 +21,7 @@ from experiments import (
     deconstruct,
     display,
     early_bird,
+    gale,
     instability,
     liu,
     metrics,
@@ -561,7 +562,7 @@ def test_an_early_bird_is_the_ticket_of_its_epoch(finished):
 
 
 @pytest.mark.parametrize(
-    "module", [alignment, at_init, curves, deconstruct, early_bird, liu]
+    "module", [alignment, at_init, curves, deconstruct, early_bird, gale, liu]
 )
 def test_every_preset_makes_its_task(module, fake_data):
     for preset in module.PRESETS.values():

@@ -106,6 +106,12 @@ HASHES = {
         "resnet8-cifar10": "ab475556",
         "resnet20-cifar10": "a1b5be9c",
     },
+    "gale": {
+        "mnist1d": "7f1a2b70",
+        "lenet-fashion": "638dde4a",
+        "conv2-cifar10": "a1e39ba8",
+        "resnet20-cifar10": "530a96f7",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -134,6 +140,7 @@ FREE = {
     "ma": {"max_density", "margin", "tolerance", "best_tolerance", "replicas"},
     "early_bird": {"tolerance", "replicas"},
     "liu": {"tolerance", "replicas"},
+    "gale": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

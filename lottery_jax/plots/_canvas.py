@@ -18,6 +18,8 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "constant": ("#5cb8b2", "h"),
     "constant_signed": ("#1f6f6b", "p"),
     "random_ticket": ("#a8a8a8", "*"),
+    "static": ("#b8a13a", "d"),
+    "gradual": ("#c2407e", "8"),
 }
 """Colour and marker of each arm, the same in every figure."""
 
