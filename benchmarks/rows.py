@@ -27,6 +27,7 @@ class Sizes(NamedTuple):
     rates: tuple[float, ...] = ()  # instead of one: each trains a share of the replicas
     density: float = 0.2  # of the random masks on the kernels
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
+    rule: str = ""  # that prunes during training, by a name of `sides_jax.RULES`
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
     devices: int = 0  # of JAX that are used; 0 for all
@@ -760,6 +761,71 @@ _TRANSFER = Row(
     ratios=[Ratio(_THERE, _HERE, Target(">=", 0.9))],
 )
 
+# pruning during training
+
+_GROWN = {
+    "LeNet-300-100": Sizes(steps=400),
+    "Conv-2-8": RESNET._replace(model="conv-2-8", batch=60, steps=40),
+}
+_DURING = ("static", "gradual", "SET", "RigL", "straight-through")
+_PLAIN = "plain optax"
+_FREE, _STATIC = "training.train", "training.train, a static rule"
+_EACH = {"gradual": "gradual, every 100", "RigL": "RigL, every 100"}
+_CHANGED = {"LeNet-300-100": Sizes(), "ResNet-20": RESNET}
+
+_DYNAMIC = Row(
+    "Pruning during training at density 0.1, one replica on one device. A loop of one's own: "
+    "the optimizer within `dynamic.masked`, between two updates of the mask, against the "
+    "same loop with the optimizer alone; Adam, batch 60; Conv-2-8 is Conv-2 with 8 channels "
+    "on CIFAR-10's shapes. The runner: `training.train` of LeNet-300-100 for 600 steps with a "
+    "rule that starts with a mask and never changes it, and with rules that act every 100 "
+    "steps, their updates included, against none. Ratios are of time. An update of the "
+    "mask, compiled: a rule, the weights and Adam's state under the new mask, the gradient "
+    "given; 2 of 4, blocks of 4 x 4 and channels spare the layers that 4 does not divide. "
+    "Each of 8: 8 replicas by `jax.vmap`, the time of one. Weights are random.",
+    Sizes(density=0.1),
+    TINY | {"seconds": 0.001},
+    {
+        f"{name}, {kind}": _jax(
+            "own_loop",
+            1,
+            rule="" if kind == _PLAIN else kind,
+            model=own.model,
+            shape=own.shape,
+            examples=10_000,
+            batch=own.batch,
+            steps=own.steps,
+        )
+        for name, own in _GROWN.items()
+        for kind in (_PLAIN, *_DURING)
+    }
+    | {
+        what: _jax("runner", 1, rule=rule, steps=600, every=600)
+        for what, rule in ((_FREE, ""), (_STATIC, "static"))
+    }
+    | {
+        f"training.train, {what}": _jax("runner", 1, rule=what, steps=600, every=600)
+        for what in _EACH.values()
+    },
+    ratios=[
+        *(
+            Ratio(f"{name}, {kind}", f"{name}, {_PLAIN}", Target("<=", 1.05), time=True)
+            for name in _GROWN
+            for kind in _DURING
+        ),
+        Ratio(_STATIC, _FREE, Target("<=", 1.05), time=True),
+        *(
+            Ratio(f"training.train, {what}", _FREE, time=True)
+            for what in _EACH.values()
+        ),
+    ],
+    facts=[
+        _jax("updating", 1, label=name, model=s.model, shape=s.shape, examples=100)
+        for name, s in _CHANGED.items()
+    ],
+    turns=9,
+)
+
 
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
@@ -782,5 +848,6 @@ ROWS: Mapping[str, Row] = {
     "supermask": _SUPERMASK,
     "sweep": _SWEEP,
     "transfer": _TRANSFER,
+    "dynamic": _DYNAMIC,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

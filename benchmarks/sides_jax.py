@@ -30,6 +30,8 @@ from benchmarks.run import Compiling, Programs, Spread, spread
 from lottery_jax import (
     connectivity,
     convolution,
+    dynamic,
+    granularity,
     imp,
     masks,
     permutations,
@@ -41,9 +43,11 @@ from lottery_jax import (
     training,
     transfer,
     transforms,
+    trees,
 )
 from lottery_jax.connectivity import branches as branches_
 from lottery_jax.data import Dataset
+from lottery_jax.dynamic.rules import act
 from lottery_jax.execution import Execution, Progress, Where
 from lottery_jax.types import Network, Task
 
@@ -54,6 +58,30 @@ METHODS = {
     "edge-popup": supermask.edge_popup(density=0.5),
 }
 """What trains masks instead of weights."""
+
+_LATE = 1_000_000
+"""A step that nothing here reaches: between two updates of a mask."""
+
+
+def _often(sizes: Sizes) -> int:
+    """A sixth of the steps."""
+    return max(1, sizes.steps // 6)
+
+
+RULES: dict[str, Callable[[Sizes], dynamic.MaskUpdate]] = {
+    "static": lambda s: dynamic.static_sparse(s.density),
+    "gradual": lambda s: dynamic.gradual_magnitude(s.density, _LATE, 2 * _LATE, _LATE),
+    "SET": lambda s: dynamic.sparse_evolutionary(s.density, 2 * _LATE, _LATE),
+    "RigL": lambda s: dynamic.rigl(s.density, 2 * _LATE, _LATE),
+    "straight-through": lambda s: dynamic.periodic_magnitude(
+        s.density, _LATE, 2 * _LATE, _LATE
+    ),
+    "gradual, every 100": lambda s: dynamic.gradual_magnitude(
+        s.density, 0, _often(s) * ((s.steps - 1) // _often(s)), _often(s)
+    ),
+    "RigL, every 100": lambda s: dynamic.rigl(s.density, s.steps - 1, _often(s)),
+}
+"""What prunes during training."""
 
 
 def make_task(sizes: Sizes) -> Task:
@@ -209,27 +237,65 @@ def train(sizes: Sizes) -> Programs:
     return as_program(run, args, sizes.replicas * sizes.steps)
 
 
+def _loop(
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: Any,
+    key: Any,
+    start: Any,
+    stop: Any,
+    *,
+    capacity: int,
+) -> Any:
+    """A segment of training, written by someone who knows no masks."""
+
+    def step(i: Any, carry: Any) -> Any:
+        state, kept = carry
+        gradients, state, metrics = training.step_gradient(task, state, key, i)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        kept = {k: x.at[i - start].set(metrics[k]) for k, x in kept.items()}
+        return state._replace(params=params, opt_state=opt_state), kept
+
+    empty = jnp.full((capacity,), jnp.nan, jnp.float32)
+    kept = {"loss": empty, "error": empty}
+    return lax.fori_loop(start, stop, step, (state, kept))
+
+
 def unmasked(sizes: Sizes) -> Programs:
-    """The same loop, written by someone who knows no masks."""
-
-    def loop(task, tx, state, key, start, stop, *, capacity):
-        def step(i: Any, carry: Any) -> Any:
-            state, kept = carry
-            gradients, state, metrics = training.step_gradient(task, state, key, i)
-            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            kept = {k: x.at[i - start].set(metrics[k]) for k, x in kept.items()}
-            return state._replace(params=params, opt_state=opt_state), kept
-
-        empty = jnp.full((capacity,), jnp.nan, jnp.float32)
-        kept = {"loss": empty, "error": empty}
-        return lax.fori_loop(start, stop, step, (state, kept))
-
+    """The library's loop without masks."""
     task = make_task(sizes)
     data, state, *rest = make_arguments(task, sizes)
     args = (data, state._replace(mask=()), *rest)
-    run = compile_training(task, sizes, loop)
+    run = compile_training(task, sizes, _loop)
     return as_program(run, args, sizes.replicas * sizes.steps)
+
+
+def own_loop(sizes: Sizes) -> Programs:
+    """The same loop; where the sizes name a rule, its optimizer is `dynamic.masked`."""
+    task, execution = make_task(sizes), make_execution(sizes)
+
+    def pruning_too(key: Any) -> optax.GradientTransformation:
+        tx = make_tx(sizes)
+        if not sizes.rule:
+            return tx
+        if sizes.rule == "straight-through":
+            tx = transforms.straight_through(tx)
+        return dynamic.masked(tx, RULES[sizes.rule](sizes), key=key)
+
+    def begin(state: Any, key: Any) -> Any:
+        opt_state, params = pruning_too(key).init(state.params), state.params
+        if sizes.rule:
+            params = masks.apply(opt_state.mask, params)
+        return state._replace(params=params, opt_state=opt_state, mask=())
+
+    def loop(task: Task, tx: Any, state: Any, key: Any, *rest: Any, **more: Any) -> Any:
+        return _loop(task, pruning_too(key), state, key, *rest, **more)
+
+    data, state, keys, *steps = make_arguments(task, sizes._replace(density=1.0))
+    state = execution.parallel(begin, (0, 0))(state, keys)
+    run = compile_training(task, sizes, loop)
+    return as_program(run, (data, state, keys, *steps), sizes.replicas * sizes.steps)
 
 
 @contextlib.contextmanager
@@ -281,6 +347,7 @@ def _nine(sizes: Sizes) -> Callable[[Sequence[float]], None]:
     task, where = make_task(sizes), Where(make_execution(sizes))
     keys = lj.keys.of_replicas(0, np.arange(sizes.replicas))
     tx: Any = optax.adam if sizes.rates else make_tx(sizes)
+    rule = RULES[sizes.rule](sizes) if sizes.rule else None
 
     def hyper(rates: Sequence[float]) -> dict[str, Any]:
         return {"learning_rate": np.resize(rates, sizes.replicas)} if len(rates) else {}
@@ -291,7 +358,7 @@ def _nine(sizes: Sizes) -> Callable[[Sequence[float]], None]:
     def run(rates: Sequence[float]) -> None:
         own = runs._replace(hyper=hyper(rates))
         done = training.train(
-            task, tx, own, sizes.steps, every=sizes.every, where=where
+            task, tx, own, sizes.steps, every=sizes.every, rule=rule, where=where
         )
         jax.block_until_ready(done.rows)
 
@@ -617,6 +684,62 @@ def pruning(sizes: Sizes) -> dict[str, Any]:
             name = f"{rule.__name__}, {sizes.label}{how}"
             found[name] = milliseconds(partial(call, ranking, mask), sizes.seconds)
     return found
+
+
+@facts
+def updating(sizes: Sizes) -> dict[str, Any]:
+    """Updates of a mask, compiled: of a network, and each of eight."""
+    shapes = jax.eval_shape(make_task(sizes).init, jax.random.key(0))[0]
+    generator, tx = np.random.default_rng(0), make_tx(sizes)
+    spared = [
+        name
+        for name, x in trees.by_path(shapes).items()
+        if x.ndim > 1 and (x.shape[-2] % 4 or x.shape[-1] % 4)
+    ]
+    step, last = 100, partial(dynamic.one_shot_magnitude, step=100)
+    groups = {"exclude": spared, "scope": "uniform"}
+    rules = {
+        "global": last(sizes.density),
+        "uniform": last(sizes.density, scope="uniform"),
+        "2 of 4": last(0.5, granularity=granularity.NofM(2, 4), exclude=spared),
+        "blocks": last(sizes.density, granularity=granularity.Block((4, 4)), **groups),
+        "channels": last(sizes.density, granularity=granularity.Channel(), **groups),
+        "RigL": dynamic.rigl(sizes.density, 2 * step, step),
+    }
+
+    def taken(rule: dynamic.MaskUpdate, number: int) -> str:
+        """By one network of so many."""
+
+        def drawn(p: Any) -> Any:
+            return jnp.asarray(
+                generator.standard_normal((number, *p.shape), np.float32)
+            )
+
+        def begin(key: Any, params: Any) -> Any:
+            mask = masks.ones_like(params)
+            if rule.start is not None:
+                mask = rule.start(key, params, mask)
+            params = masks.apply(mask, params)
+            return params, mask, tx.init(params)
+
+        def change(key: Any, params: Any, gradients: Any, *own: Any) -> Any:
+            return act(rule.update, tx, key, jnp.int32(step), params, gradients, *own)
+
+        params, gradients = (jax.tree.map(drawn, shapes) for _ in range(2))
+        keys = jax.random.split(lj.keys.of_seed(0), number)
+        params, *own = jax.jit(jax.vmap(begin))(keys, params)
+        arguments = keys, params, gradients, *own
+        if number == 1:
+            arguments, call = trees.rows(arguments, 0), change
+        else:
+            call = jax.vmap(change)
+        found = milliseconds(partial(jax.jit(call), *arguments), sizes.seconds)
+        median, low, high = (one / number for one in found)
+        return f"{median:.3g} ({low:.3g} to {high:.3g})"
+
+    rows = [(name, taken(rule, 1), taken(rule, 8)) for name, rule in rules.items()]
+    what = f"milliseconds of an update of the mask, {sizes.label}"
+    return {what: table("update | one network | each of 8", rows)}
 
 
 # --- studies --------------------------------------------------------------------------

@@ -38,6 +38,14 @@ class Block:
 
     Raises:
       ValueError: no two numbers of 1 or more; an unknown pool.
+
+    Example:
+      >>> from lottery_jax import masks, prune
+      >>> scores = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> full = masks.ones_like(scores)
+      >>> mask = prune.to_density(scores, full, 0.5, granularity=Block((2, 2)))
+      >>> mask["kernel"].astype(int).tolist()
+      [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     """
 
     shape: tuple[int, int]
@@ -62,6 +70,14 @@ class Channel:
 
     Raises:
       ValueError: an axis that is no number; an unknown pool.
+
+    Example:
+      >>> from lottery_jax import masks, prune
+      >>> scores = {"kernel": jnp.array([[1.0, 9.0, 2.0], [3.0, 0.0, 1.0]])}
+      >>> full = masks.ones_like(scores)
+      >>> mask = prune.to_density(scores, full, 1 / 3, granularity=Channel())
+      >>> mask["kernel"].astype(int).tolist()
+      [[0, 1, 0], [0, 1, 0]]
 
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2017, section 3.1.
@@ -89,6 +105,14 @@ class NofM:
 
     Raises:
       ValueError: n or m out of range.
+
+    Example:
+      >>> from lottery_jax import masks, prune
+      >>> scores = {"kernel": jnp.array([[1.0, 9.0], [3.0, 0.0], [2.0, 1.0], [4.0, 2.0]])}
+      >>> full = masks.ones_like(scores)
+      >>> mask = prune.to_density(scores, full, 0.5, granularity=NofM(2, 4))
+      >>> mask["kernel"].astype(int).tolist()
+      [[0, 1], [1, 0], [0, 0], [1, 1]]
 
     References:
       Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, section 3.

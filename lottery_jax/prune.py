@@ -200,6 +200,15 @@ def to_density(
       ValueError: density outside (0, 1), too small for the excluded leaves or for one
         group, or none that n of m has; unknown scope; scores that do not fit; leaves that
         cannot be cut into groups.
+
+    Example:
+      >>> scores = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.zeros((4, 4))}}
+      >>> full = masks.ones_like(scores)
+      >>> for scope in ("global", "uniform"):
+      ...     mask = to_density(scores, full, 0.5, scope=scope)
+      ...     print({k: float(v) for k, v in masks.layer_densities(mask).items()})
+      {'a/kernel': 1.0, 'b/kernel': 0.0}
+      {'a/kernel': 0.5, 'b/kernel': 0.5}
     """
     errors.share("density", density)
     _check(scores, mask)

@@ -248,6 +248,17 @@ def straight_through(
     Raises:
       ValueError: in `update`: no mask, no params, a mask that does not fit.
 
+    Example:
+      >>> tx = straight_through(optax.sgd(0.5))
+      >>> params = {"kernel": jnp.array([[0.0, 2.0]])}
+      >>> mask = {"kernel": jnp.array([[False, True]])}
+      >>> gradients, state = {"kernel": jnp.ones((1, 2))}, tx.init(params)
+      >>> updates, state = tx.update(gradients, state, params, mask=mask)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[0.0, 1.5]]
+      >>> state.dense["kernel"].tolist()
+      [[-0.5, 1.5]]
+
     References:
       Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013;
       Lin et al., Dynamic Model Pruning with Feedback, 2020, section 3.

@@ -1,5 +1,6 @@
 """The code of README and docs runs as printed, and what they name exists."""
 
+import doctest
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ import pytest
 
 from experiments import identity
 from experiments.all import EXPERIMENTS
+from lottery_jax import granularity, prune, transforms
+from lottery_jax.dynamic import loops, pruning, regrowth, rules
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,6 +65,17 @@ def test_links_to_files_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "module",
+    [granularity, prune, transforms, loops, pruning, regrowth, rules],
+    ids=lambda module: module.__name__,
+)
+def test_the_examples_of_docstrings_run_as_printed(module):
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.name)

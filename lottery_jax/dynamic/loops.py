@@ -67,6 +67,7 @@ def masked(
         see the subnetwork alone; in `update`: no params.
 
     Example:
+      >>> from lottery_jax.dynamic import gradual_magnitude
       >>> rule = gradual_magnitude(0.5, begin=0, end=4, every=2)
       >>> tx = masked(optax.adam(0.1), rule, steps=8)
       >>> params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}

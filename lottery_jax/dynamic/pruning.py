@@ -72,6 +72,12 @@ def gradual_magnitude(
     Raises:
       ValueError: steps or densities that make no schedule; names them.
 
+    Example:
+      >>> gradual_magnitude(0.1, begin=100, end=500).steps()
+      [100, 200, 300, 400, 500]
+      >>> from lottery_jax.granularity import NofM
+      >>> rule = gradual_magnitude(0.5, 0, 500, granularity=NofM(2, 4), exclude="head")
+
     References:
       Zhu and Gupta 2017, section 3; the baseline of Gale et al. 2019.
     """
@@ -207,6 +213,12 @@ def periodic_magnitude(
 
     Raises:
       ValueError: no density, or no step at which it acts.
+
+    Example:
+      >>> import optax
+      >>> from lottery_jax import dynamic, transforms
+      >>> rule = periodic_magnitude(0.1, begin=0, end=900)
+      >>> tx = dynamic.masked(transforms.straight_through(optax.adam(1e-3)), rule)
     """
     times = _constant(density, begin, end, every)
     return _pruning(_magnitude, times, Cut(scope, granularity, prunable, exclude))
@@ -232,6 +244,14 @@ def static_sparse(
 
     Raises:
       ValueError: no density.
+
+    Example:
+      >>> import lottery_jax as lj
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> rule = static_sparse(0.25, scope="uniform")
+      >>> mask = rule.start(lj.keys.of_seed(0), params, masks.ones_like(params))
+      >>> int(masks.count(mask))
+      8
 
     References:
       Evci et al. 2020, section 4 ("Static").

@@ -95,6 +95,11 @@ def rigl(
     Raises:
       ValueError: no such shares; no step at which it acts; an unknown choice.
 
+    Example:
+      >>> rule = rigl(0.2, end=750, every=250)
+      >>> rule.steps(), rule.grows
+      ([250, 500, 750], True)
+
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020, algorithm 1. The
       number dropped is rounded down, as in the authors' code.

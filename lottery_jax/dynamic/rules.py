@@ -53,6 +53,13 @@ class MaskUpdate(NamedTuple):
       start: makes the mask that a run begins with; None for that of the run.
       grows: whether weights off the mask may come back.
       on: the same rule on the leaves of a task; None for one that has leaves of its own.
+
+    Example:
+      >>> from lottery_jax import prune, scores
+      >>> def halve(key, step, params, gradients, mask):
+      ...     return prune.global_topk(scores.magnitude(params), mask, fraction=0.5)
+      >>> MaskUpdate(halve, every=100, begin=150, end=400).steps()
+      [200, 300, 400]
     """
 
     update: UpdateMask
@@ -91,6 +98,13 @@ def check(
         longer than what is trained, never; leaves that cannot be cut so, a density that
         they cannot reach; a rule that lets weights come back, under an optimizer by which
         none is gone.
+
+    Example:
+      >>> from lottery_jax import dynamic
+      >>> check(dynamic.gradual_magnitude(0.1, 0, 1000), steps=1000)
+      Traceback (most recent call last):
+      ...
+      ValueError: rule: acts at step 1000; it must end before stop=1000, so that what ...
     """
     must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
     errors.is_a("rule", rule, MaskUpdate, must)
