@@ -1,16 +1,40 @@
-"""`dynamic`: rules that change a mask during training."""
+"""`dynamic`: rules that change a mask during training, one by one and in loops of one's own.
 
+For what the runner makes of them see `test_dynamic_runs`.
+"""
+
+import inspect
+import math
 from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import quick
 import toys
+from dynamic_methods import (
+    DROPPED,
+    END,
+    GROUPS,
+    LAYERS,
+    METHODS,
+    N_OF_M,
+    NUMBER,
+    SCOPES,
+    SHAPES,
+    grouped,
+    through_as,
+    wanted,
+    weights,
+)
 
-from lottery_jax import masks
+from lottery_jax import dynamic, masks, transforms
 from lottery_jax.dynamic import MaskUpdate, gradual_magnitude
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_gradual_magnitude_reaches_the_exact_density_by_nested_masks(getkey):
@@ -82,6 +106,276 @@ def test_the_steps_at_which_a_rule_acts(every, begin, end, steps):
     rule = MaskUpdate(lambda *args: None, every, begin, end)
     assert rule.steps() == steps
 
+
+# --- all methods ----------------------------------------------------------------------
+
+LAST = {
+    "weights": Fraction(3, 10),
+    "blocks": Fraction(3, 10),
+    "channels": Fraction(1, 2),
+}
+
+CASES = [
+    (name, scope, groups)
+    for name, method in METHODS.items()
+    for scope in method.scopes
+    for groups in GROUPS
+]
+
+
+def test_every_method_is_in_the_table():
+    def returns(function):
+        return inspect.signature(function).return_annotation in (
+            MaskUpdate,
+            "MaskUpdate",
+        )
+
+    public = {
+        name
+        for name, function in vars(dynamic).items()
+        if inspect.isfunction(function) and returns(function)
+    }
+    assert public == {through_as(name) for name in METHODS}
+    # Of those that have a choice of scopes and granularities, all are tried.
+    for name in public:
+        takes = inspect.signature(getattr(dynamic, name)).parameters
+        assert {"scope", "granularity", "prunable", "exclude"} <= set(takes)
+
+
+def key_of(step):
+    return jax.random.fold_in(jax.random.key(11), step)
+
+
+class Lived(NamedTuple):
+    """What a network had before and after each step of a rule; of numpy arrays.
+
+    Attributes:
+      steps: at which it acted, first the start.
+      masks: after each.
+      worth: the weights that it saw.
+      slopes: the gradients.
+    """
+
+    steps: list
+    masks: list
+    worth: list
+    slopes: list
+
+
+def lived(method, rule):
+    """Weights that move at random, and are masked unless all of them train."""
+    full = mask = masks.ones_like(weights(0))
+    steps, found, worth, slopes = [], [], [], []
+    if rule.start is not None:
+        mask = rule.start(key_of(100), weights(0), mask)
+        steps, found, worth, slopes = [None], [mask], [weights(0)], [None]
+    for step in rule.steps():
+        seen, slope = weights(step), weights(50 + step)
+        if not method.through:
+            seen = masks.apply(mask, seen)
+        living = full if method.through else mask
+        mask = rule.update(key_of(step), jnp.int32(step), seen, slope, living)
+        steps.append(step)
+        found.append(mask)
+        worth.append(seen)
+        slopes.append(slope)
+    return Lived(steps, *jax.tree.map(np.asarray, (found, worth, slopes)))
+
+
+def kernel(tree, layer):
+    return tree[layer]["kernel"]
+
+
+def alive_groups(mask, groups):
+    """Which groups of each layer live; each lives as a whole or not at all."""
+    found = [grouped(layer, kernel(mask, layer), groups) for layer in LAYERS]
+    for one in found:
+        assert (one == one[:, :1]).all()
+    return [one[:, 0] for one in found]
+
+
+@pytest.mark.parametrize(("name", "scope", "groups"), CASES)
+def test_every_count_is_exact_after_every_step(name, scope, groups):
+    method, last = METHODS[name], LAST[groups]
+    rule = method.make(float(last), scope=scope, granularity=GROUPS[groups])
+    assert rule.steps() == list(method.steps)
+    assert (rule.start is not None) == method.starts
+    assert rule.grows == method.regrows
+    found = lived(method, rule)
+    rows = wanted(method, last, scope, groups)
+    if method.starts and method.steps:
+        rows = [rows[-1], *rows]  # the start has the density of all later steps
+    assert len(rows) == len(found.masks)
+    for row, mask in zip(rows, found.masks):
+        alive = [int(one.sum()) for one in alive_groups(mask, groups)]
+        assert ([sum(alive)] if scope == "global" else alive) == row
+        for layer, leaves in SHAPES.items():
+            rest = [mask[layer][n] for n in leaves if n != "kernel"]
+            assert all(one.all() for one in rest)
+    size = sum(NUMBER[groups].values())
+    assert sum(rows[-1]) == round(last * size)
+    if not method.through and not method.regrows:
+        for before, after in zip(found.masks, found.masks[1:]):
+            assert masks.is_subset(after, before)
+    if method.through and groups == "weights":
+        # All weights compete anew each time, so some come back.
+        pairs = zip(found.masks, found.masks[1:])
+        assert not all(masks.is_subset(after, before) for before, after in pairs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_of_every_two_inputs_one_lives_at_the_end(name):
+    method = METHODS[name]
+    rule = method.make(0.5, scope="uniform", granularity=N_OF_M)
+    found = lived(method, rule)
+    left = [math.ceil(2 * method.left(s, Fraction(1, 2))) for s in method.steps]
+    left = [1] * method.starts + left
+    assert len(left) == len(found.masks) and left[-1:] in ([1], [])
+    for number, mask in zip(left, found.masks):
+        for layer in LAYERS:
+            one = kernel(mask, layer)
+            pairs = np.moveaxis(one, -2, -1).reshape(-1, 2).sum(1)
+            assert (pairs == number).all()
+    if method.regrows:
+        assert any((a != b).any() for a, b in by_layer(found.masks[:2]))
+
+
+def by_layer(two):
+    return [(kernel(two[0], layer), kernel(two[1], layer)) for layer in LAYERS]
+
+
+def pooled(scores, layer, groups):
+    """The mean over each group, in float64."""
+    return np.mean(grouped(layer, np.float64(kernel(scores, layer)), groups), axis=1)
+
+
+def best(scores, alive, number):
+    """The highest of the living; of equal ones the last stay."""
+    order = [i for i in np.argsort(scores, kind="stable") if alive[i]]
+    out = np.zeros(len(scores), bool)
+    out[order[len(order) - number :]] = True
+    return out
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if "magnitude" in n]
+)
+def test_what_is_kept_is_what_is_largest(name, scope, groups):
+    method = METHODS[name]
+    rule = method.make(float(LAST[groups]), scope=scope, granularity=GROUPS[groups])
+    found = lived(method, rule)
+    rows = wanted(method, LAST[groups], scope, groups)
+    alive = [np.ones(NUMBER[groups][layer], bool) for layer in LAYERS]
+    for row, mask, worth in zip(rows, found.masks, found.worth):
+        sizes = [pooled(jax.tree.map(abs, worth), layer, groups) for layer in LAYERS]
+        living = [np.ones_like(a) for a in alive] if method.through else alive
+        if scope == "global":
+            flat = best(np.concatenate(sizes), np.concatenate(living), row[0])
+            alive = np.split(flat, np.cumsum([len(a) for a in alive])[:-1])
+        else:
+            alive = [best(s, a, n) for s, a, n in zip(sizes, living, row)]
+        for expected, one in zip(alive, alive_groups(mask, groups)):
+            np.testing.assert_array_equal(one, expected)
+
+
+# --- what drops and what grows --------------------------------------------------------
+
+
+def reference_drops(name, alive, step):
+    """Evci et al., section 3; rounded down."""
+    share = DROPPED
+    if name == "rigl":
+        share = DROPPED / 2 * (1 + np.cos(step * np.pi / END))
+    return int(np.floor(share * alive))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("scope", ["uniform", "erk"])
+@pytest.mark.parametrize("name", ["rigl", "sparse_evolutionary"])
+def test_the_smallest_drop_and_as_many_grow(name, scope, groups):
+    rule = METHODS[name].make(
+        float(LAST[groups]), scope=scope, granularity=GROUPS[groups]
+    )
+    found = lived(METHODS[name], rule)
+    moved = 0
+    for i in range(1, len(found.masks)):
+        step, before, after = found.steps[i], *found.masks[i - 1 : i + 1]
+        for layer, old, new in zip(
+            LAYERS, alive_groups(before, groups), alive_groups(after, groups)
+        ):
+            drop = reference_drops(name, old.sum(), step)
+            sizes = pooled(jax.tree.map(abs, found.worth[i]), layer, groups)
+            stay = best(sizes, old, old.sum() - drop)
+            assert new[stay].all() and new.sum() == old.sum()
+            if name == "rigl":
+                slopes = pooled(jax.tree.map(abs, found.slopes[i]), layer, groups)
+                np.testing.assert_array_equal(new, stay | best(slopes, ~stay, drop))
+            moved += int((new & ~old).sum())
+    assert moved > 0 or groups == "channels"  # of so few what drops may be what grows
+
+
+def test_of_every_two_inputs_the_smallest_drop_and_as_many_grow_beside_them():
+    rule = METHODS["rigl"].make(0.5, scope="uniform", granularity=N_OF_M)
+    found = lived(METHODS["rigl"], rule)
+    for i in range(1, len(found.masks)):
+        for layer in LAYERS:
+            old, new, worth, slopes = (
+                np.moveaxis(kernel(tree, layer), -2, -1).reshape(-1)
+                for tree in (
+                    *found.masks[i - 1 : i + 1],
+                    found.worth[i],
+                    found.slopes[i],
+                )
+            )
+            drop = reference_drops("rigl", old.sum(), found.steps[i])
+            stay = best(abs(worth), old, old.sum() - drop)
+            gone = (old & ~stay).reshape(-1, 2).sum(1)
+            rows = zip(abs(slopes).reshape(-1, 2), ~stay.reshape(-1, 2), gone)
+            grown = np.concatenate([best(*row) for row in rows])
+            np.testing.assert_array_equal(new, stay | grown)
+
+
+def test_of_equals_the_last_stay_and_the_last_grow():
+    """Ties go by position: of equal weights, and of equal gradients, the first lose."""
+    rule = dynamic.rigl(0.5, 2, 2, drop_fraction=0.5, decay="constant", scope="uniform")
+    params = {"kernel": jnp.ones((2, 4))}
+    mask = {"kernel": jnp.array([[True] * 4, [False] * 4])}
+    slopes = {"kernel": jnp.zeros((2, 4))}
+    new = rule.update(key_of(0), jnp.int32(2), params, slopes, mask)["kernel"]
+    assert new.astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "constant"])
+def test_drop_counts_are_those_of_the_paper(decay):
+    steps = list(range(0, 1001, 100))
+    counts = dynamic.drop_counts(12_345, steps, 1000, 0.3, decay)
+    share = 0.15 * (1 + np.cos(np.pi * np.array(steps) / 1000))
+    share = share if decay == "cosine" else np.full(len(steps), 0.3)
+    assert counts == np.floor(share * 12_345).astype(int).tolist()
+    if decay == "cosine":
+        assert counts[0] == 3703 and counts[5] == 1851 and counts[-1] == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_excluded_counts_and_is_never_cut(name):
+    method = METHODS[name]
+    scope = "uniform" if method.regrows else "global"
+    rule = method.make(0.5, scope=scope, exclude="head", prunable=chosen)
+    found = lived(method, rule)
+    for mask in found.masks:
+        assert kernel(mask, "head").all() and kernel(mask, "hidden").all()
+    # Half of the 56 that count, of which the head keeps its 24.
+    assert kernel(found.masks[-1], "conv").sum() == 28 - 24
+    assert rule.on is None  # it has leaves of its own, whatever the task says
+
+
+def chosen(params):
+    return masks.prunable(params, include=("conv/kernel", "head/kernel"))
+
+
+# --- bad input ---
 
 @pytest.mark.parametrize(
     ("call", "message"),
