@@ -538,9 +538,16 @@ def unclear_tree():
     return jax.tree.map(leaf, UNCLEAR, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def gradual(weights, mask, **given):
-    rule = dynamic.gradual_magnitude(0.5, 0, 10, 10, **given)
-    return rule.update(KEY, jnp.int32(10), weights, weights, mask)
+def acting(make, *args, **options):
+    """A rule that is made of leaves, and begins and acts."""
+
+    def call(weights, mask, **given):
+        rule = make(0.5, *args, **options, **given)
+        if rule.start is not None:
+            mask = rule.start(KEY, weights, mask)
+        return rule.update(KEY, jnp.int32(10), weights, weights, mask)
+
+    return call
 
 
 # Every public function that asks which leaves count.
@@ -560,7 +567,15 @@ ASKING = {
     ),
     prune.to_density: lambda w, m, **p: prune.to_density(w, m, 0.5, **p),
     prune.n_of_m: lambda w, m, **p: prune.n_of_m(w, m, 1, 2, axis=0, **p),
-    dynamic.gradual_magnitude: gradual,
+    prune.keep_counts: lambda w, m, **p: prune.keep_counts(w, 0.5, **p),
+    prune.to_counts: lambda w, m, **p: prune.to_counts(w, m, (12,), **p),
+    dynamic.gradual_magnitude: acting(dynamic.gradual_magnitude, 0, 10, 10),
+    dynamic.gradual_random: acting(dynamic.gradual_random, 0, 10, 10),
+    dynamic.one_shot_magnitude: acting(dynamic.one_shot_magnitude, 10),
+    dynamic.periodic_magnitude: acting(dynamic.periodic_magnitude, 0, 10, 10),
+    dynamic.static_sparse: acting(dynamic.static_sparse),
+    dynamic.sparse_evolutionary: acting(dynamic.sparse_evolutionary, 10, 10),
+    dynamic.rigl: acting(dynamic.rigl, 10, 10),
     compact.saving: lambda w, m, **p: compact.saving(
         compact.Subnetwork(w, m), compact.Subnetwork(w, m), **p
     ),
@@ -573,7 +588,7 @@ def test_every_function_that_takes_prunable_is_asked():
         for module in (masks, prune, dynamic, compact)
         for function in vars(module).values()
         if inspect.isfunction(function)
-        and function.__module__ == module.__name__
+        and function.__module__.startswith(module.__name__)
         and not function.__name__.startswith("_")
         and {"prunable", "prunable_"} & {*inspect.signature(function).parameters}
     }

@@ -77,9 +77,8 @@ def sgd(rate=0.1, momentum=0.9):
     return optax.sgd(optax.cosine_decay_schedule(rate, 4), momentum=momentum)
 
 
-def by_position(key, step, params, gradients, mask, opt_state):
-    mask = prune.global_topk(jax.tree.map(jnp.ones_like, params), mask, fraction=0.5)
-    return mask, opt_state
+def by_position(key, step, params, gradients, mask):
+    return prune.global_topk(jax.tree.map(jnp.ones_like, params), mask, fraction=0.5)
 
 
 class Parts(NamedTuple):
