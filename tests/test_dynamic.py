@@ -375,6 +375,320 @@ def chosen(params):
     return masks.prunable(params, include=("conv/kernel", "head/kernel"))
 
 
+# --- loops of one's own ---------------------------------------------------------------
+
+ROWS, INPUTS, OUTPUTS, LAST_STEP = 24, 6, 4, 12
+
+
+def regression():
+    """Points of a linear map: weights, inputs, targets."""
+    rng = np.random.default_rng(5)
+    shapes = (INPUTS, OUTPUTS), (ROWS, INPUTS), (ROWS, OUTPUTS)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def slope_of(weights, x, y):
+    return x.T @ (x @ weights - y) / ROWS
+
+
+def loop(tx, key=None, steps=LAST_STEP):
+    """A loop as anybody writes it: weights and masks after each step."""
+    first, x, y = map(jnp.asarray, regression())
+    params = {"kernel": first}
+
+    @quick.jit
+    def step(params, state):
+        slopes = {"kernel": slope_of(params["kernel"], x, y)}
+        updates, state = tx.update(slopes, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    params = masks.apply(state.mask, params)
+    seen, found = [params], [state]
+    for _ in range(steps):
+        params, state = step(params, state)
+        seen.append(params)
+        found.append(state)
+    return [np.asarray(p["kernel"]) for p in seen], found
+
+
+def masks_of(states):
+    return [np.asarray(state.mask["kernel"]) for state in states]
+
+
+def test_rigl_in_a_loop_equals_numpy():
+    """Algorithm 1 of Evci et al. under momentum: what grows begins at 0 without any."""
+    rule = dynamic.rigl(0.5, 8, 2, drop_fraction=0.5, scope="uniform")
+    tx = dynamic.masked(
+        optax.sgd(0.1, momentum=0.9), rule, key=jax.random.key(2), steps=LAST_STEP
+    )
+    weights_, states = loop(tx, steps=LAST_STEP)
+    first, x, y = (np.float64(a) for a in regression())
+    mask = masks_of(states)[0]
+    assert mask.sum() == 12
+    w, velocity, grown = np.where(mask, first, 0), np.zeros_like(first), 0
+    for step in range(LAST_STEP):
+        slope = slope_of(w, x, y)
+        if step in (2, 4, 6, 8):
+            drop = int(np.floor(0.25 * (1 + np.cos(np.pi * step / 8)) * 12))
+            old = mask.reshape(-1)
+            stay = best(abs(w).reshape(-1), old, 12 - drop)
+            grow = best(abs(slope).reshape(-1), ~stay, drop)
+            mask = (stay | grow).reshape(mask.shape)
+            w = np.where(mask, w, 0)
+            velocity = np.where(mask & old.reshape(mask.shape), velocity, 0)
+            grown += int((mask.reshape(-1) & ~old).sum())
+        velocity = np.where(mask, 0.9 * velocity + slope, 0)
+        w = np.where(mask, w - 0.1 * velocity, 0)
+        np.testing.assert_array_equal(masks_of(states)[step + 1], mask)
+        np.testing.assert_allclose(weights_[step + 1], w, rtol=1e-4, atol=1e-5)
+        held = np.asarray(states[step + 1].inner[0].trace["kernel"])
+        np.testing.assert_allclose(held, velocity, rtol=1e-4, atol=1e-5)
+    assert grown > 3
+
+
+@pytest.mark.parametrize("kind", ["gradual", "periodic"])
+def test_straight_through_equals_numpy(kind):
+    """Dense weights move by the gradient at the masked ones; the mask follows them."""
+    rule = {
+        "gradual": dynamic.gradual_magnitude(0.25, 2, 8, 2),
+        "periodic": dynamic.periodic_magnitude(0.25, 0, 11, 1),
+    }[kind]
+    tx = transforms.straight_through(optax.sgd(0.2, momentum=0.9))
+    seen, states = loop(dynamic.masked(tx, rule))
+    first, x, y = (np.float64(a) for a in regression())
+    dense, velocity, mask = first, np.zeros_like(first), np.ones(first.shape, bool)
+    back = 0
+    for step in range(LAST_STEP):
+        slope = slope_of(np.where(mask, dense, 0), x, y)
+        if step in rule.steps():
+            left = Fraction(1, 4)
+            if kind == "gradual":
+                left += Fraction(3, 4) * (1 - Fraction(step - 2, 6)) ** 3
+            everything = np.ones(dense.size, bool)
+            new = best(abs(dense).reshape(-1), everything, round(left * dense.size))
+            new = new.reshape(mask.shape)
+            back += int((new & ~mask).sum())
+            mask = new
+        velocity = 0.9 * velocity + slope
+        dense = dense - 0.2 * velocity
+        np.testing.assert_array_equal(masks_of(states)[step + 1], mask)
+        assert (seen[step + 1][~mask] == 0).all()
+        held = np.asarray(states[step + 1].inner.dense["kernel"])
+        np.testing.assert_allclose(held, dense, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            seen[step + 1], np.where(mask, dense, 0), rtol=1e-4, atol=1e-5
+        )
+    assert back > 0 and mask.sum() == 6
+
+
+OPTIMIZERS = {
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: optax.adam(0.1),
+    "adamw": lambda: optax.adamw(0.1, weight_decay=0.1),
+    "adagrad": lambda: optax.adagrad(0.1, initial_accumulator_value=0.3),
+    "rmsprop": lambda: optax.rmsprop(0.1, initial_scale=0.2, momentum=0.9),
+    "lion": lambda: optax.lion(0.05),
+    "MultiSteps": lambda: optax.MultiSteps(
+        optax.adam(0.1), 3
+    ).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
+    "clipped": lambda: optax.chain(
+        optax.clip_by_global_norm(0.1), optax.add_decayed_weights(0.1), optax.lamb(0.1)
+    ),
+    "of first weights": lambda: optax.contrib.dog(0.5),
+    "straight-through": lambda: transforms.straight_through(optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_off_the_mask_is_zero_after_every_step_of_every_optimizer(name):
+    rule = dynamic.rigl(0.5, 8, 2, drop_fraction=0.5, scope="uniform")
+    if name == "straight-through":
+        rule = dynamic.periodic_magnitude(0.5, 0, 8, 2)
+    tx = dynamic.masked(OPTIMIZERS[name](), rule, key=jax.random.key(2), steps=9)
+    seen, states = loop(tx, steps=9)
+    found = masks_of(states)
+    for weights_, mask in zip(seen[1:], found[1:]):
+        assert (weights_[~mask] == 0).all() and np.isfinite(weights_).all()
+        assert mask.sum() == 12
+    assert len({mask.tobytes() for mask in found}) > 1
+    assert (seen[-1] != seen[1]).any()
+
+
+def test_a_loop_that_starts_from_dense_weights_is_masked_by_its_first_step():
+    rule = dynamic.rigl(0.5, 2, 2, begin=0, scope="uniform")
+    tx = dynamic.masked(optax.adam(0.1), rule, key=jax.random.key(2))
+    params = {"kernel": jnp.asarray(regression()[0])}
+    state = tx.init(params)
+    slopes = {"kernel": jnp.zeros((INPUTS, OUTPUTS)).at[:, 1].set(jnp.nan)}
+    slopes = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), 100.0, s), slopes)
+    updates, new = quick.jit(tx.update)(slopes, state, params)
+    params = optax.apply_updates(params, updates)
+    mask = np.asarray(new.mask["kernel"])
+    assert (np.asarray(params["kernel"])[~mask] == 0).all()
+    # What grows begins at 0, also where the caller's weights were dense.
+    grown = mask & ~np.asarray(state.mask["kernel"])
+    assert grown.any()
+    np.testing.assert_allclose(np.asarray(params["kernel"])[grown], -0.1, rtol=1e-4)
+
+
+# --- no mask is computed between the steps of a rule ----------------------------------
+
+
+def watched(seen, every=3, end=6):
+    """A rule that says when it is run, and takes a weight each time."""
+
+    def update(key, step, params, gradients, mask):
+        jax.debug.callback(lambda s: seen.append(int(s)), step)
+        alive = mask["w"]
+        return {"w": alive & (jnp.cumsum(alive) > 1)}
+
+    return MaskUpdate(update, every, 0, end)
+
+
+def stepped(tx):
+    def step(carry, _=None):
+        params, state = carry
+        updates, state = tx.update({"w": params["w"]}, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def begun(tx, *axes):
+    params = {"w": jnp.ones((*axes, 5))}
+    init = tx.init
+    for _ in axes:
+        init = jax.vmap(init)
+    return params, init(params)
+
+
+def by_jit(step, carry, steps, axes):
+    compiled = quick.jit(vmapped(step, axes))
+    for _ in range(steps):
+        carry = compiled(carry)
+    return carry
+
+
+def by_scan(step, carry, steps, axes):
+    def scan(carry):
+        return jax.lax.scan(lambda c, _: (step(c), None), carry, length=steps)[0]
+
+    return quick.jit(vmapped(scan, axes))(carry)
+
+
+def by_scan_of_many(step, carry, steps, axes):
+    many = vmapped(step, axes)
+    return quick.jit(
+        lambda c: jax.lax.scan(lambda c, _: (many(c), None), c, length=steps)[0]
+    )(carry)
+
+
+def by_fori(step, carry, steps, axes):
+    def run(carry):
+        return jax.lax.fori_loop(0, steps, lambda _, c: step(c), carry)
+
+    return quick.jit(vmapped(run, axes))(carry)
+
+
+def vmapped(function, axes):
+    for _ in axes:
+        function = jax.vmap(function)
+    return function
+
+
+@pytest.mark.parametrize("axes", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("how", [by_jit, by_scan, by_scan_of_many, by_fori])
+def test_a_rule_is_run_at_its_steps_alone(how, axes):
+    seen = []
+    tx = dynamic.masked(optax.sgd(0.1), watched(seen))
+    params, state = how(stepped(tx), begun(tx, *axes), 10, axes)
+    jax.effects_barrier()
+    assert sorted(set(seen)) == [0, 3, 6]
+    assert len(seen) == 3 * math.prod(axes)
+    assert (np.asarray(state.mask["w"]).sum(-1) == 2).all()
+    assert (np.asarray(params["w"])[~np.asarray(state.mask["w"])] == 0).all()
+
+
+def test_replicas_at_steps_of_their_own_act_at_their_own():
+    seen = []
+    tx = dynamic.masked(optax.sgd(0.1), watched(seen))
+    params, state = begun(tx, 3)
+    state = state._replace(step=jnp.array([0, 1, 5], jnp.int32))
+    step, left = quick.jit(jax.vmap(stepped(tx))), []
+    for _ in range(6):
+        params, state = step((params, state))
+        left.append(np.asarray(state.mask["w"]).sum(-1).tolist())
+    # At steps 0, 3 and 6 of each.
+    assert left == [[4, 5, 5], [4, 5, 4], [4, 4, 4], [3, 4, 4], [3, 4, 4], [3, 3, 4]]
+    jax.effects_barrier()
+    assert len(seen) == 3 * 5  # five moments at which one of three was due
+
+
+def inner_jaxprs(eqn):
+    for value in jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+        if hasattr(value, "jaxpr"):
+            yield value.jaxpr
+        elif hasattr(value, "eqns"):
+            yield value
+
+
+def everywhere(jaxpr, within=()):
+    """All operations of a program, and what they lie in."""
+    for eqn in jaxpr.eqns:
+        yield eqn, within
+        for inner in inner_jaxprs(eqn):
+            yield from everywhere(inner, (*within, eqn))
+
+
+@pytest.mark.parametrize("axes", [(2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("name", ["rigl", "gradual_magnitude", "gradual_random"])
+def test_the_rule_lies_in_a_loop_whose_condition_is_one_for_all_replicas(name, axes):
+    rule = METHODS[name].make(0.3, scope=METHODS[name].scopes[-1])
+    key = jax.random.key(0)
+    tx = dynamic.masked(optax.adam(0.1), rule, key=key)
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (*axes, *x.shape)), weights(0))
+    state = jax.eval_shape(vmapped(tx.init, axes), params)
+    step = vmapped(tx.update, axes)
+    program = jax.make_jaxpr(step)(params, state, params).jaxpr
+    loops = [
+        eqn
+        for eqn, within in everywhere(program)
+        if eqn.primitive.name == "while"
+        and not any(outer.primitive.name == "while" for outer in within)
+    ]
+    # One loop, of one round, that is asked with one bool.
+    (loop,) = loops
+    assert loop.params["cond_jaxpr"].out_avals[0].shape == ()
+    assert loop.invars[-len(loop.params["body_jaxpr"].out_avals)].aval.shape == ()
+
+    def alone(*args):
+        return vmapped(
+            lambda *own: rule.update(key, jnp.int32(4), *own), axes
+        )(*args)
+
+    mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    names = {
+        eqn.primitive.name
+        for eqn, _ in everywhere(jax.make_jaxpr(alone)(params, params, mask).jaxpr)
+    }
+    outside = {
+        eqn.primitive.name
+        for eqn, within in everywhere(program)
+        if loop is not eqn and loop not in within
+    }
+    # What selects: nothing of it is done at each step.
+    special = names & SELECTING
+    assert special and not outside & SELECTING, outside & SELECTING
+
+
+SELECTING = {"sort", "while", "bitcast_convert_type", "random_bits"}
+"""Of these a selection is made, and no step of an optimizer."""
+
+
 # --- bad input ---
 
 @pytest.mark.parametrize(

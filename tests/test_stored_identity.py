@@ -114,7 +114,7 @@ def moved(networks):
 
 
 def other_rule():
-    return parts().rule._replace(update=by_position)
+    return parts().rule._replace(update=by_position, on=None)
 
 
 CHANGES = {

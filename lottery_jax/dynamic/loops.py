@@ -94,7 +94,10 @@ def masked(
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("dynamic.masked: pass params to update")
-        mask, opt_state = state.mask, state.inner
+        mask, opt_state, given = state.mask, state.inner, params
+        if acting and rule.grows:
+            # What grows begins at 0, also where the caller's weights are dense still.
+            params = masks.apply(mask, params)
         if acting:
             due = _is_due(state.step, rule)
 
@@ -115,6 +118,10 @@ def masked(
             )
         extra["mask"] = mask
         updates, opt_state = update_with(tx, updates, opt_state, params, extra)
+        if acting and rule.grows:
+            updates = jax.tree.map(
+                lambda m, u, p: jnp.where(m, u, u - p), state.mask, updates, given
+            )
         return updates, MaskedState(opt_state, mask, state.step + 1, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)

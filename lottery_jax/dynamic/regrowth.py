@@ -17,7 +17,7 @@ import numpy as np
 from lottery_jax import errors, masks, prune, scores, selection, trees
 from lottery_jax import granularity as granular
 from lottery_jax.dynamic.pruning import Cut, random_start
-from lottery_jax.dynamic.rules import MaskUpdate, drawn_from, index_of
+from lottery_jax.dynamic.rules import MaskUpdate, drawn_from, index_of, with_leaves
 from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Key, Mask, Params, PyTree
@@ -171,15 +171,13 @@ def _regrowing(
         own = cut._replace(prunable=prunable, exclude=exclude)
         return _regrowing(growth, density, end, every, begin, drop_fraction, decay, own)
 
-    rule = MaskUpdate(
-        update, every, begin, end, start, True, on if cut.is_open else None
-    )
+    rule = MaskUpdate(update, every, begin, end, start, grows=True)
     if not (steps := rule.steps()):
         raise ValueError(
             f"every={every}, begin={begin}, end={end}; there must be a multiple of every "
             "from begin to end: it would never act"
         )
-    return rule
+    return with_leaves(rule, on) if cut.is_open else rule
 
 
 def _kept(tree: PyTree, density: float, cut: Cut) -> list[int]:

@@ -94,6 +94,12 @@ def check(
     """
     must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
     errors.is_a("rule", rule, MaskUpdate, must)
+    made = getattr(rule.on, "made", None)
+    if made is not None and rule._replace(on=None) != made:
+        raise ValueError(
+            "rule: was changed since it was made, which it would forget on the leaves of "
+            "a task; make it anew, or replace on=None too: then it has leaves of its own"
+        )
     acting = rule.steps()
     if steps is not None:
         steps = errors.whole("steps", steps, 1)
@@ -124,6 +130,17 @@ def check(
         found.append(jax.eval_shape(rule.start, key, shapes, mask))
     for one in found:
         masks.check(one, shapes)
+
+
+def with_leaves(rule: MaskUpdate, on: OnLeaves) -> MaskUpdate:
+    """A rule that the leaves of a task are for, where there is a task.
+
+    Args:
+      rule: on the leaves that it finds by itself.
+      on: the same rule on others.
+    """
+    on.made = rule  # type: ignore[attr-defined]
+    return rule._replace(on=on)
 
 
 def of_leaves(
