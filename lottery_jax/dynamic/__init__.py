@@ -20,6 +20,7 @@ from lottery_jax.dynamic.loops import MaskedState as MaskedState
 from lottery_jax.dynamic.loops import masked as masked
 from lottery_jax.dynamic.pruning import gradual_magnitude as gradual_magnitude
 from lottery_jax.dynamic.pruning import gradual_random as gradual_random
+from lottery_jax.dynamic.pruning import gradual_saliency as gradual_saliency
 from lottery_jax.dynamic.pruning import one_shot_magnitude as one_shot_magnitude
 from lottery_jax.dynamic.pruning import periodic_magnitude as periodic_magnitude
 from lottery_jax.dynamic.pruning import static_sparse as static_sparse

@@ -122,6 +122,42 @@ def gradual_random(
     return _pruning(_random, times, cut)
 
 
+def gradual_saliency(
+    final_density: float,
+    begin: int,
+    end: int,
+    every: int = 100,
+    *,
+    initial_density: float = 1.0,
+    scope: Scope = "global",
+    granularity: Granularity = None,
+    prunable: PrunableLike = None,
+    exclude: Patterns = (),
+) -> MaskUpdate:
+    """Gradual pruning by `|w g|`, of the gradient of the step at which it acts.
+
+    Args:
+      final_density: in (0, 1).
+      begin: first step of the schedule.
+      end: step at which the final density is reached; a multiple of `every`.
+      every: steps between updates.
+      initial_density: in (0, 1].
+      scope: see `prune.to_density`.
+      granularity: what lives and dies together. Of n of m more are kept until the end.
+      prunable: which leaves count; None for those of the task, or of `masks.prunable`.
+      exclude: patterns of leaves that count and are never cut.
+
+    Raises:
+      ValueError: steps or densities that make no schedule; names them.
+
+    References:
+      Molchanov et al., Importance Estimation for Neural Network Pruning, 2019, equation 8.
+    """
+    cut = Cut(scope, granularity, prunable, exclude)
+    times = _cubic(final_density, initial_density, begin, end, every)
+    return _pruning(_saliency, times, cut)
+
+
 def one_shot_magnitude(
     density: float,
     step: int,
@@ -289,16 +325,20 @@ def _acting(begin: int, end: int, every: int) -> list[int]:
     return steps
 
 
-def _magnitude(key: Key, params: Params) -> Scores:
+def _magnitude(key: Key, params: Params, gradients: Params) -> Scores:
     return scores.magnitude(params)
 
 
-def _random(key: Key, params: Params) -> Scores:
+def _saliency(key: Key, params: Params, gradients: Params) -> Scores:
+    return scores.taylor(params, gradients)
+
+
+def _random(key: Key, params: Params, gradients: Params) -> Scores:
     return scores.random(drawn_from(key, "gradual_random"), params)
 
 
 def _pruning(
-    score: Callable[[Key, Params], Scores], times: _Times, cut: Cut
+    score: Callable[[Key, Params, Params], Scores], times: _Times, cut: Cut
 ) -> MaskUpdate:
     """A rule that keeps what scores highest, as much as its schedule leaves."""
 
@@ -307,7 +347,9 @@ def _pruning(
     ) -> Mask:
         table = jnp.asarray(_counts(mask, times.densities, cut))
         counts = table[index_of(step, times.every, times.begin)]
-        return prune.to_counts(score(key, params), mask, counts, **cut._asdict())
+        return prune.to_counts(
+            score(key, params, gradients), mask, counts, **cut._asdict()
+        )
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
         return _pruning(score, times, cut._replace(prunable=prunable, exclude=exclude))

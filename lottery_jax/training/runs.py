@@ -63,7 +63,8 @@ class Trained(NamedTuple):
     Attributes:
       rows: their states on the devices, padded, in the order in which they were dealt.
       places: at which row each run lies, int `[R]`.
-      best: by validation loss, in the order of `rows`; None without validation.
+      best: by validation loss, in the order of `rows`; None without validation. Under a
+        rule that prunes it may be one of before, with more weights.
       curves: what was recorded, in the order of the runs.
       kept: states at the steps `keep`, on the host, `[R, K, ...]`; None if none was kept.
       execution: the settings that were used, at the end.
@@ -150,7 +151,8 @@ def train(
       keep: steps whose states are kept: `[K]` for all runs, or `[R, K]` for each its own.
       validate: evaluate the split "validation" at each recorded step, and keep the best.
       rule: changes masks at its steps, before the step is trained; the density is
-        recorded. One that starts with a mask of its own makes it when a run joins.
+        recorded. One that starts with a mask of its own makes it when a run joins. States
+        that are kept at its steps are those before.
       stage: what this is called for the watcher.
       where: devices, folder, who watches. A folder with a checkpoint is continued from.
       part_of: stores what these runs are a part of, and what they start from; called
