@@ -75,6 +75,10 @@ METHODS = {
         lambda d, **o: dynamic.gradual_random(d, BEGIN, END, EVERY, **o),
         *(SCHEDULE, cubic),
     ),
+    "gradual_saliency": Method(
+        lambda d, **o: dynamic.gradual_saliency(d, BEGIN, END, EVERY, **o),
+        *(SCHEDULE, cubic),
+    ),
     "one_shot_magnitude": Method(
         lambda d, **o: dynamic.one_shot_magnitude(d, 5, **o), (5,), constant
     ),

@@ -260,7 +260,7 @@ def best(scores, alive, number):
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize(
-    "name", [n for n, m in METHODS.items() if "magnitude" in n]
+    "name", [n for n in METHODS if "magnitude" in n or "saliency" in n]
 )
 def test_what_is_kept_is_what_is_largest(name, scope, groups):
     method = METHODS[name]
@@ -268,8 +268,11 @@ def test_what_is_kept_is_what_is_largest(name, scope, groups):
     found = lived(method, rule)
     rows = wanted(method, LAST[groups], scope, groups)
     alive = [np.ones(NUMBER[groups][layer], bool) for layer in LAYERS]
-    for row, mask, worth in zip(rows, found.masks, found.worth):
-        sizes = [pooled(jax.tree.map(abs, worth), layer, groups) for layer in LAYERS]
+    for row, mask, worth, slope in zip(rows, *found[1:]):
+        scored = worth
+        if "saliency" in name:
+            scored = jax.tree.map(lambda w, g: w * g, worth, slope)
+        sizes = [pooled(jax.tree.map(abs, scored), layer, groups) for layer in LAYERS]
         living = [np.ones_like(a) for a in alive] if method.through else alive
         if scope == "global":
             flat = best(np.concatenate(sizes), np.concatenate(living), row[0])
