@@ -5,6 +5,7 @@ For what the runner makes of them see `test_dynamic_runs`.
 
 import inspect
 import math
+import re
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -31,8 +32,9 @@ from dynamic_methods import (
     weights,
 )
 
-from lottery_jax import dynamic, masks, transforms
+from lottery_jax import dynamic, errors, masks, transforms
 from lottery_jax.dynamic import MaskUpdate, gradual_magnitude
+from lottery_jax.granularity import Block, Channel, NofM
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -692,7 +694,196 @@ SELECTING = {"sort", "while", "bitcast_convert_type", "random_bits"}
 """Of these a selection is made, and no step of an optimizer."""
 
 
-# --- bad input ---
+# --- bad input ------------------------------------------------------------------------
+
+GOOD = {
+    "gradual_magnitude": {"final_density": 0.3, "begin": 0, "end": 8, "every": 2},
+    "gradual_random": {"final_density": 0.3, "begin": 0, "end": 8, "every": 2},
+    "gradual_saliency": {"final_density": 0.3, "begin": 0, "end": 8, "every": 2},
+    "one_shot_magnitude": {"density": 0.3, "step": 4},
+    "periodic_magnitude": {"density": 0.3, "begin": 0, "end": 8, "every": 2},
+    "static_sparse": {"density": 0.3},
+    "sparse_evolutionary": {"density": 0.3, "end": 8, "every": 2},
+    "rigl": {"density": 0.3, "end": 8, "every": 2},
+}
+"""Arguments with which each can be made; all others have defaults."""
+
+NO_SHARE = ("0.3", True, math.nan, -0.1, 0, 1, 2, [0.3])
+NO_STEP = ("2ep", 2.0, True, math.nan, -1)
+
+BAD = {
+    "density": NO_SHARE + (None,),
+    "final_density": NO_SHARE + (None,),
+    "initial_density": ("1", True, math.nan, -1, 0.1, 1.5, None),
+    "begin": NO_STEP,
+    "end": NO_STEP + (None,),
+    "step": NO_STEP + (None,),
+    "every": NO_STEP + (0, None),
+    "drop_fraction": NO_SHARE + (None,),
+    "decay": ("linear", None, 3),
+    "scope": ("layer", None, 3, True),
+    "granularity": ("blocks", 4, Block, (2, 2)),
+    "prunable": (5, "kernel"),
+    "exclude": (5, (5,), "nothing", ("conv", "hidden", "head")),
+}
+NAMED = {"exclude": "exclude=|pattern", "prunable": "prunable: "}
+"""What the message says of a field, where that is not `field=value`."""
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_argument_that_makes_no_sense_is_refused_by_name(name):
+    make, shapes = getattr(dynamic, name), jax.eval_shape(lambda: weights(0))
+    assert set(inspect.signature(make).parameters) <= set(BAD)
+    for field in inspect.signature(make).parameters:
+        for value in BAD[field]:
+            with pytest.raises(ValueError) as caught:
+                # Before anything is trained: when it is made, or when leaves are known.
+                dynamic.check(make(**GOOD[name] | {field: value}), shapes, steps=20)
+            message = str(caught.value)
+            if field not in NAMED:
+                assert f"{field}={errors.shown(value)}" in message.replace("'", "") or (
+                    f"{field}={value!r}" in message
+                ), message
+            else:
+                assert re.match(NAMED[field], message), message
+
+
+def test_every_method_has_arguments_to_be_wrong():
+    assert set(GOOD) == {through_as(name) for name in METHODS}
+
+
+def check(rule, **options):
+    return lambda: dynamic.check(rule, **options)
+
+
+def rigl(**options):
+    return dynamic.rigl(**{"density": 0.5, "end": 8, "every": 2} | options)
+
+
+def masked(rule, tx=None, **options):
+    tx = optax.sgd(0.1) if tx is None else tx
+    return lambda: dynamic.masked(tx, rule, **options).init(weights(0))
+
+
+SHAPES_OF = {"params": jax.eval_shape(lambda: weights(0))}
+
+MISFITS = [
+    # Periods and ends beyond what is trained.
+    (
+        lambda: dynamic.periodic_magnitude(0.5, 1, 90, 100),
+        "every=100, begin=1, end=90; there must be a multiple",
+    ),
+    (lambda: rigl(end=90, every=100), "every=100, begin=100, end=90; there must"),
+    (
+        check(rigl(end=200, every=100), steps=90),
+        "rule: acts at step 200; it must end before stop=90",
+    ),
+    (check(rigl(), steps=8), "rule: acts at step 8; it must end before stop=8"),
+    (
+        check(rigl(end=999, every=500), steps=700),
+        "rule: end=999; it must end before stop=700",
+    ),
+    (check(dynamic.one_shot_magnitude(0.5, 9), steps=9), "rule: acts at step 9; it"),
+    (
+        check(MaskUpdate(rigl().update, 100, 1, 50), steps=60),
+        "rule: every=100, begin=1, end=50 is no step",
+    ),
+    (check(rigl(), steps="8"), "steps='8'; it must be a whole number"),
+    # Rules made by hand.
+    (check(dynamic.rigl), "rule=lottery_jax.dynamic.*rigl; it must be a dynamic.MaskUp"),
+    (check(MaskUpdate(3, 1, 0, 5)), "rule.update=3; it must be a function"),
+    (check(MaskUpdate(rigl().update, 0, 0, 5)), "rule.every=0; it must be 1 or more"),
+    (check(MaskUpdate(rigl().update, 1.5, 0, 5)), "rule.every=1.5; it must be a whole"),
+    (check(MaskUpdate(rigl().update, 1, -5, 5)), "rule.begin=-5; it must be 0 or more"),
+    (check(MaskUpdate(rigl().update, 1, 0, "5")), "rule.end='5'; it must be a whole"),
+    (check(rigl()._replace(start=3, on=None)), "rule.start=3; it must be a function"),
+    (check(rigl()._replace(grows="no", on=None)), "rule.grows='no'; it must be True or"),
+    (
+        check(MaskUpdate(lambda *args: None, 1, 0, 5), **SHAPES_OF),
+        "mask: its leaves .* are not those of params",
+    ),
+    (
+        check(MaskUpdate(lambda *args: args[2], 1, 0, 5), **SHAPES_OF),
+        "mask: leaf .* has dtype float32, not bool",
+    ),
+    # One that is changed would be made anew on the leaves of a task.
+    (check(rigl()._replace(every=3)), "rule: was changed since it was made"),
+    (check(rigl()._replace(update=print)), "rule: was changed since it was made"),
+    # What cannot be cut so.
+    (
+        check(rigl(granularity=NofM(1, 3), density=1 / 3, scope="uniform"), **SHAPES_OF),
+        "n_of_m: 'conv/kernel', .* divisible by m=3; name the leaf in exclude=",
+    ),
+    (
+        check(rigl(granularity=NofM(1, 2), scope="uniform", density=0.4), **SHAPES_OF),
+        "density=0.4; it must be 0.5",
+    ),
+    (
+        check(rigl(granularity=NofM(1, 2)), **SHAPES_OF),
+        "scope='erk'; it must be 'global' or 'uniform': n of m",
+    ),
+    (
+        check(dynamic.static_sparse(0.01, granularity=Channel()), **SHAPES_OF),
+        "density=0.01; it must be so large that of 'conv/kernel', which has 4 groups",
+    ),
+    (
+        check(dynamic.gradual_magnitude(0.001, 0, 8, 2), **SHAPES_OF),
+        "density=1/1000|density=0.001; it must be so large",
+    ),
+    # Optimizers and keys.
+    (
+        check(rigl(), tx=transforms.straight_through(optax.sgd(0.1))),
+        "rule: lets weights off the mask come back",
+    ),
+    (
+        masked(rigl(), transforms.straight_through(optax.sgd(0.1))),
+        "rule: lets weights off the mask come back",
+    ),
+    (masked(rigl(), optax.sgd), "tx=optax.*sgd; it must be an optax.Gradient"),
+    (masked(rigl()), "key=None; it must be a key: rigl draws from it"),
+    (
+        masked(dynamic.gradual_random(0.5, 0, 8, 2)),
+        "key=None; it must be a key: gradual_random draws from it",
+    ),
+    (masked(dynamic.static_sparse(0.5)), "key=None; it must be a key: static_sparse"),
+    (masked(rigl(), key=3), "key=int; it must be keys of threefry2x32"),
+    (masked(rigl(), key=jax.random.key(0, impl="rbg")), "key=key<rbg>; it must be"),
+    (masked(rigl(), key=jax.random.key(0), steps=8), "rule: acts at step 8; it must"),
+    (lambda: transforms.straight_through(optax.sgd), "tx=optax.*sgd; it must be an op"),
+    # Numbers of what is dropped.
+    (lambda: dynamic.drop_counts("9", [0], 2), "alive='9'; it must be a whole number"),
+    (lambda: dynamic.drop_counts(-9, [0], 2), "alive=-9; it must be 0 or more"),
+    (lambda: dynamic.drop_counts(9, 0, 2), "steps=0; it must be a tuple"),
+    (lambda: dynamic.drop_counts(9, [0.5], 2), "steps=0.5; it must be a whole number"),
+    (lambda: dynamic.drop_counts(9, [0], 0), "end=0; it must be 1 or more"),
+    (lambda: dynamic.drop_counts(9, [0], 2, 1.7), "drop_fraction=1.7; it must be in"),
+    (lambda: dynamic.drop_counts(9, [0], 2, 0.3, "x"), "decay='x'; it must be one of"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISFITS)
+def test_what_does_not_fit_is_refused_by_name(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert re.match(message, str(caught.value)), str(caught.value)
+
+
+def test_an_update_needs_weights_and_a_mask():
+    params = weights(0)
+    tx = dynamic.masked(optax.sgd(0.1), dynamic.gradual_magnitude(0.5, 0, 8, 2))
+    with pytest.raises(ValueError, match="dynamic.masked: pass params to update"):
+        tx.update(params, tx.init(params))
+    tx = transforms.straight_through(optax.sgd(0.1))
+    mask = masks.ones_like(params)
+    for arguments, message in (
+        ({}, "pass a mask either when building"),
+        ({"mask": {"w": mask}}, "mask: it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, tx.init(params), params, **arguments)
+    with pytest.raises(ValueError, match="straight_through: pass params to update"):
+        tx.update(params, tx.init(params), mask=mask)
+
 
 @pytest.mark.parametrize(
     ("call", "message"),

@@ -1,5 +1,6 @@
 """An optimizer with a rule, for loops of one's own."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,10 @@ def masked(
         check(rule, params)
         own = None if key is None else keys.check("key", key)
         mask = masks.ones_like(params)
+        if acting and own is None:
+            # A rule that draws says so itself, here and not at its first step.
+            draw = functools.partial(rule.update, None)
+            jax.eval_shape(draw, jnp.int32(0), params, params, mask)
         if rule.start is not None:
             drawn: Any = None if own is None else keys.noise_keys(own).rule_start
             mask = rule.start(drawn, params, mask)

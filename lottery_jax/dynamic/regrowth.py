@@ -121,6 +121,9 @@ def drop_counts(
       drop_fraction: at step 0, in (0, 1).
       decay: "constant" for that share at all steps.
 
+    Raises:
+      ValueError: no such numbers; names the argument.
+
     Example:
       >>> drop_counts(1000, [0, 100, 150, 200], 200)
       [300, 150, 43, 0]
@@ -128,6 +131,10 @@ def drop_counts(
     References:
       Evci et al. 2020, section 3, "Update schedule".
     """
+    alive, end = errors.whole("alive", alive, 0), errors.whole("end", end, 1)
+    steps = [*errors.wholes("steps", steps, 0)]
+    errors.share("drop_fraction", drop_fraction)
+    errors.one_of("decay", decay, ("cosine", "constant"))
     if decay == "constant":
         share = [drop_fraction for _ in steps]
     else:
