@@ -359,6 +359,85 @@ def test_one_compilation_serves_all_segments_and_a_second_run_compiles_nothing()
     assert not compiled
 
 
+# --- the same in a loop of one's own --------------------------------------------------
+
+
+@functools.cache
+def looped(name):
+    """One run as `dynamic.masked` makes it: weights and mask after each step."""
+    rule = rule_of(name)
+    of = runs(METHODS[name].through)
+    tx = dynamic.masked(
+        METHODS[name].optimizer(SGD), rule, key=of.noise[0], steps=STOP
+    )
+    state = lj.trees.rows(of.state, 0)
+
+    @jax.jit
+    def step(state, i):
+        slopes, state, _ = training.step_gradient(task(), state, of.noise[0], i)
+        updates, own = tx.update(slopes, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=own, mask=own.mask)
+
+    own = tx.init(state.params)
+    params = masks.apply(own.mask, state.params)
+    state = state._replace(params=params, opt_state=own, mask=own.mask)
+    found = [state]
+    for i in range(STOP):
+        found.append(step(found[-1], jnp.int32(i)))
+    return found
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(tree[n]["kernel"]).ravel() for n in LAYERS])
+
+
+LAYERS = ("dense_0", "head")
+
+
+@pytest.mark.parametrize(
+    "name", ["static_sparse", "gradual_random", "gradual_magnitude", "rigl"]
+)
+def test_a_loop_of_ones_own_follows_the_runner(name):
+    """Draws are the same throughout, and all is until a rule has acted once."""
+    found, kept = looped(name), whole(name).kept
+    alive, weights = (of_weights(x)[0] for x in (kept.mask, kept.params))
+    # The first step before which the mask changes: with a start, the next after it.
+    acts = METHODS[name].steps[1:2] if "gradual" in name else METHODS[name].steps[:1]
+    last = acts[0] + 1 if acts else STOP
+    for step in range(1, STOP + 1):
+        mine, own = flat(found[step].mask), flat(found[step].params)
+        if step <= last or name == "gradual_random":
+            np.testing.assert_array_equal(mine, alive[step])
+        if step < last or name == "static_sparse":
+            np.testing.assert_allclose(own, weights[step], rtol=1e-5, atol=1e-6)
+        assert mine.sum() == alive[step].sum() and (own[~mine] == 0).all()
+
+
+# --- refused before a step is compiled ------------------------------------------------
+
+UNFIT = {
+    "after the end": lambda: dynamic.one_shot_magnitude(0.5, STOP),
+    "n of m": lambda: dynamic.rigl(
+        0.5, 8, 2, scope="uniform", granularity=lj.granularity.NofM(2, 4)
+    ),
+    "too few": lambda: dynamic.static_sparse(
+        0.02, granularity=lj.granularity.Channel()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_is_refused_before_a_step_is_compiled(name, monkeypatch):
+    def never(*args):
+        raise AssertionError("a program was made")
+
+    of = runs(False)
+    monkeypatch.setattr(segment, "program", never)
+    with pytest.raises(ValueError, match="; it must|name the leaf in exclude="):
+        training.train(task(), SGD, of, STOP, rule=UNFIT[name](), where=lj.Where(ONE))
+
+
 # --- a convolution with a norm --------------------------------------------------------
 
 

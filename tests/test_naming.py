@@ -458,6 +458,46 @@ def test_fans_count_windows_and_no_stacks(name):
     assert {path: naming.fans(path, shapes) for path in fans} == fans
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_every_axis_is_one_of_a_stack_a_window_the_inputs_or_the_outputs(name):
+    make, weights, _ = TREES[name]
+    shapes = {path: x.shape for path, x in trees.by_path(make()).items()}
+    for path in weights:
+        found, fans = naming.layout(path, shapes), naming.fans(path, shapes)
+        assert (found is None) == (fans is None)
+        if found is None:
+            continue
+        shape, inputs = shapes[path], naming.input_axes(path, shapes)
+        assert found.inputs == tuple(a % len(shape) for a in inputs)
+        axes = sorted(a for part in found for a in part)
+        assert axes == list(range(len(shape))) and found.outputs
+        window = math.prod(shape[a] for a in found.window)
+        fan_out = window * math.prod(shape[a] for a in found.outputs)
+        assert fans == (window * math.prod(shape[a] for a in found.inputs), fan_out)
+
+
+def test_layouts_of_stacks_and_windows():
+    """Stacked axes come first in all layers; windows before or behind."""
+    expected = {
+        ("linen conv", "kernel"): ((), (0, 1), (2,), (3,)),
+        ("linen attention", "query/kernel"): ((), (), (0,), (1, 2)),
+        ("linen attention", "out/kernel"): ((), (), (0, 1), (2,)),
+        ("linen scanned blocks", "blocks/Dense_0/kernel"): ((0,), (), (1,), (2,)),
+        ("linen scanned blocks", "blocks/attention/out/kernel"): (
+            *((0,), (), (1, 2), (3,)),
+        ),
+        ("equinox conv", "weight"): ((), (2, 3), (1,), (0,)),
+        ("equinox stacked conv", "weight"): ((0,), (3, 4), (2,), (1,)),
+        ("haiku stacked layers", "__layer_stack_no_per_layer/linear/w"): (
+            *((0,), (), (1,), (2,)),
+        ),
+        ("haiku transposed conv", "conv1_d_transpose/w"): None,
+    }
+    for (name, path), axes in expected.items():
+        shapes = {p: x.shape for p, x in trees.by_path(TREES[name][0]()).items()}
+        assert naming.layout(path, shapes) == axes, name
+
+
 def test_fans_of_kernels_without_a_bias_are_known_by_what_the_layer_is_called():
     shapes = {
         "conv_0/kernel": (3, 3, 4, 5),
