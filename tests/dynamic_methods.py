@@ -86,9 +86,7 @@ METHODS = {
         lambda d, **o: dynamic.periodic_magnitude(d, BEGIN, END, 3, **o),
         *(AGAIN, constant),
     ),
-    "static_sparse": Method(
-        lambda d, **o: dynamic.static_sparse(d, **o), (), constant
-    ),
+    "static_sparse": Method(lambda d, **o: dynamic.static_sparse(d, **o), (), constant),
     "sparse_evolutionary": Method(
         lambda d, **o: dynamic.sparse_evolutionary(
             d, END, EVERY, drop_fraction=DROPPED, decay="constant", **o
@@ -167,7 +165,8 @@ def shared_out(
     """
     budget, dense = round(density * sum(sizes)), set()
     raw = [
-        Fraction(sum(s), math.prod(s)) if scope == "erk" else Fraction(1) for s in shapes
+        Fraction(sum(s), math.prod(s)) if scope == "erk" else Fraction(1)
+        for s in shapes
     ]
     while True:
         rest = [i for i in range(len(sizes)) if i not in dense]
@@ -179,7 +178,9 @@ def shared_out(
         if not over:
             break
         dense |= over
-    share = [Fraction(n) if i in dense else eps * raw[i] * n for i, n in enumerate(sizes)]
+    share = [
+        Fraction(n) if i in dense else eps * raw[i] * n for i, n in enumerate(sizes)
+    ]
     kept = [math.floor(x) for x in share]
     order = sorted(rest, key=lambda i: kept[i] - share[i])
     for i in order[: budget - sum(kept)]:

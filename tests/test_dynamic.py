@@ -671,9 +671,7 @@ def test_the_rule_lies_in_a_loop_whose_condition_is_one_for_all_replicas(name, a
     assert loop.invars[-len(loop.params["body_jaxpr"].out_avals)].aval.shape == ()
 
     def alone(*args):
-        return vmapped(
-            lambda *own: rule.update(key, jnp.int32(4), *own), axes
-        )(*args)
+        return vmapped(lambda *own: rule.update(key, jnp.int32(4), *own), axes)(*args)
 
     mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
     names = {
@@ -790,14 +788,20 @@ MISFITS = [
     ),
     (check(rigl(), steps="8"), "steps='8'; it must be a whole number"),
     # Rules made by hand.
-    (check(dynamic.rigl), "rule=lottery_jax.dynamic.*rigl; it must be a dynamic.MaskUp"),
+    (
+        check(dynamic.rigl),
+        "rule=lottery_jax.dynamic.*rigl; it must be a dynamic.MaskUp",
+    ),
     (check(MaskUpdate(3, 1, 0, 5)), "rule.update=3; it must be a function"),
     (check(MaskUpdate(rigl().update, 0, 0, 5)), "rule.every=0; it must be 1 or more"),
     (check(MaskUpdate(rigl().update, 1.5, 0, 5)), "rule.every=1.5; it must be a whole"),
     (check(MaskUpdate(rigl().update, 1, -5, 5)), "rule.begin=-5; it must be 0 or more"),
     (check(MaskUpdate(rigl().update, 1, 0, "5")), "rule.end='5'; it must be a whole"),
     (check(rigl()._replace(start=3, on=None)), "rule.start=3; it must be a function"),
-    (check(rigl()._replace(grows="no", on=None)), "rule.grows='no'; it must be True or"),
+    (
+        check(rigl()._replace(grows="no", on=None)),
+        "rule.grows='no'; it must be True or",
+    ),
     (
         check(MaskUpdate(lambda *args: None, 1, 0, 5), **SHAPES_OF),
         "mask: its leaves .* are not those of params",
@@ -811,7 +815,9 @@ MISFITS = [
     (check(rigl()._replace(update=print)), "rule: was changed since it was made"),
     # What cannot be cut so.
     (
-        check(rigl(granularity=NofM(1, 3), density=1 / 3, scope="uniform"), **SHAPES_OF),
+        check(
+            rigl(granularity=NofM(1, 3), density=1 / 3, scope="uniform"), **SHAPES_OF
+        ),
         "n_of_m: 'conv/kernel', .* divisible by m=3; name the leaf in exclude=",
     ),
     (

@@ -152,7 +152,9 @@ def test_off_the_mask_is_zero_at_every_step_and_the_last_density_is_exact(name):
         changed = {
             join + i for i in range(len(own) - 1) if (own[i + 1] != own[i]).any()
         }
-        allowed = {s for s in method.steps if s >= join} | ({join} if method.starts else set())
+        allowed = {s for s in method.steps if s >= join} | (
+            {join} if method.starts else set()
+        )
         assert changed <= allowed
         if method.regrows:
             assert join or len(changed) > 1  # at the end none drops of so few
@@ -275,7 +277,9 @@ def test_a_folder_of_another_rule_is_refused_by_name(change, finished):
     with pytest.raises(ValueError, match=f"holds other runs: .*({field})"):
         training.train(
             *(task(), SGD, of, STOP),
-            **{"every": EVERY, "validate": True, "keep": range(STOP + 1)},
+            every=EVERY,
+            validate=True,
+            keep=range(STOP + 1),
             rule=made(),
             where=lj.Where(ONE, finished),
         )
@@ -367,9 +371,7 @@ def looped(name):
     """One run as `dynamic.masked` makes it: weights and mask after each step."""
     rule = rule_of(name)
     of = runs(METHODS[name].through)
-    tx = dynamic.masked(
-        METHODS[name].optimizer(SGD), rule, key=of.noise[0], steps=STOP
-    )
+    tx = dynamic.masked(METHODS[name].optimizer(SGD), rule, key=of.noise[0], steps=STOP)
     state = lj.trees.rows(of.state, 0)
 
     @jax.jit
@@ -445,7 +447,9 @@ def test_rigl_on_a_convolution_with_a_norm_and_adam():
     rule = dynamic.rigl(0.4, 6, 2, scope="erk")
     done = lj.train(
         *(convolutional(), optax.adamw(1e-2), 8, 2),
-        **{"validate_every": 4, "keep": range(1, 9), "rule": rule},
+        validate_every=4,
+        keep=range(1, 9),
+        rule=rule,
         where=lj.Where(ONE),
     )
     kept = done.kept

@@ -201,7 +201,9 @@ def test_a_density_keeps_the_best_groups_whole(name, groups):
     )
     keep = round(number / 2)  # half to even
     # Of equal groups the first go; groups lie in the order of their shape.
-    (shape,) = granularity.numbers(groups, tree_of(case, scores), flags_of(case)).values()
+    (shape,) = granularity.numbers(
+        groups, tree_of(case, scores), flags_of(case)
+    ).values()
     assert math.prod(shape) == number
     best = np.argsort(worth, kind="stable")[number - keep :]
     np.testing.assert_array_equal(leaf_of(case, mask), np.isin(ids, best))
@@ -223,9 +225,7 @@ def test_n_of_m_lie_along_the_inputs(name):
     )
     found = leaf_of(case, mask)
     inputs = along(case, case.inputs)
-    rest = [
-        along(case, axes) for axes in (case.stack, case.window, case.outputs)
-    ]
+    rest = [along(case, axes) for axes in (case.stack, case.window, case.outputs)]
     group = inputs // 4
     for x in rest:
         group = group * (x.max() + 1) + x
@@ -257,7 +257,10 @@ def test_axes_may_be_named_where_names_do_not_say():
     assert (blocks.reshape(2, 2, 3, 2, 2).sum((1, 4)) % 4 == 0).all()
     assert blocks.sum() == 24 and not blocks[:2].all() and blocks[2:].all()
     for groups, message in (
-        (Channel(axis=3), r"granularity.axis=3; it must be different axes of 'mix/kern"),
+        (
+            Channel(axis=3),
+            r"granularity.axis=3; it must be different axes of 'mix/kern",
+        ),
         (Block((2, 2), axes=(0, -3)), r"granularity.axes=\(0, -3\); it must be diff"),
         (Block((2, 2), axes=(0, 7)), r"granularity.axes=\(0, 7\); it must be diff"),
         (NofM(1, 2, axis=5), r"'mix/kernel', shape \(4, 3, 4\), has no axis 5"),
@@ -270,7 +273,10 @@ def test_axes_may_be_named_where_names_do_not_say():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (Block((3, 2)), r"Block\(\(3, 2\)\): 'b/kernel', .* has 8 inputs, which 3 does"),
+        (
+            Block((3, 2)),
+            r"Block\(\(3, 2\)\): 'b/kernel', .* has 8 inputs, which 3 does",
+        ),
         (Block((2, 8)), r"Block\(\(2, 8\)\): 'b/kernel', .* has 4 outputs, which 8"),
         (NofM(1, 3), r"'b/kernel', shape \(8, 4\), has no axis -2 that is div.* m=3"),
         (NofM(1, 3, axis=0), r"'b/kernel', shape \(8, 4\), has no axis 0 that is div"),
@@ -340,8 +346,16 @@ TREE = {
             "density=0.06; .*'b/kernel', which has 6 groups",
         ),
         (0.006, {}, "density=0.006; .* that of 'the network', which has 72 weights"),
-        (0.006, {"scope": "uniform"}, "density=0.006; .* that of 'the network', which has 72"),
-        (0.006, {"scope": "erk"}, "density=0.006; .* that of 'the network', which has 72"),
+        (
+            0.006,
+            {"scope": "uniform"},
+            "density=0.006; .* that of 'the network', which has 72",
+        ),
+        (
+            0.006,
+            {"scope": "erk"},
+            "density=0.006; .* that of 'the network', which has 72",
+        ),
         (0.4, {"granularity": NofM(1, 2)}, "density=0.4; it must be 0.5, that of NofM"),
         (
             0.5,

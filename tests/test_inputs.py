@@ -1105,7 +1105,10 @@ ENTRANCES = {
                 ("last", "keep='last'; it must be steps"),
             ],
             "rule": [
-                (lj.dynamic.gradual_magnitude, "rule=.*it must be a dynamic.MaskUpdate"),
+                (
+                    lj.dynamic.gradual_magnitude,
+                    "rule=.*it must be a dynamic.MaskUpdate",
+                ),
                 *_NO_RULE,
             ],
             "sweep": _NO_SWEEP,
