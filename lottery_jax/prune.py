@@ -274,16 +274,17 @@ def keep_counts(
         dense=[not c for c, take in zip(cut, counted) if take],
         groups=groups,
     )
-    most, of = groups or [math.prod(shape) for shape in shapes.values()], [*shapes]
-    if scope == "global":
-        counts, most, of = [sum(counts)], [sum(most)], ["the network"]
-    for name, number, whole in zip(of, counts, most):
+    most = groups or [math.prod(shape) for shape in shapes.values()]
+    asked = [*zip(shapes, counts, most)]
+    if scope == "global" or groups is None:
         # Small layers may lose their last single weight, as they do by any other rule.
-        if not number and (groups is not None or scope == "global"):
+        asked = [("the network", sum(counts), sum(most))]
+    for name, number, whole in asked:
+        if not number:
             what = "weights" if groups is None else f"groups of {granularity}"
             must = f"so large that of {name!r}, which has {whole} {what}, one is kept"
             raise errors.wrong("density", density, must)
-    return tuple(counts)
+    return (sum(counts),) if scope == "global" else tuple(counts)
 
 
 def _survivors(density: float | Fraction, granularity: NofM, scope: Scope) -> int:

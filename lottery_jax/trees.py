@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import errors
 from lottery_jax.types import Array, PyTree
 
 Patterns = str | Sequence[str]
@@ -104,9 +105,12 @@ def matching(tree: PyTree, patterns: Patterns) -> PyTree:
       A pytree of Python bools.
 
     Raises:
-      ValueError: a pattern matches no leaf, which is nearly always a misspelling.
+      ValueError: no patterns; one that matches no leaf, which is nearly always a
+        misspelling.
     """
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    patterns = errors.names("patterns", patterns)
     names = paths(tree)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):

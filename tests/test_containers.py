@@ -14,7 +14,18 @@ import optax
 import pytest
 from flax import nnx
 
-from lottery_jax import compact, masks, prune, scores, tickets, transforms, trees, units
+from lottery_jax import (
+    compact,
+    dynamic,
+    masks,
+    prune,
+    scores,
+    tickets,
+    transforms,
+    trees,
+    units,
+)
+from lottery_jax.granularity import Block, Channel
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -183,6 +194,14 @@ def test_every_function_takes_every_container(name, tmp_path):
         masks.random(jax.random.key(0), params, 0.5, prunable=flags),
         by_layer,
         prune.n_of_m(scores.magnitude(params), ones, 1, 3, axis=-1, prunable=flags),
+        *(
+            prune.to_density(
+                *(scores.magnitude(params), ones, 0.5),
+                granularity=groups,
+                prunable=flags,
+            )
+            for groups in (Channel(axis=-1), Block((2, 3), axes=(0, 1)))
+        ),
     )
     for other in draws:
         masks.check(other, params)
@@ -198,6 +217,19 @@ def test_every_function_takes_every_container(name, tmp_path):
     for m, x in zip(
         *map(jax.tree.leaves, (mask, optax.apply_updates(masked, updates)))
     ):
+        assert (np.asarray(x)[~np.asarray(m)] == 0).all()
+
+    rule = dynamic.rigl(0.5, 2, 2, begin=0, scope="uniform", prunable=flags)
+    key = jax.random.key(0)
+    start = rule.start(key, params, ones)
+    new = rule.update(key, jnp.int32(0), params, params, start)
+    masks.check(new, params)
+    assert masks.count(new, flags) == masks.count(start, flags) == sum(sizes) // 2
+    adam = optax.adam(0.1)
+    changed = transforms.change_mask(adam, adam.init(params), params, start, new)
+    for tree in (changed[0], changed[1][0].mu):
+        assert jax.tree.structure(tree) == jax.tree.structure(params)
+    for m, x in zip(*map(jax.tree.leaves, (new, changed[0]))):
         assert (np.asarray(x)[~np.asarray(m)] == 0).all()
 
     # By patterns that find one leaf and no other.

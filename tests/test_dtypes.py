@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lottery_jax import masks, prune, scores, trees
+from lottery_jax import dynamic, masks, prune, scores, transforms, trees
 from lottery_jax.connectivity import distances, points
+from lottery_jax.granularity import Block, Channel, NofM
 from lottery_jax.scores import Inputs
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -49,6 +51,10 @@ RULES = {
     "layerwise_topk": lambda s, m: prune.layerwise_topk(s, m, fraction=0.3),
     "to_density": lambda s, m: prune.to_density(s, m, 0.7),
     "n_of_m": lambda s, m: prune.n_of_m(s, m, 1, 2),
+    "blocks": lambda s, m: prune.to_density(s, m, 0.5, granularity=Block((2, 2))),
+    "largest": lambda s, m: prune.to_density(
+        s, m, 0.5, granularity=Block((2, 2), pool="max")
+    ),
 }
 
 
@@ -68,6 +74,7 @@ def test_scores_are_float32_at_least_and_every_rule_takes_them(name, dtype):
         for rule, cut in RULES.items():
             kept = cut(found, inputs.mask)
             number = {"open_lth": beyond, "n_of_m": 20}.get(rule, 28)
+            number = 20 if rule in ("blocks", "largest") else number
             assert int(masks.count(kept)) == number, rule
             alive = np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])
             if rule in ("global_topk", "to_density", "open_lth"):
@@ -125,6 +132,28 @@ def test_the_mean_gradient_of_equal_batches_is_that_of_one(dtype):
         half = dtype in ("float16", "bfloat16")
         for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(single)):
             np.testing.assert_allclose(a, b, rtol=0 if half else 2e-5)
+
+
+# --- rules during training ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("granularity", [None, Block((2, 2)), Channel(), NofM(1, 2)])
+def test_what_grows_is_as_much_as_drops_and_keeps_its_dtype(granularity, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params, slopes = params_of(dtype), params_of(dtype, 1)
+        rule = dynamic.rigl(
+            0.5, 4, 2, drop_fraction=0.6, scope="uniform", granularity=granularity
+        )
+        key, step = jax.random.key(0), jnp.int32(2)
+        mask = rule.start(key, params, masks.ones_like(params))
+        new = rule.update(key, step, params, slopes, mask)
+        for a, b in zip(jax.tree.leaves(mask), jax.tree.leaves(new)):
+            assert a.dtype == b.dtype == bool and a.sum() == b.sum() == a.size // 2
+        tx = optax.adam(0.1)
+        after, state = transforms.change_mask(tx, tx.init(params), params, mask, new)
+        for tree in (after, state[0].mu, state[0].nu):
+            assert {x.dtype.name for x in jax.tree.leaves(tree)} == {dtype}
 
 
 # --- averages, interpolation, distances -----------------------------------------------

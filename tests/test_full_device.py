@@ -162,7 +162,7 @@ def instability(where):
 
 
 def pruned_on_the_way(where):
-    rule = dynamic.gradual_magnitude(0.5, 0, 4, every=2)
+    rule = dynamic.rigl(0.5, 4, every=2)
     done = lj.train(
         task(), TX, 6, 2, validate_every=3, keep=(3,), rule=rule, where=where
     )

@@ -932,6 +932,30 @@ _NO_ANALYSIS = [
 ]
 
 
+def _rigl(density=0.5, **options):
+    return lambda: lj.dynamic.rigl(density, 2, 1, **options)
+
+
+_NO_RULE = [
+    (lambda: lj.dynamic.gradual_magnitude(0.5, 0, 4, 2), "rule: acts at step 4; it mu"),
+    (lambda: lj.dynamic.rigl(0.5, 5, 3), "rule: end=5; it must end before stop=4"),
+    (
+        _rigl(granularity=lj.granularity.Block((4, 4))),
+        r"granularity=Block\(\(4, 4\)\): 'dense_0/kernel', .* has 6 outputs, which 4 does",
+    ),
+    (
+        _rigl(granularity=lj.granularity.NofM(2, 4), scope="uniform"),
+        "n_of_m: 'head/kernel', .* divisible by m=4; name the leaf",
+    ),
+    (
+        _rigl(0.01, granularity=lj.granularity.Channel()),
+        "density=0.01; it must be so large that",
+    ),
+    (_rigl(exclude="nothing"), "pattern 'nothing' matches no leaf"),
+    (lambda: _rigl()()._replace(every=2), "rule: was changed since it was made"),
+]
+
+
 def _runs(**changes):
     return lambda: given().runs._replace(**changes)
 
@@ -1081,7 +1105,11 @@ ENTRANCES = {
                 ("last", "keep='last'; it must be steps"),
             ],
             "rule": [
-                (lj.dynamic.gradual_magnitude, "rule=.*it must be a dynamic.MaskUpdate")
+                (
+                    lj.dynamic.gradual_magnitude,
+                    "rule=.*it must be a dynamic.MaskUpdate",
+                ),
+                *_NO_RULE,
             ],
             "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
@@ -1126,7 +1154,7 @@ ENTRANCES = {
             ],
             "keep": [([9], r"keep=9; it must be in \[0, 4\]")],
             "validate": [("test", "validate='test'; it must be True or False")],
-            "rule": [(5, "rule=5; it must be a dynamic.MaskUpdate")],
+            "rule": [(5, "rule=5; it must be a dynamic.MaskUpdate"), *_NO_RULE],
             "stage": [(1, "stage=1; it must be text")],
             "where": _NO_WHERE,
             "part_of": [("moment", "part_of='moment'; it must be a function or None")],

@@ -458,6 +458,46 @@ def test_fans_count_windows_and_no_stacks(name):
     assert {path: naming.fans(path, shapes) for path in fans} == fans
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_every_axis_is_one_of_a_stack_a_window_the_inputs_or_the_outputs(name):
+    make, weights, _ = TREES[name]
+    shapes = {path: x.shape for path, x in trees.by_path(make()).items()}
+    for path in weights:
+        found, fans = naming.layout(path, shapes), naming.fans(path, shapes)
+        assert (found is None) == (fans is None)
+        if found is None:
+            continue
+        shape, inputs = shapes[path], naming.input_axes(path, shapes)
+        assert found.inputs == tuple(a % len(shape) for a in inputs)
+        axes = sorted(a for part in found for a in part)
+        assert axes == list(range(len(shape))) and found.outputs
+        window = math.prod(shape[a] for a in found.window)
+        fan_out = window * math.prod(shape[a] for a in found.outputs)
+        assert fans == (window * math.prod(shape[a] for a in found.inputs), fan_out)
+
+
+def test_layouts_of_stacks_and_windows():
+    """Stacked axes come first in all layers; windows before or behind."""
+    expected = {
+        ("linen conv", "kernel"): ((), (0, 1), (2,), (3,)),
+        ("linen attention", "query/kernel"): ((), (), (0,), (1, 2)),
+        ("linen attention", "out/kernel"): ((), (), (0, 1), (2,)),
+        ("linen scanned blocks", "blocks/Dense_0/kernel"): ((0,), (), (1,), (2,)),
+        ("linen scanned blocks", "blocks/attention/out/kernel"): (
+            *((0,), (), (1, 2), (3,)),
+        ),
+        ("equinox conv", "weight"): ((), (2, 3), (1,), (0,)),
+        ("equinox stacked conv", "weight"): ((0,), (3, 4), (2,), (1,)),
+        ("haiku stacked layers", "__layer_stack_no_per_layer/linear/w"): (
+            *((0,), (), (1,), (2,)),
+        ),
+        ("haiku transposed conv", "conv1_d_transpose/w"): None,
+    }
+    for (name, path), axes in expected.items():
+        shapes = {p: x.shape for p, x in trees.by_path(TREES[name][0]()).items()}
+        assert naming.layout(path, shapes) == axes, name
+
+
 def test_fans_of_kernels_without_a_bias_are_known_by_what_the_layer_is_called():
     shapes = {
         "conv_0/kernel": (3, 3, 4, 5),
@@ -538,9 +578,16 @@ def unclear_tree():
     return jax.tree.map(leaf, UNCLEAR, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def gradual(weights, mask, **given):
-    rule = dynamic.gradual_magnitude(0.5, 0, 10, 10, **given)
-    return rule.update(KEY, jnp.int32(10), weights, weights, mask)
+def acting(make, *args, **options):
+    """A rule that is made of leaves, and begins and acts."""
+
+    def call(weights, mask, **given):
+        rule = make(0.5, *args, **options, **given)
+        if rule.start is not None:
+            mask = rule.start(KEY, weights, mask)
+        return rule.update(KEY, jnp.int32(10), weights, weights, mask)
+
+    return call
 
 
 # Every public function that asks which leaves count.
@@ -560,7 +607,15 @@ ASKING = {
     ),
     prune.to_density: lambda w, m, **p: prune.to_density(w, m, 0.5, **p),
     prune.n_of_m: lambda w, m, **p: prune.n_of_m(w, m, 1, 2, axis=0, **p),
-    dynamic.gradual_magnitude: gradual,
+    prune.keep_counts: lambda w, m, **p: prune.keep_counts(w, 0.5, **p),
+    prune.to_counts: lambda w, m, **p: prune.to_counts(w, m, (12,), **p),
+    dynamic.gradual_magnitude: acting(dynamic.gradual_magnitude, 0, 10, 10),
+    dynamic.gradual_random: acting(dynamic.gradual_random, 0, 10, 10),
+    dynamic.one_shot_magnitude: acting(dynamic.one_shot_magnitude, 10),
+    dynamic.periodic_magnitude: acting(dynamic.periodic_magnitude, 0, 10, 10),
+    dynamic.static_sparse: acting(dynamic.static_sparse),
+    dynamic.sparse_evolutionary: acting(dynamic.sparse_evolutionary, 10, 10),
+    dynamic.rigl: acting(dynamic.rigl, 10, 10),
     compact.saving: lambda w, m, **p: compact.saving(
         compact.Subnetwork(w, m), compact.Subnetwork(w, m), **p
     ),
@@ -573,7 +628,7 @@ def test_every_function_that_takes_prunable_is_asked():
         for module in (masks, prune, dynamic, compact)
         for function in vars(module).values()
         if inspect.isfunction(function)
-        and function.__module__ == module.__name__
+        and function.__module__.startswith(module.__name__)
         and not function.__name__.startswith("_")
         and {"prunable", "prunable_"} & {*inspect.signature(function).parameters}
     }

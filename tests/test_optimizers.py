@@ -384,6 +384,71 @@ def test_survivors_move_as_if_there_were_no_others(name):
     assert moved > 0 or name in ("freeze", "set_to_zero", "selective_transform")
 
 
+GROWN = random_mask(15, 0.6)
+"""Of these some lived before, and some are new."""
+
+
+def on_survivors(tx, state, mask):
+    """A state as it is of the surviving weights alone."""
+    leaves, structure = jax.tree.flatten(state)
+    order = sorted(SHAPES)
+    for i, place in enumerate(places(tx, shapes_of(START))):
+        x, own = leaves[i], [mask[order[j]] for j in place.of]
+        if place.kind == "weights":
+            x = np.asarray(x)[..., own[0]]
+            leaves[i] = x.reshape(*x.shape, *[1] * (own[0].ndim - 1))
+        elif place.kind == "flat":
+            leaves[i] = x[np.concatenate([m.reshape(-1) for m in own])]
+    return jax.tree.unflatten(structure, leaves)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_what_grows_is_new_what_goes_is_zero_and_what_stays_goes_on(name):
+    """After some steps the mask changes: the state, and the steps that follow."""
+    tx = one(name)
+    masked = transforms.masked(tx)
+    state = interpreted(masked.init, START)(START)
+    history, state = under_mask(tx, START, state, part(slice(SHRINKS)), MASK)
+    given = state, history[-1], MASK, GROWN
+    change = partial(transforms.change_mask, masked)
+    params, state_of_new = interpreted(change, *given)(*given)
+    for n in SHAPES:
+        expected = np.where(MASK[n] & GROWN[n], history[-1][n], 0)
+        np.testing.assert_array_equal(params[n], expected)
+
+    inner, found = (x.inner if has_begun(x) else x for x in (state, state_of_new))
+    new = interpreted(tx.init, params)(params)
+    order = sorted(SHAPES)
+    for place, old, now, fresh in zip(
+        places(tx, shapes_of(START)), *map(jax.tree.leaves, (inner, found, new))
+    ):
+        if place.kind not in ("weights", "flat"):
+            assert_same(now, old)
+            continue
+        flat = place.kind == "flat"
+        before, after = (
+            np.concatenate([m[order[j]].reshape(-1) for j in place.of])
+            if flat
+            else m[order[place.of[0]]]
+            for m in (MASK, GROWN)
+        )
+        kept, grown = before & after, after & ~before
+        assert kept.any() and grown.any()
+        expected = np.where(kept, old, np.where(grown, fresh, 0))
+        np.testing.assert_array_equal(now, expected)
+
+    later, _ = under_mask(tx, params, state_of_new, part(slice(SHRINKS, None)), GROWN)
+    own = alive(params, GROWN)
+    steps = alive(part(slice(SHRINKS, None)), GROWN)
+    expected, _ = alone(tx, own, on_survivors(tx, found, GROWN), steps)
+    assert_equal_runs(later, expected, GROWN, params)
+
+
+def has_begun(state):
+    """Whether a state says if the first update has come."""
+    return isinstance(state, transforms.FromDense)
+
+
 def test_the_list_is_whole():
     """Nothing that optax exports is overlooked, and no exception is stale."""
     assert {*ARGUMENTS} <= {*FOUND} and {*REFUSED} <= {*FOUND}

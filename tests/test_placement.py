@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lottery_jax import masks, prune, scores
+from lottery_jax import dynamic, masks, prune, scores
+from lottery_jax.granularity import Block, Channel, NofM
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -81,6 +82,10 @@ def key():
     return jax.random.key(3)
 
 
+def rigl(granularity=None):
+    return dynamic.rigl(0.5, 4, 2, scope="uniform", granularity=granularity)
+
+
 # Of weights, a mask and another mask within it: each gives a mask.
 MAKE = {
     "ones_like": lambda w, m, n: masks.ones_like(w),
@@ -108,6 +113,17 @@ MAKE = {
         scores.random(key(), w), m, fraction=0.5
     ),
     "n_of_m": lambda w, m, n: prune.n_of_m(scores.magnitude(w), m, 2, 4),
+    "blocks": lambda w, m, n: prune.to_density(
+        scores.magnitude(w), m, 0.4, granularity=Block((2, 2))
+    ),
+    "channels": lambda w, m, n: prune.to_density(
+        scores.magnitude(w), m, 0.4, scope="uniform", granularity=Channel()
+    ),
+    "rigl": lambda w, m, n: rigl().update(key(), jnp.int32(2), w, w, m),
+    "rigl start": lambda w, m, n: rigl().start(key(), w, m),
+    "rigl of n of m": lambda w, m, n: rigl(NofM(2, 4)).update(
+        key(), jnp.int32(2), w, w, m
+    ),
 }
 MEASURE = {
     "apply": lambda w, m, n: masks.apply(m, w),

@@ -77,9 +77,8 @@ def sgd(rate=0.1, momentum=0.9):
     return optax.sgd(optax.cosine_decay_schedule(rate, 4), momentum=momentum)
 
 
-def by_position(key, step, params, gradients, mask, opt_state):
-    mask = prune.global_topk(jax.tree.map(jnp.ones_like, params), mask, fraction=0.5)
-    return mask, opt_state
+def by_position(key, step, params, gradients, mask):
+    return prune.global_topk(jax.tree.map(jnp.ones_like, params), mask, fraction=0.5)
 
 
 class Parts(NamedTuple):
@@ -114,8 +113,15 @@ def moved(networks):
     return jax.tree.map(lambda x: x + 1, networks)
 
 
+def with_a_start():
+    def start(key, params, mask):
+        return by_position(key, 0, params, params, mask)
+
+    return parts().rule._replace(start=start, on=None)
+
+
 def other_rule():
-    return parts().rule._replace(update=by_position)
+    return parts().rule._replace(update=by_position, on=None)
 
 
 CHANGES = {
@@ -135,6 +141,7 @@ CHANGES = {
         lambda: parts(tx=optax.chain(optax.clip_by_global_norm(1.0), sgd())),
     ),
     "rule": ("rule.update", lambda: parts(rule=other_rule())),
+    "start of the rule": ("rule.start", lambda: parts(rule=with_a_start())),
     "score": ("plan.imp.score", lambda: parts(score=scored(2.0))),
     "exclude": ("task.exclude=", lambda: parts(task=task(exclude=("head/",)))),
     "prunable": (
@@ -250,7 +257,10 @@ DOORS = {
         by_study,
         (*TRAINING, "score", "exclude", "prunable", "start", "seed"),
     ),
-    "training.train": (by_training, (*TRAINING, "rule", "start", "seed")),
+    "training.train": (
+        by_training,
+        (*TRAINING, "rule", "start of the rule", "start", "seed"),
+    ),
     "lj.train": (by_replicas, (*SOME, "seed")),
     "connectivity.run": (by_analysis, (*TRAINING, "seed")),
     "evaluate_many": (by_points, POINTS),

@@ -1,5 +1,6 @@
 """An optimizer with a rule, for loops of one's own."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +88,10 @@ def masked(
         check(rule, params)
         own = None if key is None else keys.check("key", key)
         mask = masks.ones_like(params)
+        if acting and own is None:
+            # A rule that draws says so itself, here and not at its first step.
+            draw = functools.partial(rule.update, None)
+            jax.eval_shape(draw, jnp.int32(0), params, params, mask)
         if rule.start is not None:
             drawn: Any = None if own is None else keys.noise_keys(own).rule_start
             mask = rule.start(drawn, params, mask)
@@ -95,7 +100,10 @@ def masked(
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("dynamic.masked: pass params to update")
-        mask, opt_state = state.mask, state.inner
+        mask, opt_state, given = state.mask, state.inner, params
+        if acting and rule.grows:
+            # What grows begins at 0, also where the caller's weights are dense still.
+            params = masks.apply(mask, params)
         if acting:
             due = _is_due(state.step, rule)
 
@@ -116,6 +124,10 @@ def masked(
             )
         extra["mask"] = mask
         updates, opt_state = update_with(tx, updates, opt_state, params, extra)
+        if acting and rule.grows:
+            updates = jax.tree.map(
+                lambda m, u, p: jnp.where(m, u, u - p), state.mask, updates, given
+            )
         return updates, MaskedState(opt_state, mask, state.step + 1, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors, masks, prune, schedules, scores
-from lottery_jax.dynamic.rules import MaskUpdate, StartMask, drawn_from, index_of
+from lottery_jax.dynamic.rules import (
+    MaskUpdate,
+    StartMask,
+    drawn_from,
+    index_of,
+    with_leaves,
+)
 from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.prune import Scope
@@ -265,7 +271,8 @@ def _static(density: float, cut: Cut) -> MaskUpdate:
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
         return _static(density, cut._replace(prunable=prunable, exclude=exclude))
 
-    return MaskUpdate(_unchanged, 1, 1, 0, start, on=on if cut.is_open else None)
+    rule = MaskUpdate(_unchanged, 1, 1, 0, start)
+    return with_leaves(rule, on) if cut.is_open else rule
 
 
 def _unchanged(
@@ -367,8 +374,8 @@ def _pruning(
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
         return _pruning(score, times, cut._replace(prunable=prunable, exclude=exclude))
 
-    own = times.every, times.begin, times.end
-    return MaskUpdate(update, *own, on=on if cut.is_open else None)
+    rule = MaskUpdate(update, times.every, times.begin, times.end)
+    return with_leaves(rule, on) if cut.is_open else rule
 
 
 def _counts(tree: PyTree, densities: Sequence[Fraction], cut: Cut) -> np.ndarray:

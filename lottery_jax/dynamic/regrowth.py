@@ -17,7 +17,7 @@ import numpy as np
 from lottery_jax import errors, masks, prune, scores, selection, trees
 from lottery_jax import granularity as granular
 from lottery_jax.dynamic.pruning import Cut, random_start
-from lottery_jax.dynamic.rules import MaskUpdate, drawn_from, index_of
+from lottery_jax.dynamic.rules import MaskUpdate, drawn_from, index_of, with_leaves
 from lottery_jax.granularity import Granularity, NofM
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.types import Array, Key, Mask, Params, PyTree
@@ -126,6 +126,9 @@ def drop_counts(
       drop_fraction: at step 0, in (0, 1).
       decay: "constant" for that share at all steps.
 
+    Raises:
+      ValueError: no such numbers; names the argument.
+
     Example:
       >>> drop_counts(1000, [0, 100, 150, 200], 200)
       [300, 150, 43, 0]
@@ -133,6 +136,10 @@ def drop_counts(
     References:
       Evci et al. 2020, section 3, "Update schedule".
     """
+    alive, end = errors.whole("alive", alive, 0), errors.whole("end", end, 1)
+    steps = [*errors.wholes("steps", steps, 0)]
+    errors.share("drop_fraction", drop_fraction)
+    errors.one_of("decay", decay, ("cosine", "constant"))
     if decay == "constant":
         share = [drop_fraction for _ in steps]
     else:
@@ -176,15 +183,13 @@ def _regrowing(
         own = cut._replace(prunable=prunable, exclude=exclude)
         return _regrowing(growth, density, end, every, begin, drop_fraction, decay, own)
 
-    rule = MaskUpdate(
-        update, every, begin, end, start, True, on if cut.is_open else None
-    )
+    rule = MaskUpdate(update, every, begin, end, start, grows=True)
     if not (steps := rule.steps()):
         raise ValueError(
             f"every={every}, begin={begin}, end={end}; there must be a multiple of every "
             "from begin to end: it would never act"
         )
-    return rule
+    return with_leaves(rule, on) if cut.is_open else rule
 
 
 def _kept(tree: PyTree, density: float, cut: Cut) -> list[int]:

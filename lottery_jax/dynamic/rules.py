@@ -108,13 +108,28 @@ def check(
     """
     must = "a dynamic.MaskUpdate, as dynamic.gradual_magnitude(...) makes"
     errors.is_a("rule", rule, MaskUpdate, must)
+    made = getattr(rule.on, "made", None)
+    if made is not None and rule._replace(on=None) != made:
+        raise ValueError(
+            "rule: was changed since it was made, which it would forget on the leaves of "
+            "a task; make it anew, or replace on=None too: then it has leaves of its own"
+        )
+    errors.whole("rule.every", rule.every, 1)
+    errors.whole("rule.begin", rule.begin, 0)
+    errors.whole("rule.end", rule.end, 0)
+    errors.flag("rule.grows", rule.grows)
+    for field, function in (("update", rule.update), ("start", rule.start)):
+        if not callable(function) and (field == "update" or function is not None):
+            must = "a function that returns a mask"
+            raise errors.wrong(f"rule.{field}", errors.shown(function), must)
     acting = rule.steps()
     if steps is not None:
         steps = errors.whole("steps", steps, 1)
-        if acting and acting[-1] >= steps:
+        if acting and (last := max(acting[-1], rule.end)) >= steps:
+            what = f"acts at step {last}" if last == acting[-1] else f"end={last}"
             raise ValueError(
-                f"rule: acts at step {acting[-1]}; it must end before stop={steps}, so "
-                "that what is left is trained"
+                f"rule: {what}; it must end before stop={steps}, so that what is left is "
+                "trained"
             )
         if not acting and rule.start is None:
             raise ValueError(
@@ -138,6 +153,17 @@ def check(
         found.append(jax.eval_shape(rule.start, key, shapes, mask))
     for one in found:
         masks.check(one, shapes)
+
+
+def with_leaves(rule: MaskUpdate, on: OnLeaves) -> MaskUpdate:
+    """A rule that the leaves of a task are for, where there is a task.
+
+    Args:
+      rule: on the leaves that it finds by itself.
+      on: the same rule on others.
+    """
+    on.made = rule  # type: ignore[attr-defined]
+    return rule._replace(on=on)
 
 
 def of_leaves(

@@ -661,8 +661,11 @@ def train_replicas(
     measured.check(task, where=where)
     if task.validates:
         measured.metrics(task, "validation")
-    found = keys_.of_replicas(seed, np.tile(ids, len(grid)))
     hyper = {name: [s[name] for s in grid for _ in ids] for name in axes}
+    if rule is not None:  # before networks are drawn
+        own = checked.hyperparameters(hyper, len(ids) * len(grid))
+        _fitting(rule, task, tx, own, steps)
+    found = keys_.of_replicas(seed, np.tile(ids, len(grid)))
     runs = fresh(task, tx, found.init, found.noise, hyper=hyper, where=where)
     done = train(
         task,
