@@ -63,7 +63,8 @@ def masked(
       A transformation whose state is a `MaskedState`.
 
     Raises:
-      ValueError: no optimizer, a rule that does not fit (`check`); in `init`: leaves that
+      ValueError: no optimizer, a rule that does not fit (`check`), one that lets weights
+        come back before the first update; in `init`: leaves that
         the rule cannot cut, a rule that draws and has no key, an optimizer that does not
         see the subnetwork alone; in `update`: no params.
 
@@ -83,6 +84,11 @@ def masked(
     check(rule, steps=steps, tx=inner)
     tx = transforms.masked(inner)
     acting = rule.steps()
+    if rule.grows and acting[:1] == [0]:
+        must = (
+            "1 or more in a loop of one's own: before the first update weights off the "
+        )
+        raise errors.wrong("rule.begin", rule.begin, must + "mask need not be 0")
 
     def init(params: Params) -> MaskedState:
         check(rule, params)
@@ -90,7 +96,7 @@ def masked(
         mask = masks.ones_like(params)
         if acting and own is None:
             # A rule that draws says so itself, here and not at its first step.
-            draw = functools.partial(rule.update, None)
+            draw: Any = functools.partial(rule.update, *(None,))  # type: ignore[arg-type]
             jax.eval_shape(draw, jnp.int32(0), params, params, mask)
         if rule.start is not None:
             drawn: Any = None if own is None else keys.noise_keys(own).rule_start
@@ -100,10 +106,7 @@ def masked(
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("dynamic.masked: pass params to update")
-        mask, opt_state, given = state.mask, state.inner, params
-        if acting and rule.grows:
-            # What grows begins at 0, also where the caller's weights are dense still.
-            params = masks.apply(mask, params)
+        mask, opt_state = state.mask, state.inner
         if acting:
             due = _is_due(state.step, rule)
 
@@ -124,10 +127,6 @@ def masked(
             )
         extra["mask"] = mask
         updates, opt_state = update_with(tx, updates, opt_state, params, extra)
-        if acting and rule.grows:
-            updates = jax.tree.map(
-                lambda m, u, p: jnp.where(m, u, u - p), state.mask, updates, given
-            )
         return updates, MaskedState(opt_state, mask, state.step + 1, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)

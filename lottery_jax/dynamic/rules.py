@@ -29,7 +29,10 @@ class UpdateMask(Protocol):
 
 
 class StartMask(Protocol):
-    """A mask of weights that have not been trained yet, a subset of the given one; pure."""
+    """A mask of weights that have not been trained yet, a subset of the given one; pure.
+
+    A rule that grows may then grow any weight, also off the mask that the run came with.
+    """
 
     def __call__(self, key: Key, params: Params, mask: Mask, /) -> Mask: ...
 
