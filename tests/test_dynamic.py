@@ -532,7 +532,9 @@ def test_a_loop_that_starts_from_dense_weights_is_masked_by_its_first_step():
     assert (after[~mask] == 0).all() and (after[mask] != 0).all() and not mask.all()
     # Until then what grows would begin where the caller's dense weights are.
     at_once = dynamic.rigl(0.5, 2, 2, begin=0, scope="uniform")
-    with pytest.raises(ValueError, match="rule.begin=0; it must be 1 or more in a loop"):
+    with pytest.raises(
+        ValueError, match="rule.begin=0; it must be 1 or more in a loop"
+    ):
         dynamic.masked(optax.adam(0.1), at_once, key=jax.random.key(2))
 
 

@@ -493,6 +493,20 @@ def test_rows_of_panels_have_an_axis_that_shows_all_of_them():
         plots.panels_against_density(DENSITY, panels, ylabel=["one"], columns=3)
 
 
+@pytest.mark.parametrize("lowest", [None, 5.0])
+def test_panels_that_share_an_axis_show_what_lies_highest_and_lowest(lowest):
+    # The first panel alone would end at 60.
+    far = {"a": np.full((2, 3), 60.0), "b": np.array([[90.0, 50, 10]] * 2)}
+    panels = {name: plots.Panel({"ticket": y}) for name, y in far.items()}
+    figure = plots.panels_against_density(
+        DENSITY, panels, ylabel="y", shared=True, lowest=lowest
+    )
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low <= 10 and high >= 90
+        assert lowest in (None, low)
+
+
 def test_what_lies_below_the_axes_of_panels_is_written_at_their_foot():
     panels = {"a": plots.Panel({"ticket": np.array([[90.0, 80, 10], [92, 84, 20]])})}
     (axes,) = plots.panels_against_density(
