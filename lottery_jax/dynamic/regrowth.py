@@ -8,6 +8,7 @@ state of the optimizer, see `transforms.change_mask`.
 """
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -124,15 +125,19 @@ def drop_counts(
     Example:
       >>> drop_counts(1000, [0, 100, 150, 200], 200)
       [300, 150, 43, 0]
+      >>> drop_counts(100, [0, 100], 200, 0.29)
+      [29, 14]
 
     References:
       Evci et al. 2020, section 3, "Update schedule".
     """
-    if decay == "constant":
-        share = [drop_fraction for _ in steps]
-    else:
-        share = [drop_fraction / 2 * (1 + math.cos(math.pi * s / end)) for s in steps]
-    return [math.floor(f * alive) for f in share]
+    left = [
+        1.0 if decay == "constant" else (1 + math.cos(math.pi * step / end)) / 2
+        for step in steps
+    ]
+    # 0.29 of 100 is 29; as a product of floats it would be 28.999999999999996.
+    share = masks.exact(drop_fraction)
+    return [math.floor(share * Fraction(x) * alive) for x in left]
 
 
 def _regrowing(
