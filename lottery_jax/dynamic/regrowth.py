@@ -53,7 +53,7 @@ def sparse_evolutionary(
       scope: how the weights are shared out among layers; "uniform" for n of m.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no such shares; no step at which it acts; an unknown choice.
@@ -91,7 +91,7 @@ def rigl(
       scope: how the weights are shared out among layers; "uniform" for n of m.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no such shares; no step at which it acts; an unknown choice.
@@ -173,7 +173,7 @@ def _regrowing(
         return replace_lowest(scores.magnitude(params), wanted, mask, drops, cut)
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
-        own = cut._replace(prunable=prunable, exclude=exclude)
+        own = cut.on(prunable, exclude)
         return _regrowing(growth, density, end, every, begin, drop_fraction, decay, own)
 
     rule = MaskUpdate(
