@@ -256,7 +256,8 @@ def straight_through(
     wide = optax.with_extra_args_support(inner)
 
     def init(params):
-        return StraightThrough(wide.init(params), params)
+        # Copies: a loop may donate both weights and state, and no buffer twice.
+        return StraightThrough(wide.init(params), jax.tree.map(jnp.array, params))
 
     def update(updates, state, params=None, *, mask=None, **extra):
         mask = _one_mask(None, mask)
