@@ -326,7 +326,7 @@ def to_counts(
     like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
-    of_groups = granular.reduced(granularity, scores, flags)
+    of_groups = granular.reduced(granularity, scores, flags, mask)
     living = granular.alive(granularity, mask, flags)
     counted = jax.tree.unflatten(jax.tree.structure(mask), flags)
     kept = to_counts(of_groups, living, counts, scope=scope, prunable=counted)
