@@ -368,7 +368,7 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             replicas=ids,
             where=place,
         )
-    return _results(setup, ids, when, study, whole, tickets)
+    return _results(setup, ids, when, study, dense.diverged, whole, tickets)
 
 
 def _results(
@@ -376,10 +376,11 @@ def _results(
     ids: list[int],
     when: Times,
     study: imp.Study,
+    lost: np.ndarray,
     dense: Mapping[str, np.ndarray],
     tickets: Tickets,
 ) -> "xr.Dataset":
-    """Everything by criterion, density, draw, arm and replica."""
+    """Everything by criterion, density, draw, arm and replica; `lost` diverged dense."""
     cfg, task, *_ = setup
     found = tickets.early
     axes = ("criterion", "density", "draw", "arm", "replica")
@@ -389,6 +390,9 @@ def _results(
         if axis[-1] != "level" or "step" in axis or name == "density":
             continue
         full = value[:, 0, :, 0].astype(float).reshape(*shape, len(ids))
+        if name == "diverged":
+            # A mask of nan weights is none, whatever is trained under it.
+            full = np.maximum(full, lost)
         early = np.where(found[:, :, None] >= 0, full[:, :, -1], np.nan)
         out[name] = (axes, full[:, :, :-1])
         out[f"early_{name}"] = ((*axes[:2], *axes[3:]), early)

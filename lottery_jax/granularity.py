@@ -145,25 +145,42 @@ def check(granularity: Granularity) -> None:
         errors.is_a("granularity", granularity, (Block, Channel, NofM), must)
 
 
-def reduced(granularity: Groups, scores: Scores, flags: list[bool]) -> Scores:
+def reduced(
+    granularity: Groups, scores: Scores, flags: list[bool], mask: Mask | None = None
+) -> Scores:
     """The score of each group of the flagged leaves; the others stay.
 
     Args:
       granularity: blocks or channels.
       scores: of weights, real.
       flags: of the leaves that are cut, in tree order.
+      mask: of weights: what is dead has no part in the score of its group; None where all
+        have. The score of a group that is dead says nothing.
 
     Raises:
       ValueError: a leaf that cannot be cut into such groups; names it.
     """
+    own = iter([None] * len(flags) if mask is None else jax.tree.leaves(mask))
 
-    def pooled(x: Array, members: tuple[int, ...]) -> Array:
+    def pooled(x: Array, cut: "_Cut") -> Array:
+        alive = next(own)
+        x, members = cut.split(x)
+        if alive is not None:
+            alive, _ = cut.split(alive)
         if granularity.pool == "max":
+            x = x if alive is None else jnp.where(alive, x, _lowest(x.dtype))
             return jnp.max(x, axis=members)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.mean(x, axis=members, dtype=wide)
+        return jnp.mean(x, axis=members, dtype=wide, where=alive)
 
-    return _each(granularity, scores, flags, lambda x, cut: pooled(*cut.split(x)))
+    return _each(granularity, scores, flags, pooled, lambda x: (x, next(own))[0])
+
+
+def _lowest(dtype: jnp.dtype) -> Array:
+    """A score below all others."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.array(-jnp.inf, dtype)
+    return jnp.array(0 if dtype == jnp.bool_ else jnp.iinfo(dtype).min, dtype)
 
 
 def alive(granularity: Groups, mask: Mask, flags: list[bool]) -> Mask:

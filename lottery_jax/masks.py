@@ -430,7 +430,7 @@ def layer_counts(
             if f
             else n
             if distribution == "uniform"
-            else Fraction(sum(shape) * n, math.prod(shape))
+            else Fraction(sum(shape) * n, math.prod(shape) or 1)
             for shape, n, f in zip(shapes, sizes, full)
         ]
         if left < 0:

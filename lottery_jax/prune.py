@@ -248,9 +248,7 @@ def keep_counts(
     Raises:
       ValueError: as `to_density`.
     """
-    if scope not in ("global", "uniform", "erk"):
-        raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
-    granular.check(granularity)
+    _check_how(scope, granularity)
     counted = masks.resolve(tree, prunable)
     cut = masks.cuttable(tree, prunable, exclude)
     if isinstance(granularity, NofM):
@@ -287,8 +285,16 @@ def keep_counts(
     return (sum(counts),) if scope == "global" else tuple(counts)
 
 
+def _check_how(scope: Scope, granularity: Granularity) -> None:
+    if scope not in ("global", "uniform", "erk"):
+        raise ValueError(f"scope={scope!r}; it must be 'global', 'uniform' or 'erk'")
+    granular.check(granularity)
+
+
 def _survivors(density: float | Fraction, granularity: NofM, scope: Scope) -> int:
     """How many of m a density is."""
+    if not 0 < density <= 1:
+        raise errors.wrong("density", density, "in (0, 1]")
     if scope == "erk":
         must = "'global' or 'uniform': n of m is the same density in every layer"
         raise errors.wrong("scope", repr(scope), must)
@@ -321,10 +327,14 @@ def to_counts(
       exclude: patterns of leaves that count and are never cut.
 
     Raises:
-      ValueError: counts of another length, scores that do not fit, leaves that cannot be
-        cut into groups.
+      ValueError: counts of another length, an unknown scope, scores that do not fit,
+        leaves that cannot be cut into groups.
     """
+    _check_how(scope, granularity)
     _check(scores, mask)
+    if (isinstance(granularity, NofM) or scope == "global") and len(counts) != 1:
+        must = f"1, as keep_counts(..., scope={scope!r}) makes them"
+        raise errors.wrong("len(counts)", len(counts), must)
     if isinstance(granularity, NofM):
         m, axis = granularity.m, granularity.axis
         return _n_of_m(scores, mask, counts[0], m, axis, prunable, exclude)
@@ -336,7 +346,7 @@ def to_counts(
     like = (mask, scores)
     scores, mask = trees.gathered(scores, mask)
     flags = masks.cuttable(mask, prunable, exclude)
-    of_groups = granular.reduced(granularity, scores, flags)
+    of_groups = granular.reduced(granularity, scores, flags, mask)
     living = granular.alive(granularity, mask, flags)
     counted = jax.tree.unflatten(jax.tree.structure(mask), flags)
     kept = to_counts(of_groups, living, counts, scope=scope, prunable=counted)

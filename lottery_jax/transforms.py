@@ -267,7 +267,8 @@ def straight_through(
     wide = optax.with_extra_args_support(inner)
 
     def init(params):
-        return StraightThrough(wide.init(params), params)
+        # Copies: a loop may donate both weights and state, and no buffer twice.
+        return StraightThrough(wide.init(params), jax.tree.map(jnp.array, params))
 
     def update(updates, state, params=None, *, mask=None, **extra):
         mask = _one_mask(None, mask)
@@ -315,6 +316,27 @@ def trained_weights(
     if not trains_all(tx):
         return params, mask
     return opt_state.dense, masks.ones_like(mask)
+
+
+def with_weights(
+    tx: optax.GradientTransformation, opt_state: PyTree, params: Params, mask: Mask
+) -> PyTree:
+    """A state that was kept, for weights that need not be those it was kept with.
+
+    Args:
+      tx: the optimizer.
+      opt_state: its state.
+      params: the weights from now on.
+      mask: the mask.
+
+    Returns:
+      The state; that of `straight_through`, whose next step leads from the weights in it
+      and not from `params`, with these on the mask.
+    """
+    if not trains_all(tx):
+        return opt_state
+    dense = jax.tree.map(jnp.where, mask, params, opt_state.dense)
+    return opt_state._replace(dense=dense)
 
 
 def change_mask(

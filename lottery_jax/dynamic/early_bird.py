@@ -18,6 +18,7 @@ To end at the epoch that is found, train in chunks and keep nothing but four mas
 bit for each weight:
 
     state = watch(mask_of_one_network)
+    state = jax.tree.map(lambda x: jnp.stack([x] * R), state)
     for epoch in epochs:
         done = training.train(task, tx, runs, epoch)
         runs = runs._replace(state=done.state, joins=np.full(R, epoch, np.int32))

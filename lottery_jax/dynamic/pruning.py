@@ -33,7 +33,7 @@ class Cut(NamedTuple):
       scope: ranked over all layers, or shared out among them first.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
     """
 
     scope: Scope = "global"
@@ -43,8 +43,19 @@ class Cut(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether the leaves are those of the task."""
-        return self.prunable is None and not self.exclude
+        """Whether the leaves are those of the task, or some of what is said of them."""
+        return self.prunable is None or not self.exclude
+
+    def on(self, prunable: PrunableLike, exclude: Patterns) -> "Cut":
+        """What is not said here is as in a task.
+
+        Args:
+          prunable: which leaves count there.
+          exclude: which of them are never cut there.
+        """
+        if self.prunable is not None:
+            prunable = self.prunable
+        return self._replace(prunable=prunable, exclude=self.exclude or exclude)
 
 
 def gradual_magnitude(
@@ -73,7 +84,7 @@ def gradual_magnitude(
       scope: see `prune.to_density`.
       granularity: what lives and dies together. Of n of m more are kept until the end.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: steps or densities that make no schedule; names them.
@@ -115,7 +126,7 @@ def gradual_random(
       scope: see `prune.to_density`.
       granularity: what lives and dies together. Of n of m more are kept until the end.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: steps or densities that make no schedule; names them.
@@ -151,7 +162,7 @@ def gradual_saliency(
       scope: see `prune.to_density`.
       granularity: what lives and dies together. Of n of m more are kept until the end.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: steps or densities that make no schedule; names them.
@@ -181,7 +192,7 @@ def one_shot_magnitude(
       scope: see `prune.to_density`.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no density, or no step.
@@ -215,7 +226,7 @@ def periodic_magnitude(
       scope: see `prune.to_density`.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no density, or no step at which it acts.
@@ -246,7 +257,7 @@ def static_sparse(
         from all at once. n of m has the same density everywhere, so "uniform" there.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no density.
@@ -269,7 +280,7 @@ def _static(density: float, cut: Cut) -> MaskUpdate:
     start = random_start("static_sparse", density, cut)
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
-        return _static(density, cut._replace(prunable=prunable, exclude=exclude))
+        return _static(density, cut.on(prunable, exclude))
 
     rule = MaskUpdate(_unchanged, 1, 1, 0, start)
     return with_leaves(rule, on) if cut.is_open else rule
@@ -372,7 +383,7 @@ def _pruning(
         )
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
-        return _pruning(score, times, cut._replace(prunable=prunable, exclude=exclude))
+        return _pruning(score, times, cut.on(prunable, exclude))
 
     rule = MaskUpdate(update, times.every, times.begin, times.end)
     return with_leaves(rule, on) if cut.is_open else rule

@@ -8,6 +8,7 @@ state of the optimizer, see `transforms.change_mask`.
 """
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -52,7 +53,7 @@ def sparse_evolutionary(
       scope: how the weights are shared out among layers; "uniform" for n of m.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no such shares; no step at which it acts; an unknown choice.
@@ -90,7 +91,7 @@ def rigl(
       scope: how the weights are shared out among layers; "uniform" for n of m.
       granularity: what lives and dies together.
       prunable: which leaves count; None for those of the task, or of `masks.prunable`.
-      exclude: patterns of leaves that count and are never cut.
+      exclude: patterns of leaves that count and are never cut; () for those of the task.
 
     Raises:
       ValueError: no such shares; no step at which it acts; an unknown choice.
@@ -121,7 +122,7 @@ def drop_counts(
 
     Args:
       alive: weights of the layer on the mask.
-      steps: at which the rule acts.
+      steps: at which the rule acts, none after `end`.
       end: where the cosine is 0.
       drop_fraction: at step 0, in (0, 1).
       decay: "constant" for that share at all steps.
@@ -132,19 +133,23 @@ def drop_counts(
     Example:
       >>> drop_counts(1000, [0, 100, 150, 200], 200)
       [300, 150, 43, 0]
+      >>> drop_counts(100, [0, 100], 200, 0.29)
+      [29, 14]
 
     References:
       Evci et al. 2020, section 3, "Update schedule".
     """
     alive, end = errors.whole("alive", alive, 0), errors.whole("end", end, 1)
-    steps = [*errors.wholes("steps", steps, 0)]
+    steps = [*errors.wholes("steps", steps, 0, end)]
     errors.share("drop_fraction", drop_fraction)
     errors.one_of("decay", decay, ("cosine", "constant"))
-    if decay == "constant":
-        share = [drop_fraction for _ in steps]
-    else:
-        share = [drop_fraction / 2 * (1 + math.cos(math.pi * s / end)) for s in steps]
-    return [math.floor(f * alive) for f in share]
+    left = [
+        1.0 if decay == "constant" else (1 + math.cos(math.pi * step / end)) / 2
+        for step in steps
+    ]
+    # 0.29 of 100 is 29; as a product of floats it would be 28.999999999999996.
+    share = masks.exact(drop_fraction)
+    return [math.floor(share * Fraction(x) * alive) for x in left]
 
 
 def _regrowing(
@@ -180,7 +185,7 @@ def _regrowing(
         return replace_lowest(scores.magnitude(params), wanted, mask, drops, cut)
 
     def on(*, prunable: PrunableLike, exclude: Patterns) -> MaskUpdate:
-        own = cut._replace(prunable=prunable, exclude=exclude)
+        own = cut.on(prunable, exclude)
         return _regrowing(growth, density, end, every, begin, drop_fraction, decay, own)
 
     rule = MaskUpdate(update, every, begin, end, start, grows=True)

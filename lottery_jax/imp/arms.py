@@ -41,7 +41,7 @@ from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.training import loop
 from lottery_jax.training.programs import program
-from lottery_jax.transforms import at_schedule_step, mask_state
+from lottery_jax.transforms import at_schedule_step, mask_state, with_weights
 from lottery_jax.types import (
     Array,
     Key,
@@ -293,6 +293,7 @@ def _start(
         if rows.optimizer == ():
             return state
         kept = mask_state(own, rows.optimizer, mask)
+        kept = with_weights(own, kept, state.params, mask)
         # Fine-tuning goes on elsewhere in the schedule than where this was kept.
         moved = at_schedule_step(own, kept, state.params, step, kept=True)
         stays, beyond = jnp.asarray(rows.kept), jnp.asarray(rows.offset) > 0

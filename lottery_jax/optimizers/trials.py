@@ -104,6 +104,7 @@ def _untraced(
 
     def start_and_step(values: PyTree, params: Params) -> None:
         made = settings.at(tx, values)
+        made = settings.through(made) or made  # which takes a mask, and no other number
         _any_update(made, params, made.init(params))
 
     shapes = jax.tree.unflatten(structure, leaves)

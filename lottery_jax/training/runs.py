@@ -359,8 +359,9 @@ def _fitting(
     """A rule on the leaves of the task, which fits them, the optimizer and the steps."""
     dynamic.check(rule, steps=stop)
     rule = of_leaves(rule, masks.of_task(task), task.exclude)
+    dynamic.check(rule, task.shapes[0])  # traces it, so once for all settings
     for own in settings.each(tx, hyper):
-        dynamic.check(rule, task.shapes[0], tx=own)
+        dynamic.check(rule, tx=own)
     return rule
 
 
