@@ -63,6 +63,8 @@ class Block:
 class Channel:
     """All weights that lead into one output: a neuron, or a filter of a convolution.
 
+    The outputs of a classifier's last layer are its classes: name that layer in `exclude=`.
+
     Attributes:
       axis: which axis is the outputs; None where names say it.
       pool: the score of a channel: the mean of those of its weights (its L1 norm over its

@@ -904,3 +904,28 @@ def test_an_update_needs_weights_and_a_mask():
 def test_errors_name_the_argument_and_what_would_be_valid(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_step_may_donate_its_weights_and_its_state(through):
+    inner = optax.adam(0.1)
+    tx = dynamic.masked(
+        transforms.straight_through(inner) if through else inner,
+        dynamic.periodic_magnitude(0.5, 0, 4, 2),
+    )
+
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    state = tx.init(params)
+    donating = jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(3):
+        params, state = donating(params, state)
+    assert int((params["kernel"] != 0).sum()) == 4
+
+
+def test_shares_of_drops_are_those_that_were_meant():
+    assert dynamic.drop_counts(100, [0], 100, 0.29) == [29]
+    assert dynamic.drop_counts(100, [0], 100, 0.57, "constant") == [57]

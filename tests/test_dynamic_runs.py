@@ -474,3 +474,68 @@ def test_rigl_on_a_convolution_with_a_norm_and_adam():
     assert (counts["conv"][:, 1:] > 0).all()
     moved = kept.mask["conv"]["kernel"][:, 0] != kept.mask["conv"]["kernel"][:, -1]
     assert moved.any()
+
+
+# --- the leaves of the task, sweeps, and runs that come late --------------------------
+
+
+def layer_densities(of, rule):
+    options = {"replicas": 1, "rule": rule, "where": lj.Where(ONE)}
+    done = lj.train(of, SGD, 6, **options)
+    return {
+        name: float(share[0])
+        for name, share in jax.vmap(
+            lambda m: masks.layer_densities(m, lambda t: masks.prunable(t))
+        )(done.state.mask).items()
+    }
+
+
+def test_what_a_rule_does_not_say_of_its_leaves_is_as_in_the_task():
+    first = task()._replace(prunable=lambda tree: masks.prunable(tree, "dense_0/kernel"))
+    rule = dynamic.gradual_magnitude(0.5, 2, 4, 2, exclude="head/bias")
+    found = layer_densities(first, rule)
+    assert found == {"dense_0/kernel": 0.5, "head/kernel": 1.0}
+    spared = task()._replace(exclude=("head",))
+    rule = dynamic.gradual_magnitude(0.5, 2, 4, 2, prunable=masks.prunable)
+    found = layer_densities(spared, rule)
+    assert found["head/kernel"] == 1.0 and found["dense_0/kernel"] < 0.5
+
+
+def test_straight_through_under_a_sweep_is_straight_through_at_each_rate():
+    rule = dynamic.periodic_magnitude(0.5, 2, 4, 2)
+
+    def make(learning_rate):
+        return transforms.straight_through(optax.sgd(learning_rate))
+
+    where = lj.Where(ONE)
+    rates = {"learning_rate": [0.1, 0.2]}
+    both = lj.train(task(), make, 6, (1,), rule=rule, sweep=rates, where=where)
+    alone = lj.train(task(), make(0.2), 6, (1,), rule=rule, where=where)
+    toys.assert_close(
+        jax.tree.map(lambda x: x[1], both.networks.params),
+        jax.tree.map(lambda x: x[0], alone.networks.params),
+        atol=1e-6,
+    )
+    assert (both.curves.values["density"][:, -1] == 0.5).all()
+
+
+def test_a_run_that_joins_after_the_last_cut_is_warned_of():
+    rule = dynamic.one_shot_magnitude(0.5, 3)
+    of = some(runs(False), (0, 1))._replace(joins=np.array([0, 5]))
+    with pytest.warns(RuntimeWarning, match="joins=5.*after step 3"):
+        done = training.train(task(), SGD, of, 8, rule=rule, where=lj.Where(ONE))
+    assert done.curves.values["density"][:, -1].tolist() == [0.5, 1.0]
+
+
+def test_other_weights_at_a_rewind_step_are_what_straight_through_trains_on():
+    """An arm with weights of its own under the kept state of the trunk's optimizer."""
+    tx = transforms.straight_through(optax.sgd(0.1))
+    params = {"kernel": jnp.arange(1.0, 5.0).reshape(2, 2)}
+    mask = {"kernel": jnp.array([[True, False], [True, True]])}
+    kept = tx.init(jax.tree.map(lambda x: 10 * x, params))
+    state = transforms.with_weights(tx, kept, params, mask)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    own = masks.apply(mask, params)
+    updates, after = tx.update(zeros, state, own, mask=mask)
+    toys.assert_equal(optax.apply_updates(own, updates), own)
+    assert float(after.dense["kernel"][0, 1]) == 20.0  # off the mask as it was kept

@@ -384,3 +384,30 @@ def test_the_whole_of_it_is_allowed_where_counts_are_asked_for():
             cut = {"granularity": granularity_, "scope": scope}
             assert sum(prune.keep_counts(TREE, 1.0, **cut)) == total
     assert prune.keep_counts(TREE, 1.0, granularity=NofM(1, 2)) == (2,)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_what_is_dead_has_no_part_in_the_score_of_its_group(pool):
+    scores = {"kernel": jnp.array([[9.0, 1, 2, 3], [0.5, 1, 2, 3]])}
+    mask = {"kernel": jnp.ones((2, 4), bool).at[0, 0].set(False)}
+    for dead in (9.0, jnp.nan):
+        own = jax.tree.map(lambda s, d=dead: s.at[0, 0].set(d), scores)
+        new = prune.to_density(own, mask, 0.25, granularity=Channel(pool=pool))
+        expected = np.zeros((2, 4), bool)
+        expected[:, 3] = True
+        np.testing.assert_array_equal(new["kernel"], expected)
+
+
+@pytest.mark.parametrize("how", [{"scope": "global"}, {"granularity": NofM(1, 2)}])
+def test_counts_of_another_scope_are_refused(how):
+    ones = {
+        "a": {"kernel": jnp.ones((4, 4), bool)},
+        "b": {"kernel": jnp.ones((4, 2), bool)},
+    }
+    scores = jax.tree.map(lambda m: m.astype(jnp.float32), ones)
+    with pytest.raises(ValueError, match=r"len\(counts\)=2; it must be 1"):
+        prune.to_counts(scores, ones, [3, 2], **how)
+
+
+def test_a_layer_without_weights_keeps_none():
+    assert masks.layer_counts([(4, 4), (0, 4)], 0.5, "erk") == [8, 0]

@@ -16,6 +16,7 @@ business of others.
 """
 
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,7 +171,8 @@ def train(
 
     Warns:
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
-        at once, which `changes` records.
+        at once, which `changes` records. A run joins after the last step at which the
+        rule acts.
     """
     where = checked.place(where)
     errors.flag("validate", validate)
@@ -189,6 +191,7 @@ def train(
     if rule is not None:
         rule = _fitting(rule, task, tx, runs.hyper, stop)
         cuts |= set(rule.steps())
+        _warn_of_late(rule, runs.joins)
     own = _identity(task, tx, runs, stop, every, kept_at, validate, rule, where)
     found = _found(where.store, own)
     begins = f"the start of {stage}"
@@ -363,6 +366,18 @@ def _fitting(
     for own in settings.each(tx, hyper):
         dynamic.check(rule, tx=own)
     return rule
+
+
+def _warn_of_late(rule: MaskUpdate, joins: np.ndarray) -> None:
+    """Warns of runs for which a rule comes too early; a pruned one may go on so."""
+    acting = rule.steps()
+    if rule.start is None and acting and joins.max() > acting[-1]:
+        warnings.warn(
+            f"joins={joins.max()}: a run that joins after step {acting[-1]}, the last one "
+            "at which the rule acts, keeps the mask that it comes with",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _identity(
