@@ -18,7 +18,7 @@ from lottery_jax.data import Dataset
 from lottery_jax.execution import Execution
 from lottery_jax.training import segment
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 STOP, EVERY = 12, 2
 JOINS = (0, 5, 0, 4)
@@ -491,7 +491,9 @@ def layer_densities(of, rule):
 
 
 def test_what_a_rule_does_not_say_of_its_leaves_is_as_in_the_task():
-    first = task()._replace(prunable=lambda tree: masks.prunable(tree, "dense_0/kernel"))
+    first = task()._replace(
+        prunable=lambda tree: masks.prunable(tree, "dense_0/kernel")
+    )
     rule = dynamic.gradual_magnitude(0.5, 2, 4, 2, exclude="head/bias")
     found = layer_densities(first, rule)
     assert found == {"dense_0/kernel": 0.5, "head/kernel": 1.0}

@@ -9,7 +9,7 @@ from experiments import early_bird as experiment
 from experiments.experiment import Outcome
 from lottery_jax import keys, trees
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 EPOCHS = np.arange(1.0, 9.0)
 

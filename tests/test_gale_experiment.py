@@ -15,7 +15,7 @@ from lottery_jax import imp, keys, masks, training, trees
 from lottery_jax.execution import Where
 from lottery_jax.types import Network
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 xr = pytest.importorskip("xarray")
 

@@ -14,7 +14,7 @@ from lottery_jax import imp
 from lottery_jax.execution import Where
 from lottery_jax.verdicts import ERROR
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 xr = pytest.importorskip("xarray")
 
