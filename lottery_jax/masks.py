@@ -435,7 +435,7 @@ def layer_counts(
         ]
         if left < 0:
             raise ValueError(
-                f"density={density} leaves {budget} weights, fewer than the layers that "
+                f"density={float(density)} leaves {budget} weights, fewer than the layers that "
                 f"stay dense hold ({budget - left})"
             )
         if not sum(weights):

@@ -281,7 +281,7 @@ def keep_counts(
         if not number:
             what = "weights" if groups is None else f"groups of {granularity}"
             must = f"so large that of {name!r}, which has {whole} {what}, one is kept"
-            raise errors.wrong("density", density, must)
+            raise errors.wrong("density", float(density), must)
     return (sum(counts),) if scope == "global" else tuple(counts)
 
 
@@ -294,14 +294,14 @@ def _check_how(scope: Scope, granularity: Granularity) -> None:
 def _survivors(density: float | Fraction, granularity: NofM, scope: Scope) -> int:
     """How many of m a density is."""
     if not 0 < density <= 1:
-        raise errors.wrong("density", density, "in (0, 1]")
+        raise errors.wrong("density", float(density), "in (0, 1]")
     if scope == "erk":
         must = "'global' or 'uniform': n of m is the same density in every layer"
         raise errors.wrong("scope", repr(scope), must)
     n = masks.exact(density) * granularity.m
     if n != granularity.n and n < granularity.m:
         must = f"{granularity.n / granularity.m:g}, that of {granularity}"
-        raise errors.wrong("density", density, must)
+        raise errors.wrong("density", float(density), must)
     return int(n)
 
 

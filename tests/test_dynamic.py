@@ -834,7 +834,7 @@ MISFITS = [
     ),
     (
         check(dynamic.gradual_magnitude(0.001, 0, 8, 2), **SHAPES_OF),
-        "density=1/1000|density=0.001; it must be so large",
+        "density=0.001; it must be so large",
     ),
     # Optimizers and keys.
     (
