@@ -32,9 +32,11 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# The newest Python and, without the lock, the newest packages.
+# The newest Python and, without the lock, the newest packages: of the slow ones only the battery
+# over every optimizer of optax, for there a new version brings new members.
 core-tests: $(VENV)/.core
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(CORE_TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(CORE_TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow tests/test_optimizers.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
