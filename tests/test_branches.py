@@ -253,7 +253,7 @@ def test_noise_keys_are_all_different():
     roles = jax.vmap(lambda key: jnp.stack(keys_.noise_keys(key)))(keys.noise)
     everything = [many.reshape(-1), roles.reshape(-1), keys.noise, keys.init]
     data = jax.random.key_data(jnp.concatenate(everything))
-    assert len(np.unique(data, axis=0)) == len(data) == 10 + 8 + 2 + 2
+    assert len(np.unique(data, axis=0)) == len(data) == 10 + 10 + 2 + 2
     fewer = keys_.branch_keys(keys.noise[1], 2)
     np.testing.assert_array_equal(
         jax.random.key_data(fewer), jax.random.key_data(many[1, :2])

@@ -611,6 +611,7 @@ ASKING = {
     prune.to_counts: lambda w, m, **p: prune.to_counts(w, m, (12,), **p),
     dynamic.gradual_magnitude: acting(dynamic.gradual_magnitude, 0, 10, 10),
     dynamic.gradual_random: acting(dynamic.gradual_random, 0, 10, 10),
+    dynamic.gradual_saliency: acting(dynamic.gradual_saliency, 0, 10, 10),
     dynamic.one_shot_magnitude: acting(dynamic.one_shot_magnitude, 10),
     dynamic.periodic_magnitude: acting(dynamic.periodic_magnitude, 0, 10, 10),
     dynamic.static_sparse: acting(dynamic.static_sparse),

@@ -350,7 +350,7 @@ def test_noise_is_a_function_of_key_and_step():
         assert any(map(bool, jax.tree.leaves(differ)))
     keys = lj.keys.noise_keys(key)
     data = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
-    assert len(data) == len(keys) == 4
+    assert len(data) == len(keys) == 5
 
 
 def test_an_offset_moves_the_position_in_the_noise():
