@@ -435,8 +435,8 @@ def layer_counts(
         ]
         if left < 0:
             raise ValueError(
-                f"density={float(density)} leaves {budget} weights, fewer than the layers that "
-                f"stay dense hold ({budget - left})"
+                f"density={float(density)} leaves {budget} weights, fewer than the layers "
+                f"that stay dense hold ({budget - left})"
             )
         if not sum(weights):
             return sizes
