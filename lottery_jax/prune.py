@@ -17,7 +17,7 @@ a study does (`imp.run`), and `masks.layer_densities` tells.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
@@ -408,16 +408,31 @@ def _n_of_m(
     along = group_axes(mask, m, axis, flags)
     leaves, structure = jax.tree.flatten(mask)
     out = []
+
+    def highest(s: Array, alive: Array) -> Array:
+        dead = jnp.sum(~alive, axis=-1, dtype=jnp.int32)
+        return jax.vmap(selection.drop_lowest)(s, alive, m - n - dead)
+
     for leaf, s, axes in zip(leaves, jax.tree.leaves(scores), along):
-        if axes is not None:
-            last = tuple(range(-len(axes), 0))
-            moved = jnp.moveaxis(leaf, axes, last)
-            s, alive = (jnp.moveaxis(x, axes, last).reshape(-1, m) for x in (s, leaf))
-            dead = jnp.sum(~alive, axis=-1, dtype=jnp.int32)
-            kept = jax.vmap(selection.drop_lowest)(s, alive, m - n - dead)
-            leaf = jnp.moveaxis(kept.reshape(moved.shape), last, axes)
-        out.append(leaf)
+        out.append(leaf if axes is None else in_groups(highest, m, axes, s, leaf))
     return trees.placed(jax.tree.unflatten(structure, out), *like)
+
+
+def in_groups(
+    function: Callable[..., Array], m: int, axes: tuple[int, ...], *leaves: Array
+) -> Array:
+    """What a function makes of groups of m, in the shape of the leaves.
+
+    Args:
+      function: of the leaves as `[groups, m]`, to an array of that shape.
+      m: size of a group.
+      axes: along which the groups lie, from `group_axes`.
+      *leaves: arrays of one shape.
+    """
+    last = tuple(range(-len(axes), 0))
+    moved = [jnp.moveaxis(x, axes, last) for x in leaves]
+    made = function(*(x.reshape(-1, m) for x in moved))
+    return jnp.moveaxis(made.reshape(moved[0].shape), last, axes)
 
 
 def group_axes(

@@ -7,6 +7,7 @@ ago may be what grows, and then keeps its weight; all else that grows begins at 
 state of the optimizer, see `transforms.change_mask`.
 """
 
+import functools
 import math
 from fractions import Fraction
 from typing import Literal
@@ -279,9 +280,8 @@ def _n_of_m(
     """As many grow in each group of m as were dropped there."""
     m = granularity.m
 
-    def regrown(w: Array, g: Array, alive: Array, drop: Array) -> Array:
+    def regrown(drop: Array, w: Array, g: Array, alive: Array) -> Array:
         kept = selection.drop_lowest(w, alive, drop)
-        w, g, kept, alive = (x.reshape(-1, m) for x in (w, g, kept, alive))
         free = ~kept
         gone = jnp.sum(alive & free, axis=-1, dtype=jnp.int32)
         spare = jnp.sum(free, axis=-1, dtype=jnp.int32) - gone
@@ -294,9 +294,7 @@ def _n_of_m(
         jax.tree.leaves(worth), jax.tree.leaves(wanted), leaves, along
     ):
         if axes is not None:
-            last = tuple(range(-len(axes), 0))
-            w, g, alive = (jnp.moveaxis(x, axes, last) for x in (w, g, alive))
-            new = regrown(w, g, alive, drops[next(number)]).reshape(alive.shape)
-            alive = jnp.moveaxis(new, last, axes)
+            own = functools.partial(regrown, drops[next(number)])
+            alive = prune.in_groups(own, m, axes, w, g, alive)
         out.append(alive)
     return jax.tree.unflatten(structure, out)
