@@ -69,16 +69,28 @@ class Recipe:
     """Unbiased running variance in BatchNorm, as in PyTorch."""
     batch_size: int = 100
     """Examples per step; the last partial batch of an epoch is kept."""
-    optimizer: Literal["sgd", "adam"] = "adam"
+    pretrained: str = _later("")
+    """For texts: what an encoder starts from, a folder with config.json,
+    model.safetensors and a tokeniser, or a hub's name."""
+    length: int = _later(128)
+    """For texts: tokens of a window, or of the longest sequence."""
+    dropout: float | None = _later(None)
+    """For texts: dropout of the network; None for its own."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Optimizer."""
     learning_rate: float = 5e-3
     """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD; unused by Adam."""
     weight_decay: float = 0.0
-    """L2 penalty, added to the gradient."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
-    """Learning rate over steps; "step" multiplies by `drop_factor` at each of `drops`."""
+    """L2 penalty, added to the gradient; of adamw, its own decay."""
+    epsilon: float = _later(1e-8)
+    """Epsilon of Adam and AdamW."""
+    clip: float | None = _later(None)
+    """Largest norm of a gradient; longer ones are shortened. None for any."""
+    schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
+    """Learning rate over steps; "step" multiplies by `drop_factor` at each of `drops`,
+    "cosine" and "linear" fall to 0."""
     drops: tuple[str, ...] = ()
     """Steps at which the learning rate drops: 20000it, 80ep ..."""
     drop_factor: float = 0.1
@@ -313,6 +325,7 @@ def in_words(recipe: Recipe) -> str:
     laws = {
         "constant": "constant",
         "cosine": "cosine to 0",
+        "linear": "linear to 0",
         "step": f"times {recipe.drop_factor:g} at {', '.join(recipe.drops)}",
     }
     law = laws[recipe.schedule]
@@ -456,6 +469,9 @@ def make_optimizer(
         value = getattr(recipe, field)
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{field}={value}; it must be 0 or more")
+    for field, value in (("epsilon", recipe.epsilon), ("clip", recipe.clip)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise ValueError(f"{field}={value}; it must be above 0")
     swept = sweep(recipe, steps_per_epoch)
     for name in () if sweeps else swept:
         field = f"sweep_{name}"
@@ -481,14 +497,17 @@ def make_optimizer(
         elif recipe.schedule == "constant":
             # At a constant rate optax keeps no counter, and levels start alike.
             rate = learning_rate
+        before = [] if recipe.clip is None else [optax.clip_by_global_norm(recipe.clip)]
         if recipe.optimizer == "sgd":
             own = momentum if there("momentum", momentum) else None
             tx = optax.sgd(rate, momentum=own)
+        elif recipe.optimizer == "adam":
+            tx = optax.adam(rate, eps=recipe.epsilon)
         else:
-            tx = optax.adam(rate)
-        if there("weight_decay", weight_decay):
-            tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
-        return tx
+            tx = optax.adamw(rate, eps=recipe.epsilon, weight_decay=weight_decay)
+        if recipe.optimizer != "adamw" and there("weight_decay", weight_decay):
+            before.append(optax.add_decayed_weights(weight_decay))
+        return optax.chain(*before, tx) if before else tx
 
     return make_tx if swept else make_tx()
 
@@ -498,6 +517,8 @@ def _law(recipe: Recipe, steps_per_epoch: int) -> Callable[[float], Any]:
     steps = parse_step(recipe, "steps", steps_per_epoch)
     if recipe.schedule == "cosine":
         return lambda peak: optax.cosine_decay_schedule(peak, steps)
+    if recipe.schedule == "linear":
+        return lambda peak: optax.linear_schedule(peak, 0.0, steps)
     if recipe.schedule == "step":
         if not recipe.drops:
             raise ValueError("schedule='step' needs drops, such as --drops 80ep 120ep")

@@ -13,7 +13,10 @@ from typing import Any
 
 import flax.linen as nn
 
+from lottery_jax import errors
 from lottery_jax.models import initializers
+from lottery_jax.models.bert import Bert as Bert
+from lottery_jax.models.bert import BertShape as BertShape
 from lottery_jax.models.conv import ConvNet as ConvNet
 from lottery_jax.models.layers import Choices as Choices
 from lottery_jax.models.mlp import MLP as MLP
@@ -98,8 +101,9 @@ def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:
       ValueError: see `units`.
     """
     axes = units(model, params)
-    fan = initializers.FANS[model.choices.initializer]
-    return narrow_axes(axes, params, count, fan=fan)
+    law = model.choices.initializer
+    errors.one_of("initializer", law, initializers.FANS)  # or it knows no fans
+    return narrow_axes(axes, params, count, fan=initializers.FANS[law])
 
 
 def _parse(name: str) -> tuple[str, list[int]]:

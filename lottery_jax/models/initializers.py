@@ -28,15 +28,19 @@ glorot_normal: Initializer = settled(
 )
 """N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010; Frankle & Carbin 2019."""
 
+normal_002: Initializer = settled(jax.nn.initializers.normal(0.02))
+"""N(0, 0.02^2), whatever the fans. Devlin et al. 2019; Radford et al. 2019."""
+
 KERNELS: dict[str, Initializer] = {
     "kaiming_normal": kaiming_normal,
     "glorot_normal": glorot_normal,
+    "normal_0.02": normal_002,
 }
 FANS: dict[str, Literal["fan_in", "fan_avg"]] = {
     "kaiming_normal": "fan_in",
     "glorot_normal": "fan_avg",
 }
-"""What the variance of each is divided by."""
+"""What the variance of each is divided by, of those that know their fans."""
 
 BIASES = ("zeros", "torch")
 SCALES = ("ones", "uniform")

@@ -6,34 +6,26 @@ from collections.abc import Callable
 import jax
 
 from lottery_jax import data as datasets
-from lottery_jax import errors
+from lottery_jax import errors, trees
 from lottery_jax.types import Array, Batch, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
-    """How examples are drawn, augmented, and gone through; made by `of`.
-
-    `order` and `batch` are functions of a Task.
+class Drawn:
+    """How labelled examples are drawn and gone through; `order` is a function of a Task.
 
     Attributes:
       num_train: training examples.
       batch_size: examples per step.
       drop_last: whether an epoch leaves out a last batch that is not full; otherwise it
         is padded, with weight 0 and real examples again.
-      augment: of "flip" and "crop".
       evaluation_batch: examples gone through at once.
-      mean: see `Dataset`.
-      std: see `Dataset`.
     """
 
     num_train: int
     batch_size: int
     drop_last: bool
-    augment: tuple[str, ...]
     evaluation_batch: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,8 +44,48 @@ class Batches:
             noise_key, step, self.num_train, self.batch_size, drop_last=self.drop_last
         )
 
+    def gathered(self, data: PyTree, indices: Array) -> Batch:
+        """The training examples of one step, as they are stored."""
+        return datasets.gather(data["train"], indices, full=not self.padded)
+
+    def each(self, arrays: PyTree, measure: Callable[[Batch], PyTree]) -> PyTree:
+        """`measure(batch)` of each batch of a split, in stored order, stacked.
+
+        The last one may be padded, with weight 0.
+        """
+        number = trees.count(arrays)
+        size = min(self.evaluation_batch, number)
+
+        def some(rows: Array) -> PyTree:
+            return measure(self.shown(datasets.gather(arrays, rows)))
+
+        return jax.lax.map(some, datasets.sequential(number, size))
+
+    def shown(self, batch: Batch) -> Batch:
+        """A batch as a model is given it in evaluation."""
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches(Drawn):
+    """Images, augmented and normalised; made by `of`. `batch` is a function of a Task.
+
+    Attributes:
+      num_train: see `Drawn`.
+      batch_size: likewise.
+      drop_last: likewise.
+      evaluation_batch: likewise.
+      augment: of "flip" and "crop".
+      mean: see `Dataset`.
+      std: see `Dataset`.
+    """
+
+    augment: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
     def batch(self, data: PyTree, indices: Array, noise_key: Key, step: Array) -> Batch:
-        batch = datasets.gather(data["train"], indices, full=not self.padded)
+        batch = self.gathered(data, indices)
         images = batch["image"]
         if self.augment:
             key = jax.random.fold_in(noise_key, step)
@@ -64,22 +96,11 @@ class Batches:
                     datasets.flip if self.augment == ("flip",) else datasets.shift_crop
                 )
                 images = one(key, images)
-        return batch | {"image": datasets.normalize(images, self.mean, self.std)}
+        return self.shown(batch | {"image": images})
 
-    def each(self, arrays: PyTree, measure: Callable[[Batch], PyTree]) -> PyTree:
-        """`measure(batch)` of each batch of a split, in stored order, stacked.
-
-        The last one may be padded, with weight 0.
-        """
-        number = arrays["label"].shape[0]
-        size = min(self.evaluation_batch, number)
-
-        def some(rows: Array) -> PyTree:
-            batch = datasets.gather(arrays, rows)
-            images = datasets.normalize(batch["image"], self.mean, self.std)
-            return measure(batch | {"image": images})
-
-        return jax.lax.map(some, datasets.sequential(number, size))
+    def shown(self, batch: Batch) -> Batch:
+        image = datasets.normalize(batch["image"], self.mean, self.std)
+        return batch | {"image": image}
 
 
 def of(
@@ -91,10 +112,13 @@ def of(
     evaluation_batch: int,
 ) -> Batches:
     """The batches of a data set; refuses what does not fit it (ValueError)."""
-    num_train = len(dataset.arrays["train"]["label"])
-    of = f"the number of training examples of {dataset.name}"
-    batch_size = errors.whole("batch_size", batch_size, 1, num_train, of)
-    errors.flag("drop_last", drop_last)
+    drawn = of_examples(
+        dataset.arrays["train"],
+        dataset.name,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        evaluation_batch=evaluation_batch,
+    )
     if augment not in ((), ("flip",), ("crop",), ("flip", "crop")):
         raise ValueError(
             f"augment={augment!r}; it must be of 'flip' and 'crop', in this order"
@@ -104,13 +128,30 @@ def of(
             f"augment={augment!r}; it must be (), since it needs images and {dataset.name} "
             f"has examples of shape {dataset.shape}"
         )
+    own = dataclasses.asdict(drawn)
+    return Batches(**own, augment=augment, mean=dataset.mean, std=dataset.std)
+
+
+def of_examples(
+    arrays: PyTree,
+    name: str,
+    *,
+    batch_size: int,
+    drop_last: bool,
+    evaluation_batch: int,
+) -> Drawn:
+    """How a training split is drawn; refuses what does not fit it (ValueError).
+
+    Args:
+      arrays: of the training split, `[N, ...]`.
+      name: of the data set.
+      batch_size: examples per step.
+      drop_last: see `Drawn`.
+      evaluation_batch: examples evaluated at once.
+    """
+    number = trees.count(arrays)
+    of = f"the number of training examples of {name}"
+    batch_size = errors.whole("batch_size", batch_size, 1, number, of)
+    errors.flag("drop_last", drop_last)
     evaluation_batch = errors.whole("evaluation_batch", evaluation_batch, 1)
-    return Batches(
-        num_train,
-        batch_size,
-        drop_last,
-        augment,
-        evaluation_batch,
-        dataset.mean,
-        dataset.std,
-    )
+    return Drawn(number, batch_size, drop_last, evaluation_batch)

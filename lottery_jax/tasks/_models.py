@@ -42,19 +42,19 @@ class Model(Protocol):
         self,
         params: Params,
         model_state: ModelState,
-        images: Array,
+        inputs: PyTree,
         /,
         *,
         train: bool,
         key: Key | None = None,
         weights: Array | None = None,
     ) -> tuple[Array, ModelState]:
-        """Logits `[B, classes]`, and the model state after a training pass.
+        """What the model says `[B, ...]`, and the model state after a training pass.
 
         Args:
           params: the weights.
           model_state: in evaluation it comes back as it is.
-          images: `[B, ...]`.
+          inputs: `[B, ...]`: images, or a pytree such as `data.text.Tokens`.
           train: training or evaluation.
           key: of what training draws; None in evaluation.
           weights: of the examples, `[B]`; None in evaluation.
@@ -80,7 +80,7 @@ class Linen:
 
     Attributes:
       module: the module.
-      shape: of one example.
+      shape: of one example: of an image; or a hashable pytree of shapes and dtypes.
       options: which parameters of its `__call__` are given a value.
       padded: whether there are padded batches.
       state: the collections that are its model state.
@@ -89,7 +89,7 @@ class Linen:
     """
 
     module: nn.Module
-    shape: tuple[int, ...]
+    shape: PyTree
     options: tuple[str, ...]
     padded: bool
     state: tuple[str, ...] = ()
@@ -107,14 +107,14 @@ class Linen:
 
     def variables(self, key: Key, examples: int = 1) -> dict[str, PyTree]:
         """Everything that the module makes of some examples."""
-        images = jnp.zeros((examples, *self.shape), jnp.float32)
-        return dict(self.module.init(key, images, **self._given(False, None)))
+        inputs = zeros(self.shape, examples)
+        return dict(self.module.init(key, inputs, **self._given(False, None)))
 
     def apply(
         self,
         params: Params,
         model_state: ModelState,
-        images: Array,
+        inputs: PyTree,
         /,
         *,
         train: bool,
@@ -124,12 +124,12 @@ class Linen:
         variables: dict[str, Any] = {"params": params, **model_state}
         given = self._given(train, weights)
         if not train:
-            logits: Any = self.module.apply(variables, images, **given)
+            logits: Any = self.module.apply(variables, inputs, **given)
             return logits, model_state
         masking = functools.partial(_masked, weights if self.padded else None)
         with nn.intercept_methods(masking):
             out: Any = self.module.apply(
-                variables, images, **given, mutable=list(self.state), rngs=_rngs(key)
+                variables, inputs, **given, mutable=list(self.state), rngs=_rngs(key)
             )
         return out
 
@@ -178,12 +178,31 @@ def pool(moments: PyTree) -> ModelState:
     return {"mean": mean[0], "var": jnp.mean(variances + apart, axis=0)}
 
 
-def linen(module: nn.Module, shape: tuple[int, ...], padded: bool) -> Linen:
+def batched(shape: PyTree, examples: int) -> PyTree:
+    """The shapes and dtypes of so many examples.
+
+    Args:
+      shape: of one: numbers, of a float32 image; or a pytree of `jax.ShapeDtypeStruct`.
+      examples: how many.
+    """
+    if all(isinstance(size, int) for size in shape):
+        return jax.ShapeDtypeStruct((examples, *shape), jnp.float32)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((examples, *x.shape), x.dtype), shape
+    )
+
+
+def zeros(shape: PyTree, examples: int) -> PyTree:
+    """So many examples that are all 0; see `batched`."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batched(shape, examples))
+
+
+def linen(module: nn.Module, shape: PyTree, padded: bool) -> Linen:
     """A Linen module as a model; it is traced to see what its state is.
 
     Args:
       module: the module.
-      shape: of one example.
+      shape: of one example, see `batched`.
       padded: whether there are padded batches.
 
     Raises:
@@ -230,10 +249,10 @@ def _passing(model: Linen, names: tuple[str, ...]) -> tuple[str, ...]:
     def shapes(examples: int) -> tuple[PyTree, PyTree]:
         def once(key: Key) -> tuple[PyTree, PyTree]:
             before = model.variables(key, examples)
-            images = jnp.zeros((examples, *model.shape), jnp.float32)
+            inputs = zeros(model.shape, examples)
             given = model._given(True, jnp.ones(examples, jnp.float32))
             _, after = model.module.apply(
-                before, images, **given, mutable=list(names), rngs=_rngs(key)
+                before, inputs, **given, mutable=list(names), rngs=_rngs(key)
             )
             return before, after
 
@@ -380,7 +399,7 @@ class Functions:
         self,
         params: Params,
         model_state: ModelState,
-        images: Array,
+        inputs: PyTree,
         /,
         *,
         train: bool,
@@ -393,8 +412,8 @@ class Functions:
         # these are made here.
         params, model_state = jax.tree.map(lambda x: x, (params, model_state))
         if not self.stateful:
-            return self.call(params, images, **given), model_state
-        out = self.call(params, model_state, images, **given)
+            return self.call(params, inputs, **given), model_state
+        out = self.call(params, model_state, inputs, **given)
         if not (isinstance(out, tuple) and len(out) == 2):
             raise ValueError(
                 f"apply returns {type(out).__name__}; it must be (logits, model_state), "
@@ -435,15 +454,15 @@ def functions(init: Callable[..., Any], apply: Callable[..., Any]) -> Functions:
 
 
 def check(
-    model: Linen | Functions, images: jax.ShapeDtypeStruct, classes: int, name: str
+    model: Linen | Functions, inputs: PyTree, outputs: tuple[int, ...], axes: str
 ) -> Params:
     """Refuses a model that does not fit the data, before anything is compiled.
 
     Args:
       model: the model.
-      images: of one batch.
-      classes: of the data set.
-      name: of the data set.
+      inputs: shapes and dtypes of one batch.
+      outputs: the shape of what it must say of one.
+      axes: what the axes of that shape are, for messages.
 
     Returns:
       The shapes of its params.
@@ -453,42 +472,40 @@ def check(
         or no real dtype, in training or in evaluation, its state does not keep its form,
         or it draws random numbers in evaluation.
     """
-    weights = jax.ShapeDtypeStruct(images.shape[:1], jnp.float32)
+    examples = jax.tree.leaves(inputs)[0].shape[:1]
+    weights = jax.ShapeDtypeStruct(examples, jnp.float32)
 
-    def in_training(key: Key, images: Array, weights: Array) -> PyTree:
+    def in_training(key: Key, inputs: PyTree, weights: Array) -> PyTree:
         params, state = model.init(key)
         _check_drawn(params, state)
         logits, after = model.apply(
-            params, state, images, train=True, key=key, weights=weights
+            params, state, inputs, train=True, key=key, weights=weights
         )
-        _check_logits(f"{model.name}: its logits", logits, images.shape[0])
+        _check_logits(f"{model.name}: its logits", logits)
         return params, state, after
 
-    def in_evaluation(params: Params, state: ModelState, images: Array) -> PyTree:
-        logits, _ = model.apply(params, state, images, train=False)
-        _check_logits(f"{model.name}: in evaluation its logits", logits, len(images))
+    def in_evaluation(params: Params, state: ModelState, inputs: PyTree) -> PyTree:
+        logits, _ = model.apply(params, state, inputs, train=False)
+        _check_logits(f"{model.name}: in evaluation its logits", logits)
         return logits
 
-    def _check_logits(what: str, logits: Any, examples: int) -> None:
-        wanted = (examples, classes)
+    def _check_logits(what: str, logits: Any) -> None:
         if not hasattr(logits, "shape") or not hasattr(logits, "dtype"):
             raise ValueError(
-                f"{what} are {errors.shown(logits)}; it must be one array {wanted}, "
-                f"[examples, classes of {name}]"
+                f"{what} are {errors.shown(logits)}; it must be one array {outputs}, {axes}"
             )
-        if logits.shape != wanted:
+        if logits.shape != outputs:
             raise ValueError(
-                f"{what} have shape {logits.shape}; it must be {wanted}, [examples, "
-                f"classes of {name}]"
+                f"{what} have shape {logits.shape}; it must be {outputs}, {axes}"
             )
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(f"{what} have dtype {logits.dtype}; it must be real")
 
     key = jax.eval_shape(of_seed, 0)
     try:
-        params, state, after = jax.eval_shape(in_training, key, images, weights)
+        params, state, after = jax.eval_shape(in_training, key, inputs, weights)
         _check_kept(model.name, state, after)
-        jax.eval_shape(in_evaluation, params, state, images)
+        jax.eval_shape(in_evaluation, params, state, inputs)
     except flax_errors.InvalidRngError as error:
         raise ValueError(
             f"{model.name}: {_first_line(error)} in evaluation, which draws nothing; "

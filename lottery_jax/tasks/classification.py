@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
@@ -245,8 +244,11 @@ def classification(
             "parameter `weights` can leave out examples of weight 0.)"
         )
     static = _Classification(used, batches)
-    images = jax.ShapeDtypeStruct((batches.batch_size, *dataset.shape), jnp.float32)
-    params = _models.check(used, images, dataset.num_classes, dataset.name)
+    images = _models.batched(dataset.shape, batches.batch_size)
+    wanted = (batches.batch_size, dataset.num_classes)
+    params = _models.check(
+        used, images, wanted, f"[examples, classes of {dataset.name}]"
+    )
     try:
         trees.matching(params, exclude)
     except ValueError as error:
