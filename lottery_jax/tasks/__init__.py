@@ -9,3 +9,4 @@ from lottery_jax.tasks.curve import between as between
 from lottery_jax.tasks.curve import coefficients as coefficients
 from lottery_jax.tasks.curve import curve as curve
 from lottery_jax.tasks.curve import straight as straight
+from lottery_jax.tasks.language_model import language_model as language_model
