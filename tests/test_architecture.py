@@ -76,6 +76,7 @@ HEAVY = {
     "sklearn",
     "tensorflow",
     "tensorflow_datasets",
+    "tokenizers",
     "torch",
     "tyro",
     "xarray",
