@@ -704,3 +704,19 @@ GALE: Table = {
         },
     ),
 }
+
+_SHAKESPEARE: Fields = dict(
+    task="language_model", data="tiny_shakespeare", length=64, batch_size=32,
+    rewind_step="30it", fraction=0.5, levels=4, replicas=3,
+)
+LANGUAGE: Table = {
+    "shakespeare-lstm": (
+        "The demo: LSTM of 2 layers of 128 on the characters of tiny Shakespeare, Adam 4e-3, "
+        "300 steps, rewound to 30, 50% to 6% of all weights, 3 replicas. Twenty minutes on "
+        "2 cores.",
+        dict(
+            **_SHAKESPEARE, model="lstm-2-128", dropout=0.2, learning_rate=4e-3,
+            steps="300it", validate_every=150,
+        ),
+    ),
+}

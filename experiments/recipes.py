@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import identity
+from experiments import identity, texts_language
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
@@ -20,7 +20,7 @@ from lottery_jax.execution import Activations, Precision
 from lottery_jax.keys import of_seed
 from lottery_jax.optimizers.settings import Optimizer, axes
 from lottery_jax.types import Array, Task
-from lottery_jax.verdicts import ERROR, Metric
+from lottery_jax.verdicts import ERROR, LOSS, Metric
 
 
 def _later(default: Any) -> Any:
@@ -74,6 +74,8 @@ class Recipe:
     model.safetensors and a tokeniser, or a hub's name."""
     length: int = _later(128)
     """For texts: tokens of a window, or of the longest sequence."""
+    embeddings: Literal["pruned", "kept"] = _later("pruned")
+    """For language models: whether embeddings count among the prunable weights."""
     dropout: float | None = _later(None)
     """For texts: dropout of the network; None for its own."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -253,10 +255,13 @@ def make_classification(recipe: Recipe) -> Task:
     )
 
 
-TASKS: Mapping[str, Callable[[Recipe], Task]] = {"classification": make_classification}
+TASKS: Mapping[str, Callable[[Recipe], Task]] = {
+    "classification": make_classification,
+    "language_model": texts_language.make_language_model,
+}
 """What can be trained, by the name that a recipe gives: one function each."""
 
-METRICS: Mapping[str, Metric] = {}
+METRICS: Mapping[str, Metric] = {"language_model": LOSS}
 """What networks are compared by, for tasks that are not judged by their error."""
 
 
@@ -278,6 +283,8 @@ def metric(recipe: Recipe) -> Metric:
 
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
+    if recipe.task == "language_model":
+        return texts_language.note(recipe)
     return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 

@@ -19,7 +19,7 @@ import optax
 from flax import linen as nn
 
 from lottery_jax import activations, errors, masks, trees
-from lottery_jax.data.text import Texts
+from lottery_jax.data.text import Texts, check
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
 from lottery_jax.tasks.classification import _patterns
@@ -354,23 +354,18 @@ def in_columns(ids: np.ndarray, columns: int, window: int) -> np.ndarray:
     return np.stack(cut, axis=1)
 
 
-def _check_texts(texts: Texts) -> None:
-    """Raises a ValueError if texts are no long ones of one vocabulary."""
-    errors.is_a("texts", texts, Texts, "a data.text.Texts")
-    if not {"train", "test"} <= set(texts.arrays):
-        must = "with a 'train' and a 'test' split"
-        raise errors.wrong(f"{texts.name}: splits", list(texts.arrays), must)
-    size = texts.vocabulary.size
+def _checked(texts: Texts) -> Texts:
+    """Texts, once it is sure that each split is one long text."""
+    texts = check(texts)
     for split, arrays in texts.arrays.items():
-        name = f"{texts.name}: ids of {split!r}"
-        ids = arrays.get("ids")
-        if np.ndim(ids) != 1 or np.asarray(ids).dtype.kind not in "iu":
-            shown = "absent" if ids is None else errors.shown(ids)
-            raise errors.wrong(name, shown, "one long text, int32 [T]")
-        outside = np.flatnonzero((ids < 0) | (ids >= size))
-        if len(outside):
-            must = f"in [0, {size}), the vocabulary that all splits share"
-            raise errors.wrong(f"{name}[{outside[0]}]", ids[outside[0]], must)
+        if set(arrays) != {"ids"} or arrays["ids"].ndim != 1:
+            found = {name: x.shape for name, x in arrays.items()}
+            must = "{'ids': (tokens,)}, one long text, as data.text.stream makes"
+            raise errors.wrong(f"{texts.name}: arrays of {split!r}", found, must)
+    if "test" not in texts.arrays:
+        must = "a split 'test' among them"
+        raise errors.wrong(f"{texts.name}: splits", list(texts.arrays), must)
+    return texts
 
 
 def _laid_out(
@@ -379,7 +374,7 @@ def _laid_out(
     """The splits in windows; a ValueError if one is too short for its columns."""
     found = {}
     for split, own in texts.arrays.items():
-        ids, number = np.asarray(own["ids"], np.int32), columns(split)
+        ids, number = own["ids"], columns(split)
         if len(ids) < number * window + 1:
             of = f"{number} columns of a window of {window}"
             must = f"at least {number * window + 1}: {of} and the token that follows"
@@ -493,7 +488,7 @@ def language_model(
         random numbers in evaluation; patterns that match nothing. All of it before
         anything is compiled.
     """
-    _check_texts(texts)
+    texts = _checked(texts)
     batch_size = errors.whole("batch_size", batch_size, 1)
     window = errors.whole("window", window, 1)
     evaluation_batch = errors.whole("evaluation_batch", evaluation_batch, 1)
