@@ -76,65 +76,116 @@ def squad(
       ValueError: an option out of range, or a file that is not as published.
       FileNotFoundError: the development set is not there; says what puts it there.
     """
-    errors.is_a(
-        "tokenizer", tokenizer, Tokenizer, "from lottery_jax.data.text.tokenizer"
+    chosen = choose(tokenizer, length, question, validation, subset, data_dir, seed)
+    notes = [chosen.note] if chosen.note else []
+    lost = {k: (few, number) for k, (few, number) in chosen.dropped.items() if few}
+    if lost:
+        found = ", ".join(
+            f"{few} of {n} of {split}" for split, (few, n) in lost.items()
+        )
+        notes.append(
+            f"questions dropped, for no answer is within length={length}: {found}"
+        )
+    outside = {split: part["outside"].sum() for split, part in chosen.parts.items()}
+    if any(outside.values()):
+        found = ", ".join(f"{n} of {split}" for split, n in outside.items() if n)
+        notes.append(f"further accepted answers outside: {found}")
+    notes += cuts({split: part["cut"] for split, part in chosen.parts.items()}, length)
+    return Texts(
+        arrays={
+            split: {field: part[field] for field in ("ids", "types", "answers")}
+            for split, part in chosen.parts.items()
+        },
+        vocabulary=tokenizer.vocabulary,
+        name=chosen.name,
+        metric="f1",
+        note="; ".join(notes) or None,
     )
+
+
+class Chosen(NamedTuple):
+    """Which questions are in which split, and what is known of them.
+
+    Attributes:
+      parts: by split `ids`, `types`, `answers`, `cut`, how many accepted answers are
+        `outside` of the window, and `row`, the position in the file.
+      paths: the file of each split.
+      dropped: of each split, how many questions are dropped, and of how many.
+      name: of the data set.
+      note: what must be stated of it, or None.
+    """
+
+    parts: dict[str, Arrays]
+    paths: dict[str, pathlib.Path]
+    dropped: dict[str, tuple[int, int]]
+    name: str
+    note: str | None
+
+
+def choose(
+    tokenizer: Tokenizer,
+    length: int,
+    question: int,
+    validation: int | None,
+    subset: int | None,
+    data_dir: str | os.PathLike[str] | None,
+    seed: int,
+) -> Chosen:
+    """The questions of each split; the arguments are those of `squad`.
+
+    Args:
+      tokenizer: as for `squad`.
+      length: likewise.
+      question: likewise.
+      validation: likewise.
+      subset: likewise.
+      data_dir: likewise.
+      seed: likewise.
+    """
+    must = "from lottery_jax.data.text.tokenizer"
+    errors.is_a("tokenizer", tokenizer, Tokenizer, must)
     length = errors.whole("length", length, 5)
     question = errors.whole("question", question, 1)
-    own = files.folder("squad", data_dir)
-    alone = not (own / published.SQUAD[0]).is_file()
-    names = {"test": published.SQUAD[1]}
-    if not alone:
-        names = {"train": published.SQUAD[0]} | names
-    paths = dict(zip(names, files.needed("squad", names.values(), data_dir)))
-    stored = {
-        split: _stored(path, tokenizer, length, question)
-        for split, path in paths.items()
-    }
-    name, notes = "squad", []
-    test = stored["test"]
+    train_file, test_file = published.SQUAD
+    (path,) = files.needed("squad", [test_file], data_dir)
+    paths = {"train": path.with_name(train_file), "validation": path, "test": path}
+    test = train = _stored(path, tokenizer, length, question)
     number = len(test["articles"])
-    train, rows, test_rows = test, np.arange(0), np.arange(number)
-    if alone:
+    if paths["train"].is_file():
+        name, note = "squad", None
+        paths["validation"] = paths["train"]
+        train = _stored(paths["train"], tokenizer, length, question)
+        rows, test_rows = np.arange(len(train["articles"])), np.arange(number)
+    else:
         name = "squad-dev"
+        note = (
+            "made of the development set of SQuAD 1.1 alone, split by article: not "
+            "comparable with results on SQuAD"
+        )
+        paths["train"] = path
         rows, test_rows = map(
             np.sort, held_out(test["articles"], number // 10, seed, "test")
         )
         if validation is None:
             validation = number // 10
-        notes.append(
-            "made of the development set of SQuAD 1.1 alone, split by article: not "
-            "comparable with results on SQuAD"
-        )
-    else:
-        train = stored["train"]
-        rows = np.arange(len(train["articles"]))
     kept, held = train_and_validation(train["articles"][rows], validation, seed, name)
-    # Which question is in which split does not depend on the length.
-    parts = {
-        "train": _take(train, first(_there(train, rows[kept]), subset, name)),
-        "validation": _take(train, _there(train, rows[held])),
-        "test": _take(test, _there(test, test_rows)),
-    }
+    # In the whole file, so that questions are in the same split at every length.
+    splits = {"train": rows[kept], "validation": rows[held], "test": test_rows}
     if not len(held):
-        del parts["validation"]
-    for split, part in parts.items():
-        if not len(part["ids"]):
+        del splits["validation"]
+    parts, dropped = {}, {}
+    for split, own in splits.items():
+        stored = test if split == "test" else train
+        there = _there(stored, own)
+        if not len(there):
             must = f"more: no question of {split} has an answer in its first window"
             raise errors.wrong("length", length, must)
-    for split, file in names.items():
-        notes += _dropped(file, stored[split], length)
-    notes += cuts({split: part["cut"] for split, part in parts.items()}, length)
-    return Texts(
-        arrays={
-            split: {field: part[field] for field in ("ids", "types", "answers")}
-            for split, part in parts.items()
-        },
-        vocabulary=tokenizer.vocabulary,
-        name=name,
-        metric="f1",
-        note="; ".join(notes) or None,
-    )
+        dropped[split] = len(own) - len(there), len(own)
+        if split == "train":
+            there = first(there, subset, name)
+        parts[split] = {field: stored[field][there] for field in _ROWS}
+    paths = {split: paths[split] for split in parts}
+    return Chosen(parts, paths, dropped, name, note)
 
 
 def read(path: pathlib.Path) -> list[Question]:
@@ -197,17 +248,16 @@ def _stored(path: pathlib.Path, tokenizer: Tokenizer, length: int, most: int) ->
 def _windows(
     questions: list[Question], tokenizer: Tokenizer, length: int, most: int
 ) -> Arrays:
-    """`ids`, `types`, `answers` and `cut` of what is kept.
+    """The arrays of what is kept, as in `Chosen.parts`.
 
-    `row` is its position in the file; `articles` those of all questions in the file, as
-    numbers; `outside` counts the accepted answers of what is kept that are left out.
+    Also `articles`, of all questions in the file, as numbers.
     """
     asked = tokenizer.plain([one.text for one in questions])
     contexts = list(dict.fromkeys(one.context for one in questions))
     pieces = dict(zip(contexts, tokenizer.pieces(contexts)))
     titles = [one.article for one in questions]
     number = {title: i for i, title in enumerate(dict.fromkeys(titles))}
-    heads, tails, spans, cut, rows, outside = [], [], [], [], [], 0
+    heads, tails, spans, cut, rows, outside = [], [], [], [], [], []
     for row, (one, ask) in enumerate(zip(questions, asked)):
         kept = ask[: min(most, length - 4)]
         ids, offsets = pieces[one.context]
@@ -219,7 +269,7 @@ def _windows(
         inside = list(dict.fromkeys(span for span in found if span is not None))
         if not inside:
             continue
-        outside += sum(span is None for span in found)
+        outside.append(sum(span is None for span in found))
         before = len(kept) + 2
         spans.append([(begin + before, end + before) for begin, end in inside])
         heads.append(kept)
@@ -263,22 +313,4 @@ def _there(stored: Arrays, rows: np.ndarray) -> np.ndarray:
     return found[found >= 0]
 
 
-_ROWS = ("ids", "types", "answers", "cut", "row")
-
-
-def _take(stored: Arrays, rows: np.ndarray) -> Arrays:
-    return {field: stored[field][rows] for field in _ROWS}
-
-
-def _dropped(file: str, stored: Arrays, length: int) -> list[str]:
-    number, outside = len(stored["articles"]), int(stored["outside"])
-    lost = number - len(stored["ids"])
-    notes = []
-    if lost:
-        notes.append(
-            f"{lost} of {number} questions of {file} are dropped, for no answer is within "
-            f"length={length}"
-        )
-    if outside:
-        notes.append(f"{outside} accepted answers of the others are outside of it")
-    return notes
+_ROWS = ("ids", "types", "answers", "cut", "outside", "row")
