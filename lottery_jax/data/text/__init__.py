@@ -9,6 +9,9 @@ from lottery_jax.data.text.corpora import CORPORA as CORPORA
 from lottery_jax.data.text.generated import markov as markov
 from lottery_jax.data.text.sentences import SENTENCES as SENTENCES
 from lottery_jax.data.text.sentences import sentences as sentences
+from lottery_jax.data.text.squad import squad as squad
+from lottery_jax.data.text.squad_scores import SquadScores as SquadScores
+from lottery_jax.data.text.squad_scores import squad_scores as squad_scores
 from lottery_jax.data.text.stream import stream as stream
 from lottery_jax.data.text.tokenizer import Tokenizer as Tokenizer
 from lottery_jax.data.text.tokenizer import tokenizer as tokenizer

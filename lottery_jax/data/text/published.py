@@ -11,8 +11,8 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from lottery_jax import errors
 from lottery_jax.data.text import corpora, files, glue
@@ -51,7 +51,11 @@ DIGESTS = {
 }
 """SHA-256 of published files, as far as known; other official copies may differ."""
 
-_UNPACK = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_UNPACK: dict[str, Callable[..., Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+}
 _DAMAGE = (
     lzma.LZMAError,
     EOFError,

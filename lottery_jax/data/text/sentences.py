@@ -7,7 +7,7 @@ import numpy as np
 from lottery_jax import errors
 from lottery_jax.data.cache import Arrays, cached
 from lottery_jax.data.text import files, glue
-from lottery_jax.data.text.splits import cuts, held_out, train_and_validation
+from lottery_jax.data.text.splits import cuts, first, held_out, train_and_validation
 from lottery_jax.data.text.tokenizer import Tokenizer
 from lottery_jax.data.text.tokens import Texts
 
@@ -89,9 +89,9 @@ def sentences(
         )
     else:
         train = _split(stored, "train")
-    rows, held = train_and_validation(train["group"], validation, subset, seed, name)
+    rows, held = train_and_validation(train["group"], validation, seed, name)
     parts = {
-        "train": _take(train, rows),
+        "train": _take(train, first(rows, subset, name)),
         "validation": _take(train, held),
         "test": test,
     }

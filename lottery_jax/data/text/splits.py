@@ -37,14 +37,13 @@ def held_out(
 
 
 def train_and_validation(
-    groups: np.ndarray, validation: int | None, subset: int | None, seed: int, name: str
+    groups: np.ndarray, validation: int | None, seed: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a training file that are trained on, and those that are validated on.
 
     Args:
       groups: as for `held_out`.
       validation: rows that are held out; None for a tenth, 0 for none.
-      subset: rows of the rest that are kept, its first ones; None for all.
       seed: as for `held_out`.
       name: of the data set, for messages.
 
@@ -52,7 +51,7 @@ def train_and_validation(
       Two arrays of rows, int64.
 
     Raises:
-      ValueError: nothing would be left to train on, or `subset` is out of range.
+      ValueError: nothing would be left to train on.
     """
     number = len(groups)
     held = errors.whole(
@@ -66,10 +65,24 @@ def train_and_validation(
     if not len(rows):
         must = f"fewer: nothing of {name} would be left to train on"
         raise errors.wrong("validation", held, must)
-    if subset is not None:
-        most = f"what {name} has to train on with validation={held}"
-        subset = errors.whole("subset", subset, 1, len(rows), most)
-    return rows[:subset], held_rows
+    return rows, held_rows
+
+
+def first(rows: np.ndarray, subset: int | None, name: str) -> np.ndarray:
+    """The first rows of a training split, so that smaller subsets lie within larger ones.
+
+    Args:
+      rows: of the split.
+      subset: how many are kept; None for all.
+      name: of the data set, for messages.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    if subset is None:
+        return rows
+    most = f"what {name} has to train on"
+    return rows[: errors.whole("subset", subset, 1, len(rows), most)]
 
 
 def cuts(cut: dict[str, np.ndarray], length: int) -> list[str]:

@@ -265,7 +265,10 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 def _content(token: Any) -> str:
     """A special token's text; some files wrap it."""
     text = token.get("content") if isinstance(token, dict) else token
-    errors.is_a("tokenizer_config.json: a special token", text, str, "text")
+    if not isinstance(text, str):
+        raise errors.wrong(
+            "tokenizer_config.json: a special token", errors.shown(text), "text"
+        )
     return text
 
 
