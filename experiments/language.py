@@ -125,6 +125,8 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     places = {one_.where["level"]: one_.where for one_ in judged}
     for level, where in places.items():
         for name in cfg.beside:
+            if name == "one_shot" and level == 1:
+                continue  # one prune of the dense network: the same ticket
             claim = f"better than {PROCEDURES[name][0]}"
             verdict = verdicts.better(
                 tickets.sel(level=level).values,

@@ -9,6 +9,7 @@ Another model is given windows of the text in any order, as examples of their ow
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,11 +19,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from lottery_jax import activations, errors, masks, trees
-from lottery_jax.data.text import Texts, check
+from lottery_jax import activations, errors, trees
+from lottery_jax.data.text import Texts
 from lottery_jax.keys import settled
-from lottery_jax.tasks import _batches, _models
-from lottery_jax.tasks.classification import _patterns
+from lottery_jax.tasks import _batches, _models, _texts
 from lottery_jax.types import (
     Array,
     Batch,
@@ -356,7 +356,7 @@ def in_columns(ids: np.ndarray, columns: int, window: int) -> np.ndarray:
 
 def _checked(texts: Texts) -> Texts:
     """Texts, once it is sure that each split is one long text."""
-    texts = check(texts)
+    texts = _texts.checked(texts, "ids")
     for split, arrays in texts.arrays.items():
         if set(arrays) != {"ids"} or arrays["ids"].ndim != 1:
             found = {name: x.shape for name, x in arrays.items()}
@@ -369,30 +369,49 @@ def _checked(texts: Texts) -> Texts:
 
 
 def _laid_out(
-    texts: Texts, columns: Callable[[str], int], window: int, recurrent: bool
+    texts: Texts, window: int, batch_size: int, evaluation_batch: int, recurrent: bool
 ) -> dict[str, dict[str, np.ndarray]]:
     """The splits in windows; a ValueError if one is too short for its columns."""
     found = {}
     for split, own in texts.arrays.items():
-        ids, number = own["ids"], columns(split)
-        if len(ids) < number * window + 1:
-            of = f"{number} columns of a window of {window}"
-            must = f"at least {number * window + 1}: {of} and the token that follows"
-            name = f"{texts.name}: tokens of {split!r}"
-            raise errors.wrong(name, len(ids), must)
-        cut = in_columns(ids, number, window) if recurrent else in_windows(ids, window)
+        number = batch_size if split == "train" else evaluation_batch
+        columns, ids = number if recurrent else 1, own["ids"]
+        least = columns * window + 1
+        if len(ids) < least:
+            of = f"{columns} columns of " if recurrent else ""
+            must = f"{least} or more: {of}a window of {window}, and the token after it"
+            raise errors.wrong(f"{texts.name}: tokens of {split!r}", len(ids), must)
+        cut = in_columns(ids, columns, window) if recurrent else in_windows(ids, window)
         found[split] = {"ids": cut}
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counted:
-    """The leaves of a network that count: those that its model names."""
+_HEAD = ("(^|/)head/",)
 
-    patterns: tuple[str, ...]
 
-    def __call__(self, params: Params) -> Prunable:
-        return masks.prunable(params, include=self.patterns)
+def _leaves(
+    params: Params,
+    prunable: Callable[[Params], Prunable] | None,
+    exclude: Any,
+    head: Any,
+) -> dict[str, Any]:
+    """The fields of a Task that say of leaves what they are (ValueError if wrong)."""
+    if prunable is not None:
+        must = "a function of params, or None"
+        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+    if head is None:
+        there = any(re.search(_HEAD[0], path) for path in trees.paths(params))
+        head = _HEAD if there else ()
+    patterns = {
+        "exclude": _models.patterns("exclude", exclude),
+        "head": _models.patterns("head", head),
+    }
+    for field, found in patterns.items():
+        try:
+            trees.matching(params, found)
+        except ValueError as error:
+            raise ValueError(f"{field}={found}: {error}") from None
+    return {"prunable": prunable, **patterns}
 
 
 def _carried(
@@ -446,7 +465,7 @@ def language_model(
     evaluation_batch: int = 20,
     prunable: Callable[[Params], Prunable] | None = None,
     exclude: tuple[str, ...] = (),
-    head: tuple[str, ...] = ("(^|/)head/",),
+    head: tuple[str, ...] | None = None,
 ) -> Task:
     """Next-token prediction: a text, a model, cross-entropy.
 
@@ -478,7 +497,8 @@ def language_model(
       prunable: `params -> Prunable`; None for the `prunable_patterns` of the model, and
         for those that `masks.prunable` finds, if it has none.
       exclude: patterns of leaves that count as prunable and are never cut.
-      head: patterns of the output layer's leaves.
+      head: patterns of the output layer's leaves; None for the layer `head`, if there is
+        one: a tied output layer is none.
 
     Raises:
       ValueError: a split without `ids` `[T]`, ids outside of the vocabulary, a text that
@@ -492,10 +512,6 @@ def language_model(
     batch_size = errors.whole("batch_size", batch_size, 1)
     window = errors.whole("window", window, 1)
     evaluation_batch = errors.whole("evaluation_batch", evaluation_batch, 1)
-    if prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
-    exclude, head = _patterns("exclude", exclude), _patterns("head", head)
     given = {"model": model, "init": init, "apply": apply, "initial": initial}
     named = [name for name, value in given.items() if value is not None]
     if named not in (["model"], ["init", "apply"], ["init", "apply", "initial"]):
@@ -503,27 +519,20 @@ def language_model(
         raise ValueError(f"given are {named}; it must be {must}")
     if model is not None:
         errors.is_a("model", model, nn.Module, "a Linen module, an instance")
-    recurrent = initial is not None or hasattr(model, "initial")
     positions = getattr(model, "positions", window)
     if window > positions:
         must = f"at most {positions}, the positions of the model"
         raise errors.wrong("window", window, must)
-    arrays = _laid_out(
-        texts,
-        lambda split: (
-            1 if not recurrent else batch_size if split == "train" else evaluation_batch
-        ),
-        window,
-        recurrent,
-    )
+    recurrent = initial is not None or hasattr(model, "initial")
+    arrays = _laid_out(texts, window, batch_size, evaluation_batch, recurrent)
     wanted = (batch_size, window, texts.vocabulary.size)
     axes = f"[windows, tokens, vocabulary of {texts.name}]"
     static: _Stream | _Shuffled
     if recurrent:
         carried = _carried(model, init, apply, initial)
+        params = _check_carried(carried, wanted, axes)
         static = _Stream(carried, batch_size, len(arrays["train"]["ids"]))
         order, steps = static.order, static.steps
-        params = _check_carried(carried, wanted, axes)
     else:
         windows = _batches.of_examples(
             arrays["train"],
@@ -532,23 +541,16 @@ def language_model(
             drop_last=False,
             evaluation_batch=evaluation_batch,
         )
-        example = (jax.ShapeDtypeStruct((window,), jnp.int32),)
-        used: Any = (
-            _models.functions(init, apply)
-            if model is None
-            else _models.linen(model, example[0], windows.padded)
-        )
+        example = jax.ShapeDtypeStruct((window,), jnp.int32)
+        used = _models.of(model, init, apply, example, windows.padded)
+        ids = _models.batched(example, batch_size)
+        params = _models.check(used, ids, wanted, axes)
         static = _Shuffled(used, windows)
         order, steps = windows.order, windows.steps_per_epoch
-        ids = _models.batched(example, batch_size)[0]
-        params = _models.check(used, ids, wanted, axes)
-    try:
-        trees.matching(params, exclude)
-    except ValueError as error:
-        raise ValueError(f"exclude={exclude}: {error}") from None
     patterns = getattr(model, "prunable_patterns", None)
     if prunable is None and patterns is not None:
-        prunable = _Counted(tuple(patterns))
+        prunable = _texts.Counted(tuple(patterns))
+    leaves = _leaves(params, prunable, exclude, head)
     return Task(
         data=arrays,
         init=static.init,
@@ -557,9 +559,7 @@ def language_model(
         loss=static.loss,
         evaluate=static.evaluate,
         steps_per_epoch=steps,
-        prunable=prunable,
-        exclude=exclude,
-        head=head,
+        **leaves,
         predict=static.predict,
         outputs=static.outputs,
         validates="validation" in arrays,
