@@ -46,9 +46,7 @@ class Config(imp.Config):
     beside: tuple[Beside, ...] = ("from_0", "one_shot")
     """Procedures whose tickets are compared with those of late rewinding: without late
     rewinding, and pruning the dense network at once."""
-    tolerance: float = dataclasses.field(
-        default=verdicts.LOSS.tolerance, metadata=FREE
-    )
+    tolerance: float = dataclasses.field(default=verdicts.LOSS.tolerance, metadata=FREE)
     """How much more loss than that of the dense network, in nats, a matching ticket has."""
 
 
@@ -143,8 +141,7 @@ def _lines(results: "xr.Dataset", name: str) -> dict[str, "xr.DataArray"]:
     """What was measured of each arm and each other procedure, `[replica, level]`."""
     values = results[name].where(results["diverged"] == 0).isel(chain=0)
     found = {
-        str(arm).replace("_", " "): values.sel(arm=arm)
-        for arm in results["arm"].values
+        str(arm).replace("_", " "): values.sel(arm=arm) for arm in results["arm"].values
     }
     if "procedure" in results.dims:
         others = beside(results, name)
@@ -182,7 +179,9 @@ def tables(outcome: Outcome) -> list[Rows]:
             ]
             for level, density in zip(results["level"].values, densities)
         ]
-        title = f"Test {name} {unit}".strip() + f": mean [min, max] of {number} replicas"
+        title = (
+            f"Test {name} {unit}".strip() + f": mean [min, max] of {number} replicas"
+        )
         found.append(Rows(title, ["level", "density %", *lines], rows))
     return found
 

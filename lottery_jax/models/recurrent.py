@@ -43,7 +43,7 @@ class Recurrent(nn.Module):
       layers: how many.
       cell: "lstm" or "gru".
       dropout: between layers, and nowhere else (Yu et al. 2020, section 3.1).
-      tied: whether the output layer's kernel is the embeddings; `head` has none then.
+      tied: whether the output layer's kernel is the embeddings; `head` has a bias alone then.
       embeddings: "pruned": they count among the prunable weights; or "kept".
       biases: likewise; both are pruned in Yu et al. 2020.
     """
@@ -116,8 +116,7 @@ class Recurrent(nn.Module):
         x = activations.wide(x.swapaxes(0, 1))
         if self.tied:
             logits = convolution.dense(x, embed.embedding.T)
-            bias = self.param("head_bias", law, (self.vocabulary,), jnp.float32)
-            logits = logits + jnp.broadcast_to(bias, logits.shape)
+            logits = _Bias(self.units, name="head")(logits)
         else:
             logits = head(self.vocabulary, _LAW)(x)
         return logits, tuple(jnp.stack(states) for states in zip(*after, strict=True))
@@ -131,6 +130,18 @@ class Recurrent(nn.Module):
     def named_gru(numbers: Sequence[int], **settings: Any) -> "Recurrent | None":
         """`gru-LAYERS-UNITS`."""
         return _named("gru", numbers, settings)
+
+
+class _Bias(nn.Module):
+    """What a tied output layer has beside the embeddings."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        law = initializers.torch_bias(self.units)
+        bias = self.param("bias", law, x.shape[-1:], jnp.float32)
+        return x + jnp.broadcast_to(bias, x.shape)
 
 
 class _Layer(nn.Module):

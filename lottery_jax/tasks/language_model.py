@@ -147,7 +147,9 @@ class _Linen:
         ids = jnp.zeros((1, 1), jnp.int32)
         made = dict(self.module.init(key, ids, self.initial(1)))
         if others := sorted(made.keys() - {"params"}):
-            must = "['params'] alone: a recurrent model has no other state than its carry"
+            must = (
+                "['params'] alone: a recurrent model has no other state than its carry"
+            )
             raise errors.wrong("model: its collections", others, must)
         return made["params"]
 
