@@ -780,7 +780,7 @@ LANGUAGE: Table = {
         "quarter of the text, rewound to half an epoch. A night on 2 cores (not run).",
         {
             **_WIKITEXT2, "model": "lstm-2-200", "subset": 500_000, "length": 35,
-            "batch_size": 20, "steps": "1428it", "rewind_step": "357it",
+            "batch_size": 20, "steps": "2ep", "rewind_step": "357it",
             "fraction": 0.6, "levels": 3, "validation": 0, "validate_every": 357,
         },
     ),

@@ -395,9 +395,17 @@ class Normed(Recurrent):
 @pytest.mark.parametrize(
     "given, options, message",
     [
-        (texts(train=FINE[:20], test=FINE), {}, r"ours: tokens of 'train'=20; .* 21 or"),
+        (
+            texts(train=FINE[:20], test=FINE),
+            {},
+            r"ours: tokens of 'train'=20; .* 21 or",
+        ),
         (texts(train=FINE, test=FINE[:15]), {}, r"ours: tokens of 'test'=15; .* 16 or"),
-        (texts(train=FINE, test=[0, 6] * 9), {}, r"'test'\]\['ids'\]\[1\]=6; .*\[0, 6\)"),
+        (
+            texts(train=FINE, test=[0, 6] * 9),
+            {},
+            r"'test'\]\['ids'\]\[1\]=6; .*\[0, 6\)",
+        ),
         (texts(train=FINE, test=[-1] * 20), {}, r"\['ids'\]\[0\]=-1; it must be in"),
         (texts(train=FINE), {}, "ours: splits=.*'test' among them"),
         (
