@@ -49,6 +49,7 @@ ARROWS = {
     "connectivity": ("training", "tasks", "units"),
     "strong": ("masks", "keys"),
     "transfer": ("imp",),
+    "pretrained": ("training", "models", "storage"),
     # What is said of results, and networks put to use.
     "verdicts": ("types",),
     "ma": ("verdicts",),
@@ -67,6 +68,7 @@ HEAVY = {
     "array_record",
     "h5netcdf",
     "h5py",
+    "huggingface_hub",
     "matplotlib",
     "mnist1d",
     "orbax",

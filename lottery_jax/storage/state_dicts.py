@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors
@@ -17,6 +18,24 @@ from lottery_jax.storage import _files
 
 StateDict: TypeAlias = dict[str, np.ndarray]
 """Arrays by the names that PyTorch gives tensors: `fc.weight`, say."""
+
+_CODES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "C64": np.complex64,
+    "BOOL": np.bool_,
+}
+"""What safetensors calls dtypes."""
 
 _SAFE, _PICKLED = (".safetensors",), (".pt", ".pth")
 
@@ -29,7 +48,8 @@ def read(path: str | os.PathLike[str]) -> StateDict:
         or of any other dict of tensors. They are read onto the CPU.
 
     Returns:
-      NumPy arrays by their names, with the dtypes that they are stored in.
+      NumPy arrays by their names, with the dtypes that they are stored in; bfloat16, of
+      `.safetensors` files, is JAX's.
 
     Raises:
       ValueError: another ending, a damaged file, one that holds anything but tensors by
@@ -40,9 +60,14 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     path = _known(path)
     content = path.read_bytes()
     if path.suffix in _SAFE:
-        numpy = _safetensors()
+        safetensors = _safetensors()
         try:
-            return dict(numpy.load(content))
+            return {
+                name: np.frombuffer(one["data"], _CODES[one["dtype"]]).reshape(
+                    one["shape"]
+                )
+                for name, one in safetensors.deserialize(content)
+            }
         except Exception as error:
             raise ValueError(
                 f"{path} is no complete safetensors file of NumPy's dtypes: {error}"
@@ -59,13 +84,20 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     return {name: _array(f"{path}: {name!r}", tensor) for name, tensor in found.items()}
 
 
-def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes arrays by name; the file appears complete or not at all.
 
     Args:
       path: file to write or replace, `*.safetensors`, or `*.pt` or `*.pth` as
         `torch.save` writes them; its folder is made.
       state: NumPy or JAX arrays by their names.
+      metadata: texts by name for the head of a `.safetensors` file; others have no place
+        for them.
 
     Raises:
       ValueError: another ending, a name that is no text, or what is no array of numbers.
@@ -81,8 +113,11 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             raise errors.wrong(f"state[{name!r}].dtype", array.dtype, "of numbers")
         arrays[name] = array
     if path.suffix in _SAFE:
-        _files.write(path, _safetensors().save(arrays))
+        numpy = _safetensors().numpy
+        _files.write(path, numpy.save(arrays, dict(metadata) if metadata else None))
         return
+    if metadata:
+        raise errors.wrong("metadata", dict(metadata), f"None for a file {path.suffix}")
     torch = _torch()
     content = io.BytesIO()
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -112,12 +147,13 @@ def _array(name: str, tensor: Any) -> np.ndarray:
 
 def _safetensors() -> Any:
     try:
+        import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
             "safetensors files need safetensors: pip install 'lottery-jax[results]'"
         ) from error
-    return safetensors.numpy
+    return safetensors
 
 
 def _torch() -> Any:
