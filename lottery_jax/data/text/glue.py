@@ -85,6 +85,18 @@ FORMATS = {
 }
 """The tasks by the name that they have in `sentences`."""
 
+SIZES = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "rte": (2490, 277),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+    "qnli": (104743, 5463),
+    "mnli": (392702, 9815),
+}
+"""Examples of the published training and development sets, where sources agree."""
+
 
 def read(path: pathlib.Path, form: Format) -> Rows:
     """The examples of a file of tab-separated values, in which a quote is a character.

@@ -60,10 +60,11 @@ def sentences(
         "tokenizer", tokenizer, Tokenizer, "from lottery_jax.data.text.tokenizer"
     )
     alone = name == "qnli-dev"
-    form = glue.FORMATS["qnli" if alone else name]
+    task = "qnli" if alone else name
+    form = glue.FORMATS[task]
     splits = ("test",) if alone else ("train", "test")
     length = errors.whole("length", length, 3 if form.second is None else 5)
-    source = _source("qnli" if alone else name, form, splits, data_dir)
+    source = _source(task, form, splits, data_dir)
     key = f"text-{name}-{length}-{tokenizer.digest[:12]}-{source.key}"
 
     def made() -> Arrays:
@@ -100,6 +101,12 @@ def sentences(
         if broken := int(stored[f"{split}_broken"]):
             notes.append(
                 f"rows of the {split} file that lack columns left out: {broken}"
+            )
+        there, sizes = len(stored[f"{split}_ids"]), glue.SIZES.get(task)
+        published = sizes[split == "test"] if sizes else there
+        if there != published:
+            notes.append(
+                f"the {split} file has {there} examples, published {published}"
             )
     notes += cuts({split: part["cut"] for split, part in parts.items()}, length)
     return Texts(
