@@ -53,7 +53,6 @@ DIGESTS = {
 _UNPACK: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,
-    ".bz2": bz2.open,
 }
 _DAMAGE = (
     lzma.LZMAError,
