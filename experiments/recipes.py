@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import identity
+from experiments import identity, texts
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
@@ -19,7 +19,7 @@ from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Activations, Precision
 from lottery_jax.keys import of_seed
 from lottery_jax.optimizers.settings import Optimizer, axes
-from lottery_jax.types import Array, Task
+from lottery_jax.types import Array, Network, Task
 from lottery_jax.verdicts import ERROR, Metric
 
 
@@ -72,8 +72,13 @@ class Recipe:
     pretrained: str = _later("")
     """For texts: what an encoder starts from, a folder with config.json,
     model.safetensors and a tokeniser, or a hub's name."""
+    pooler: Literal["head", "pruned"] = _later("head")
+    """For texts: whether the pooler of an encoder belongs to the head, or is pruned."""
     length: int = _later(128)
     """For texts: tokens of a window, or of the longest sequence."""
+    evaluated: int | None = _later(None)
+    """For texts: examples of the test split and of the validation split, the first ones,
+    that networks are measured on; None for all."""
     dropout: float | None = _later(None)
     """For texts: dropout of the network; None for its own."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -253,11 +258,29 @@ def make_classification(recipe: Recipe) -> Task:
     )
 
 
-TASKS: Mapping[str, Callable[[Recipe], Task]] = {"classification": make_classification}
-"""What can be trained, by the name that a recipe gives: one function each."""
+class Kind(NamedTuple):
+    """What can be trained.
 
-METRICS: Mapping[str, Metric] = {}
-"""What networks are compared by, for tasks that are not judged by their error."""
+    Attributes:
+      make: from a recipe to its task.
+      metric: what networks of a recipe are compared by; None for their error.
+      fields: those of a recipe that it uses and others do not.
+    """
+
+    make: Callable[[Recipe], Task]
+    metric: Callable[[Recipe], Metric] | None = None
+    fields: tuple[str, ...] = ()
+
+
+_ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
+
+TASKS: Mapping[str, Kind] = {
+    "classification": Kind(make_classification),
+    "masked_lm": Kind(texts.make_masked_lm, texts.metric, _ENCODER),
+    "sentences": Kind(texts.make_sentences, texts.metric, _ENCODER),
+    "spans": Kind(texts.make_spans, texts.metric, _ENCODER),
+}
+"""What can be trained, by the name that a recipe gives."""
 
 
 def make_task(recipe: Recipe) -> Task:
@@ -268,16 +291,42 @@ def make_task(recipe: Recipe) -> Task:
       FileNotFoundError: data that are not prepared; says how to.
     """
     errors.one_of("task", recipe.task, TASKS)
-    return TASKS[recipe.task](recipe)
+    kind = TASKS[recipe.task]
+    _check_used(recipe, kind)
+    return kind.make(recipe)
+
+
+def _check_used(recipe: Recipe, kind: Kind) -> None:
+    """Raises a ValueError for a field that the task of a recipe would ignore."""
+    for field in dataclasses.fields(Recipe):
+        elsewhere = any(field.name in other.fields for other in TASKS.values())
+        value = getattr(recipe, field.name)
+        if elsewhere and field.name not in kind.fields and value != field.default:
+            must = f"{field.default!r}: task={recipe.task!r} does not use it"
+            raise errors.wrong(field.name, repr(value), must)
 
 
 def metric(recipe: Recipe) -> Metric:
     """What the networks of a recipe are compared by."""
-    return METRICS.get(recipe.task, ERROR)
+    found = TASKS[recipe.task].metric
+    return found(recipe) if found else ERROR
+
+
+def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
+    """What its runs start from instead of a draw of the initialisation, or None.
+
+    Args:
+      recipe: the recipe.
+      task: of it.
+      ids: of the replicas.
+    """
+    return texts.start(recipe, task, ids)
 
 
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
+    if recipe.task != "classification":
+        return texts.note(recipe)
     return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 
@@ -306,7 +355,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
         "config": {name: fields[name] for name in fields if name in rest},
         "training": in_words(recipe),
     }
-    if TASKS.get(recipe.task) is make_classification:
+    if recipe.task == "classification":
         dataset = load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,

@@ -119,6 +119,29 @@ def grafted(
     return [[at(one, drawn) for one, drawn in zip(row, draws)] for row in rows]
 
 
+def mask_onto(mask: Mask, task: Task) -> Mask:
+    """A mask of one task as a mask of another, whose head it leaves whole.
+
+    For tickets whose weights are the same wherever they go, such as those of one
+    pre-trained encoder.
+
+    Args:
+      mask: of one network, of any containers.
+      task: where it goes.
+
+    Returns:
+      The mask in the task's own tree structure, on the host.
+
+    Raises:
+      ValueError: as `graft`, of the mask alone.
+    """
+    measured.check(task)
+    like = trees.shapes_of(task.shapes[0], np.bool_)
+    _check_mask(mask, task)
+    whole = jax.tree.map(lambda x: np.ones(x.shape, np.bool_), like)
+    return _joined(mask, whole, task.head)
+
+
 def _drawn(task: Task, key: Key) -> Network:
     """A draw of the task's initialisation, on the host."""
     params, model_state, _ = task.init(key)
@@ -132,16 +155,25 @@ def _check(ticket: Ticket, task: Task) -> None:
       ValueError: as `graft`.
     """
     params, state = task.shapes[:2]
+    _check_mask(ticket.mask, task)
+    _check_fit("params", ticket.params, params, task.head)
+    _check_fit("model_state", ticket.model_state, state, task.head)
+
+
+def _check_mask(mask: Mask, task: Task) -> None:
+    """Whether the mask of a ticket fits a task.
+
+    Raises:
+      ValueError: as `graft`.
+    """
+    params = task.shapes[0]
     if task.head:
         try:
             trees.matching(params, task.head)
         except ValueError as error:
             raise ValueError(f"task.head: {error}") from None
-    full = trees.shapes_of(params, np.bool_)
-    _check_fit("mask", ticket.mask, full, task.head)
-    _check_fit("params", ticket.params, params, task.head)
-    _check_fit("model_state", ticket.model_state, state, task.head)
-    alive = trees.by_path(trees.host(ticket.mask))
+    _check_fit("mask", mask, trees.shapes_of(params, np.bool_), task.head)
+    alive = trees.by_path(trees.host(mask))
     flags = masks.resolve(params, masks.of_task(task))
     for path, counts in zip(trees.paths(params), flags):
         if not counts and not _is_head(path, task.head) and not alive[path].all():

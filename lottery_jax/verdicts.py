@@ -21,7 +21,7 @@ hold all at once.
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -107,11 +107,58 @@ ACCURACY = Metric(
 LOSS = Metric("loss", "nats", "lower", tolerance=0.01, digits=4)
 """Cross-entropy, or whatever the task minimises: unbounded."""
 
+PERPLEXITY = Metric(
+    "perplexity", "", "lower", tolerance=0.1, bounds=(1, math.inf), digits=2
+)
+"""exp(mean cross-entropy of the next token in nats). A tolerance cannot hold for all data:
+0.1 is 0.1% of a perplexity of 100, such as that of words, and 2% of one of 5, such as that
+of characters."""
+
+MATTHEWS = Metric(
+    "matthews", "points", "higher", tolerance=0.002, bounds=(-1, 1), scale=100
+)
+"""The correlation of predicted and true classes; 0 for a constant or an idle prediction,
+negative for one that is worse. See `tasks.metrics.matthews`."""
+
+F1 = Metric("f1", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100)
+"""The harmonic mean of precision and recall, of a class or of the tokens of a span."""
+
+EXACT_MATCH = Metric(
+    "exact_match", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100
+)
+"""The share of spans that are exactly an accepted answer."""
+
+PEARSON = Metric(
+    "pearson", "points", "higher", tolerance=0.002, bounds=(-1, 1), scale=100
+)
+"""The linear correlation of predicted and true numbers; 0 for a constant prediction."""
+
+SPEARMAN = Metric(
+    "spearman", "points", "higher", tolerance=0.002, bounds=(-1, 1), scale=100
+)
+"""The correlation of the ranks of predicted and true numbers; likewise."""
+
 STEPS = Metric("steps", "steps", "lower", tolerance=0.0, bounds=(0, math.inf), digits=1)
 """Steps of training, such as that of early stopping."""
 
 DENSITY = Metric("density", "density", "lower", tolerance=0.0, bounds=(0, 1), digits=4)
 """The surviving share of the prunable weights."""
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        ERROR,
+        ACCURACY,
+        LOSS,
+        PERPLEXITY,
+        MATTHEWS,
+        F1,
+        EXACT_MATCH,
+        PEARSON,
+        SPEARMAN,
+    )
+}
+"""What networks are compared by, by the name under which a task measures it."""
 
 
 class Replicas(NamedTuple):

@@ -78,6 +78,7 @@ HEAVY = {
     "sklearn",
     "tensorflow",
     "tensorflow_datasets",
+    "tokenizers",
     "torch",
     "tyro",
     "xarray",

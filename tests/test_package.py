@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 OPTIONAL = (
     "xarray h5netcdf h5py safetensors tyro rich matplotlib mnist1d sklearn "
-    "tensorflow_datasets array_record PIL importlib_resources tensorflow torch"
+    "tensorflow_datasets array_record PIL importlib_resources tensorflow torch "
+    "tokenizers"
 )
 """What the extras bring; flax brings some of it too, and then it may be imported."""
 
@@ -45,6 +46,8 @@ import numpy
 from lottery_jax import checkpoints, data, plots, pytorch, records, tickets
 ticket = tickets.Ticket({"w": numpy.ones(2, bool)}, {"w": numpy.ones(2)}, {}, {})
 folder = pathlib.Path(sys.argv[1]) / "never"
+vocabulary = pathlib.Path(sys.argv[1]) / "vocab.txt"
+vocabulary.write_text("[UNK]\\n")
 print(json.dumps({
     "blocked": sorted(blocked),
     "file": lottery_jax.__file__,
@@ -55,6 +58,7 @@ print(json.dumps({
         "matplotlib": error(plots.against_density, numpy.ones(1), {}, ylabel="y"),
         "mnist1d": error(data.load, "mnist1d"),
         "sklearn": error(data.load, "digits"),
+        "tokenizers": error(data.text.tokenizer, vocabulary),
         "torch": error(pytorch.write, folder / "w.pth", {}),
     },
 }))
@@ -132,6 +136,7 @@ def test_what_an_extra_brings_is_named_where_it_is_missed(installed):
         "matplotlib": "lottery-jax[experiments]",
         "mnist1d": "lottery-jax[generated]",
         "sklearn": "lottery-jax[generated]",
+        "tokenizers": "lottery-jax[text]",
         "torch": "lottery-jax[pytorch]",
     }
     assert set(extra) <= set(found["blocked"])

@@ -5,6 +5,7 @@
 `python -m lottery_jax.data.prepare NAME` downloads and prepares a data set once.
 """
 
+from lottery_jax.data import text as text
 from lottery_jax.data.adapted import grey28 as grey28
 from lottery_jax.data.augment import flip as flip
 from lottery_jax.data.augment import flip_and_crop as flip_and_crop

@@ -2,9 +2,11 @@
 
     pip install 'lottery-jax[data-prepare]'
     python -m lottery_jax.data.prepare mnist cifar10 [--data-dir DIR]
+    python -m lottery_jax.data.prepare glue squad wikitext2 tiny_shakespeare --from FOLDER
 
-This alone needs a network, and TensorFlow for all sets but usps. It runs TFDS's own builders,
-and stores array_record files: TFDS's default format cannot be read without TensorFlow.
+This alone needs a network, and TensorFlow for all images but usps. It runs TFDS's own
+builders, and stores array_record files: TFDS's default format cannot be read without
+TensorFlow. Files of texts are taken from a folder that has them as published.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 from lottery_jax.data import prepared, sets, usps
+from lottery_jax.data.text import files, published
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -49,15 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: None for those of the process.
     """
-    choices = [name for name in sets.NAMES if name not in sets.GENERATED]
+    images = [name for name in sets.NAMES if name not in sets.GENERATED]
+    choices = [*images, *files.FOLDERS]
     parser = argparse.ArgumentParser(
         prog="python -m lottery_jax.data.prepare",
         description="Downloads data sets and prepares them for reading, once.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", choices=choices)
     parser.add_argument("--data-dir", help="default: $TFDS_DATA_DIR, or TFDS's own")
+    parser.add_argument("--from", dest="source", help="a folder with files of texts")
     options = parser.parse_args(arguments)
     for name in options.names:
+        if options.source is not None and name not in files.FOLDERS:
+            parser.error(f"--from is for {', '.join(files.FOLDERS)}, not for {name}")
+    for name in options.names:
+        if name in files.FOLDERS:
+            done = published.place(name, options.source, options.data_dir)
+            without = f", without {', '.join(done.missing)}" if done.missing else ""
+            print(f"{name}: prepared in {done.folder}{without}")
+            continue
         prepare(name, options.data_dir)
         print(f"{name}: prepared in {prepared.data_dir(options.data_dir)}")
 

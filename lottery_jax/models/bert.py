@@ -199,6 +199,11 @@ class Bert(nn.Module):
     pooler: Literal["head", "pruned"] = "head"
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return self.shape.vocabulary
+
+    @property
     def prunable_patterns(self) -> tuple[str, ...]:
         """Key-path patterns of the leaves that count: the dense kernels of the layers."""
         layers = (r"^layer_\d+/.*kernel$",)

@@ -18,6 +18,7 @@ are left out, as Flax leaves out "intermediates".
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -448,6 +449,48 @@ def functions(init: Callable[..., Any], apply: Callable[..., Any]) -> Functions:
         )
     options = tuple(p.name for p in parameters if p.name in _OPTIONS)
     return Functions(init, apply, len(names) == 3, options)
+
+
+def of(
+    model: nn.Module | None,
+    init: Callable[..., Any] | None,
+    apply: Callable[..., Any] | None,
+    shape: PyTree,
+    padded: bool,
+) -> Linen | Functions:
+    """What a task was given: a Linen module, or two functions.
+
+    Args:
+      model: the module, or None.
+      init: the functions, or None.
+      apply: likewise.
+      shape: of one example, see `batched`.
+      padded: whether there are padded batches.
+
+    Raises:
+      ValueError: neither or both; or as `linen` and `functions`.
+    """
+    if model is not None and init is None and apply is None:
+        return linen(model, shape, padded)
+    if model is None and init is not None and apply is not None:
+        return functions(init, apply)
+    names = {"model": model, "init": init, "apply": apply}
+    given = [name for name, value in names.items() if value is not None]
+    raise ValueError(
+        f"given are {given}; it must be either model, or init and apply both"
+    )
+
+
+def patterns(field: str, patterns: Any) -> tuple[str, ...]:
+    """Patterns as a tuple; one alone is one of them."""
+    found = (patterns,) if isinstance(patterns, str) else errors.names(field, patterns)
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            must = f"a regular expression ({error})"
+            raise errors.wrong(field, repr(pattern), must) from None
+    return found
 
 
 # --- do they fit? ---------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Classification of images or vectors: cross-entropy, by a model of any library."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -221,21 +220,11 @@ def classification(
     if prunable is not None:
         must = "a function of params, or None"
         errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
-    exclude, head = _patterns("exclude", exclude), _patterns("head", head)
-    used: _models.Linen | _models.Functions
-    if model is not None and init is None and apply is None:
-        used = _models.linen(model, dataset.shape, batches.padded)
-        # Only then is it known what training leaves in the state.
-        foreign = used.foreign
-    elif model is None and init is not None and apply is not None:
-        used = _models.functions(init, apply)
-        foreign = used.stateful
-    else:
-        names = {"model": model, "init": init, "apply": apply}
-        given = [name for name, value in names.items() if value is not None]
-        raise ValueError(
-            f"given are {given}; it must be either model, or init and apply both"
-        )
+    exclude, head = _models.patterns("exclude", exclude), _models.patterns("head", head)
+    used = _models.of(model, init, apply, dataset.shape, batches.padded)
+    own = isinstance(used, _models.Linen)
+    # Only when it was traced is it known what training leaves in the state.
+    foreign = used.foreign if isinstance(used, _models.Linen) else used.stateful
     if foreign and batches.padded and "weights" not in used.options:
         raise ValueError(
             f"batch_size={batch_size}; it must divide {batches.num_train}, the number of "
@@ -253,7 +242,6 @@ def classification(
         trees.matching(params, exclude)
     except ValueError as error:
         raise ValueError(f"exclude={exclude}: {error}") from None
-    own = isinstance(used, _models.Linen)
     return Task(
         data=dataset.arrays,
         init=static.init,
@@ -275,15 +263,3 @@ def classification(
         outputs=static.outputs,
         validates="validation" in dataset.arrays,
     )
-
-
-def _patterns(field: str, patterns: Any) -> tuple[str, ...]:
-    """Patterns as a tuple; one alone is one of them."""
-    found = (patterns,) if isinstance(patterns, str) else errors.names(field, patterns)
-    for pattern in found:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            must = f"a regular expression ({error})"
-            raise errors.wrong(field, repr(pattern), must) from None
-    return found
