@@ -26,7 +26,6 @@ from lottery_jax.execution import Progress, Where, default_execution
 from lottery_jax.imp import results, store
 from lottery_jax.imp.levels import (
     begun,
-    check_start,
     compile_ahead,
     cut,
     end,
@@ -107,7 +106,7 @@ def run(
     check_task(task, plan, levels)
     checked.optimizer(task, tx, plan.hyper)
     if start is not None:
-        check_start(start, task, len(ids))
+        checked.start(start, task, len(ids))
     _check_weights(weights, plan, start, task)
     own = store.fields(task, tx, plan, ids, start, where)
     about = results.about(task, given=start is not None, data=own.get("data"))
