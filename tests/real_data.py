@@ -23,7 +23,7 @@ from lottery_jax.data.text import files, published
 _NEEDED = ("tensorflow_datasets", "array_record", "PIL", "importlib_resources")
 
 
-def _raw_folder() -> pathlib.Path:
+def raw_folder() -> pathlib.Path:
     repository = pathlib.Path(__file__).resolve().parent.parent
     chosen = os.environ.get("LOTTERY_JAX_RAW_DATA") or "../shared/data"
     return (repository / pathlib.Path(chosen).expanduser()).resolve()
@@ -78,7 +78,7 @@ def prepared_data() -> Callable[[str], pathlib.Path]:
         for folder in (users, ours):
             if _find(name, folder):
                 return folder
-        raw = _raw_folder()
+        raw = raw_folder()
         if not (raw / "prepare.py").is_file() or not (raw / "raw" / name).is_dir():
             pytest.skip(
                 f"no {name} in {users}, and no raw files of it in {raw} "
