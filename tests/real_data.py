@@ -104,7 +104,7 @@ def prepared_texts() -> Callable[[str], pathlib.Path]:
             own = files.folder(name, folder)
             if any((own / file).is_file() for file in published.wanted(name)):
                 return folder
-        raw = _raw_folder() / "raw"
+        raw = raw_folder() / "raw"
         if not (raw / files.FOLDERS[name]).is_dir():
             pytest.skip(
                 f"no {name} in {users}, and no raw files of it in {raw} "
@@ -122,7 +122,7 @@ def prepared_texts() -> Callable[[str], pathlib.Path]:
 @pytest.fixture(scope="session")
 def real_model() -> pathlib.Path:
     """The folder of a small pre-trained encoder; skips where there is none."""
-    folder = _raw_folder() / "models" / "bert-tiny-mlm"
+    folder = raw_folder() / "models" / "bert-tiny-mlm"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip(f"no pre-trained model in {folder} ($LOTTERY_JAX_RAW_DATA)")
     return folder
