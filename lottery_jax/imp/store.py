@@ -69,7 +69,7 @@ def _learnt(bench: Bench, level: int) -> tuple[str, ...]:
     """
     if level == 0:
         return ()
-    first = () if _trained(bench) else PER_ROW
+    first: tuple[str, ...] = () if _trained(bench) else PER_ROW
     # Level 0 began with the networks themselves, which `levels.begun` knows.
     first += ("begun",) if level == 1 else ()
     return tuple(name for name in Kept._fields if name not in first)
