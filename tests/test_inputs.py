@@ -820,6 +820,26 @@ _NO_TX = [
     (lambda: 1e-3, "tx=0.001; it must be an optax"),
 ]
 _NO_WHERE = [("runs/one", "where='runs/one'; it must be a lottery_jax.Where")]
+_NO_START = [
+    (lambda: given().one.params, "start=a dict; it must be a .*Network"),
+    (
+        lambda: given().one._replace(params={"w": np.ones(3)}),
+        "start: its leaves",
+    ),
+    (
+        lambda: jax.tree.map(lambda x: x[..., :1], given().one),
+        "start: leaf 'params/dense_0/bias' has shape",
+    ),
+    (
+        lambda: jax.tree.map(lambda x: np.stack([x] * 7), given().one),
+        r"start: leaf 'params/dense_0/bias' has shape \(7, .* one entry per replica",
+    ),
+    (
+        lambda: jax.tree.map(lambda x: x.astype(int), given().one),
+        "start: leaf 'params/dense_0/bias' has dtype int64; it must be float",
+    ),
+]
+
 _NO_REPLICAS = [
     (0, "replicas=0; it must be 1 or more, how many, or a tuple of ids"),
     (2.0, "replicas=2.0; it must be a whole number, 1 or more, how many"),
@@ -989,21 +1009,7 @@ ENTRANCES = {
                 (True, "levels=True"),
             ],
             "replicas": _NO_REPLICAS,
-            "start": [
-                (lambda: given().one.params, "start=a dict; it must be a .*Network"),
-                (
-                    lambda: given().one._replace(params={"w": np.ones(3)}),
-                    "start: its leaves",
-                ),
-                (
-                    lambda: jax.tree.map(lambda x: x[..., :1], given().one),
-                    "start: leaf 'params/dense_0/bias' has shape",
-                ),
-                (
-                    lambda: jax.tree.map(lambda x: x.astype(int), given().one),
-                    "start: leaf 'params/dense_0/bias' has dtype int64; it must be float",
-                ),
-            ],
+            "start": _NO_START,
             "metadata": [
                 ("mnist", "metadata='mnist'; it must be a dict that JSON can hold"),
                 ({"rate": np.ones(2)}, r"metadata\['rate'\]=.*JSON can hold"),
@@ -1111,6 +1117,7 @@ ENTRANCES = {
                 ),
                 *_NO_RULE,
             ],
+            "start": _NO_START,
             "sweep": _NO_SWEEP,
             "where": _NO_WHERE,
         },
@@ -1173,6 +1180,7 @@ ENTRANCES = {
             "noise": [
                 (lambda: given().keys.init[:1], r"noise.shape=\(1,\); it must be")
             ],
+            "start": _NO_START,
             "hyper": [
                 ({"x": [0.1]}, r"hyper\['x'\].shape=\(1,\); it must be \(2,\)"),
                 ({"x": [0.1, None]}, r"hyper\['x'\]\[1\]=None; it must be a finite"),
@@ -1198,6 +1206,7 @@ ENTRANCES = {
             "tx": _NO_TX,
             "plan": _NO_ANALYSIS,
             "replicas": _NO_REPLICAS,
+            "start": _NO_START,
             "where": _NO_WHERE,
         },
     ),
@@ -1320,6 +1329,7 @@ ENTRANCES = {
                 ((0.5,), "steps=0.5; it must be a whole number"),
                 ((-1,), r"steps=\(-1,\); there must be some, 0 or more"),
             ],
+            "start": _NO_START,
             "every": [(0, "every=0; it must be 1 or more")],
             "where": _NO_WHERE,
         },

@@ -186,15 +186,16 @@ def by_training(p: Parts, where):
 
 
 def by_replicas(p: Parts, where):
-    options = dict(seed=p.seed, validate_every=4, where=where)
+    options = dict(seed=p.seed, validate_every=4, start=p.start, where=where)
     return lj.train(p.task, p.tx, 4, 3, **options).networks
 
 
 def by_analysis(p: Parts, where):
     plan = connectivity.Plan(4, (0, 2), 2, ("recompute",), 3, statistics_batches=1)
     plan = dataclasses.replace(plan, seed=p.seed)
-    found = connectivity.run(p.task, p.tx, plan, replicas=(0, 1), where=where)
-    return found.networks
+    start = lj.trees.rows(p.start, slice(2))
+    options = dict(replicas=(0, 1), start=start, where=where)
+    return connectivity.run(p.task, p.tx, plan, **options).networks
 
 
 MEASURE = Measure(3, "recompute", ("train", "test"), 1)
@@ -261,8 +262,8 @@ DOORS = {
         by_training,
         (*TRAINING, "rule", "start of the rule", "start", "seed"),
     ),
-    "lj.train": (by_replicas, (*SOME, "seed")),
-    "connectivity.run": (by_analysis, (*TRAINING, "seed")),
+    "lj.train": (by_replicas, (*SOME, "start", "seed")),
+    "connectivity.run": (by_analysis, (*TRAINING, "start", "seed")),
     "evaluate_many": (by_points, POINTS),
     "paths": (by_paths, POINTS),
     "plane": (by_plane, POINTS),

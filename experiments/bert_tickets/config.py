@@ -58,6 +58,8 @@ class Config(Where, Recipe):
     """Tokens of a window."""
     mlm_learning_rate: float = 1e-3
     """Peak learning rate."""
+    mlm_evaluated: int | None = None
+    """Windows of the test split, the first ones, that networks are measured on."""
     squad_steps: str = "500it"
     """Likewise of questions."""
     squad_batch_size: int = 16
@@ -108,6 +110,8 @@ def recipe_of(cfg: Config, name: str) -> Config:
     kind, data = ("masked_lm", cfg.corpus) if name == MLM else ("spans", SPANS)
     fields = ("steps", "batch_size", "length", "learning_rate")
     own = {field: getattr(cfg, f"{name}_{field}") for field in fields}
+    if name == MLM:
+        own["evaluated"] = cfg.mlm_evaluated
     return dataclasses.replace(cfg, task=kind, data=data, **own)
 
 

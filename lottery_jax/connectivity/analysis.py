@@ -160,6 +160,7 @@ def run(
     plan: Plan,
     *,
     replicas: int | Sequence[int] = (0, 1, 2),
+    start: Network | None = None,
     where: Where | None = None,
 ) -> Analysis:
     """Runs an instability analysis.
@@ -169,10 +170,14 @@ def run(
       tx: the optimizer, with its schedule over [0, plan.steps).
       plan: the protocol.
       replicas: ids of the initialisations, or how many.
+      start: weights that the trunks start from instead of a draw, such as pre-trained
+        ones: each leaf with the shape of one network's, or with a leading axis of the
+        replicas. Where these share all of it they differ in their noise alone.
       where: devices, folder, who watches. What is interrupted goes on from its folder.
 
     Raises:
-      ValueError: a plan that makes no sense or does not fit the task.
+      ValueError: a plan or a start that makes no sense or does not fit the task; a folder
+        with another analysis, such as one from another start.
       MemoryError: not even one network or point fits on a device, or not the data or all
         states.
 
@@ -189,6 +194,8 @@ def run(
     plan, ids = check(plan), checked.replicas(replicas)
     where, policies = checked.place(where), check_task(task, plan)
     errors.optimizer(tx)
+    if start is not None:
+        checked.start(start, task, len(ids))
     keys = keys_.of_replicas(plan.seed, ids)
     trunk = branches.train_trunk(
         task,
@@ -196,6 +203,7 @@ def run(
         keys.init,
         keys.noise,
         plan.rewind_steps,
+        start=start,
         every=plan.every,
         where=where.below("trunk"),
     )

@@ -26,7 +26,7 @@ from lottery_jax import keys, training, trees
 from lottery_jax.errors import whole, wholes
 from lottery_jax.execution import Where
 from lottery_jax.training.runs import Runs
-from lottery_jax.types import Key, Task, TrainState
+from lottery_jax.types import Key, Network, Task, TrainState
 
 
 class Trunk(NamedTuple):
@@ -58,6 +58,7 @@ def train_trunk(
     noise: Key,
     steps: Sequence[int],
     *,
+    start: Network | None = None,
     every: int = 1000,
     where: Where | None = None,
 ) -> Trunk:
@@ -69,11 +70,13 @@ def train_trunk(
       init: init keys, `[R]`.
       noise: noise keys, `[R]`.
       steps: the rewind steps; 0 is the initialisation.
+      start: weights to start from instead of a draw; see `training.fresh`.
       every: length of the longest segment.
       where: devices, folder, who watches.
 
     Raises:
-      ValueError: no steps, or negative ones; a folder with another trunk.
+      ValueError: no steps, or negative ones; a start that does not fit the task; a
+        folder with another trunk.
       checkpoints.CorruptCheckpointError: the folder holds no intact checkpoint.
       MemoryError: not even one network fits on a device, or not the data or all states.
 
@@ -84,7 +87,7 @@ def train_trunk(
     if not wanted or wanted[0] < 0:
         raise ValueError(f"steps={tuple(steps)}; there must be some, 0 or more")
     every = whole("every", every, 1)
-    runs = training.fresh(task, tx, init, noise, where=where)
+    runs = training.fresh(task, tx, init, noise, start=start, where=where)
     if wanted == (0,):
         first = trees.rows(trees.host(runs.state), slice(init.shape[0]))
         return Trunk(wanted, jax.tree.map(lambda x: x[None], first))

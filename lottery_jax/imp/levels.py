@@ -13,7 +13,6 @@ import numpy as np
 
 from lottery_jax import (
     at_init,
-    errors,
     keys,
     masks,
     prune,
@@ -27,10 +26,10 @@ from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.optimizers.settings import Optimizer, at, each
-from lottery_jax.training import runs
+from lottery_jax.training import checked, runs
 from lottery_jax.training.measured import tested as tested_on
 from lottery_jax.training.programs import program
-from lottery_jax.training.rows import shared_data, specs_of, take
+from lottery_jax.training.rows import of_rows, shared_data, specs_of, take
 from lottery_jax.types import (
     Array,
     Key,
@@ -182,7 +181,7 @@ def set_up(
     if "small_dense" in plan.arms:
         arms.check_narrows(task)
     if start is not None:
-        check_start(start, task, len(ids))
+        checked.start(start, task, len(ids))
     for own in each(tx, plan.hyper):
         transforms.check(own, task.shapes[0])
         _check_positions(own, plan, task)
@@ -201,7 +200,7 @@ def set_up(
     # On the host: levels need it for a moment only, and it would fill the devices.
     first, stream = trees.host(drawn)
     if start is not None:
-        given = _spread(start, first, rows, len(ids))
+        given = of_rows(start, task, rows.replica)
         first = where_rows(fresh, first, given) if fresh.any() else given
     prunable = masks.of_task(task)
     return Bench(
@@ -225,56 +224,6 @@ def _init(functions: Task, execution: Execution) -> Callable[..., Any]:
         return Network(params, model_state), stream
 
     return execution.parallel(init, (0,))
-
-
-def check_start(start: Network, task: Task, number: int) -> None:
-    """Raises a ValueError that names the leaf in which given weights do not fit a task.
-
-    Args:
-      start: for all replicas, or with a leading axis of them.
-      task: what is trained.
-      number: of replicas.
-    """
-    must = "a lottery_jax.Network(params, model_state), or None"
-    errors.is_a("start", start, Network, must)
-    like = Network(*task.shapes[:2])
-    if not trees.same_structure(start, like):
-        raise ValueError(
-            f"start: its leaves {trees.paths(start)} are not those of the task, "
-            f"{trees.paths(like)}"
-        )
-    for (path, given), one in zip(trees.by_path(start).items(), jax.tree.leaves(like)):
-        shape = np.shape(given)
-        if shape not in (one.shape, (number, *one.shape)):
-            raise ValueError(
-                f"start: leaf {path!r} has shape {shape}; it must be {one.shape}, or "
-                f"{(number, *one.shape)} with one entry per replica"
-            )
-        dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
-        same_kind = any(
-            jnp.issubdtype(dtype, kind) and jnp.issubdtype(one.dtype, kind)
-            for kind in (jnp.floating, jnp.integer)
-        )
-        if dtype != one.dtype and not same_kind:
-            raise ValueError(
-                f"start: leaf {path!r} has dtype {dtype}; it must be {one.dtype}"
-            )
-
-
-def _spread(start: Network, first: Network, rows: Rows, number: int) -> Network:
-    """Given weights, one network per row, as the task has them.
-
-    Weights that all replicas share are held once: the rows are views of them.
-    """
-
-    def spread(given: Any, row: Any) -> Any:
-        given = given if trees.is_key(given) else np.asarray(given, row.dtype)
-        if given.shape == row.shape[1:]:
-            xp: Any = jnp if trees.is_key(given) else np
-            return xp.broadcast_to(given, row.shape)
-        return given[rows.replica]
-
-    return jax.tree.map(spread, start, first)
 
 
 def where_rows(condition: np.ndarray, yes: PyTree, no: PyTree) -> PyTree:

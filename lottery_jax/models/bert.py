@@ -242,9 +242,9 @@ class _MaskedTokens(nn.Module):
             shape = (own.width, own.vocabulary)
             law = initializers.kernel(_LAW.initializer)
             y = jnp.matmul(x, self.param("decoder", law, shape, jnp.float32))
-        return y + self.param(
-            "bias", nn.initializers.zeros, (own.vocabulary,), jnp.float32
-        )
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, (own.vocabulary,), jnp.float32)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class _Sentences(nn.Module):

@@ -6,6 +6,8 @@ A `Task` may be written by hand, too; what its functions return is seen by `meas
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors, transforms, trees
@@ -113,6 +115,41 @@ def networks(field: str, given: Any, task: Task) -> int:
             must = f"{wanted} behind the first axis, as this task has it"
             raise errors.wrong(f"{field}: shape of leaf {path!r}", shape, must)
     return number
+
+
+def start(given: Any, task: Task, number: int) -> None:
+    """Raises a ValueError that names the leaf in which given weights do not fit a task.
+
+    Args:
+      given: a `Network`, each leaf of which has the shape of one network's, for all
+        replicas, or a leading axis of them.
+      task: what is trained.
+      number: of replicas.
+    """
+    must = "a lottery_jax.Network(params, model_state), or None"
+    errors.is_a("start", given, Network, must)
+    like = Network(*task.shapes[:2])
+    if not trees.same_structure(given, like):
+        raise ValueError(
+            f"start: its leaves {trees.paths(given)} are not those of the task, "
+            f"{trees.paths(like)}"
+        )
+    for (path, leaf), one in zip(trees.by_path(given).items(), jax.tree.leaves(like)):
+        shape = np.shape(leaf)
+        if shape not in (one.shape, (number, *one.shape)):
+            raise ValueError(
+                f"start: leaf {path!r} has shape {shape}; it must be {one.shape}, or "
+                f"{(number, *one.shape)} with one entry per replica"
+            )
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        same_kind = any(
+            jnp.issubdtype(dtype, kind) and jnp.issubdtype(one.dtype, kind)
+            for kind in (jnp.floating, jnp.integer)
+        )
+        if dtype != one.dtype and not same_kind:
+            raise ValueError(
+                f"start: leaf {path!r} has dtype {dtype}; it must be {one.dtype}"
+            )
 
 
 def optimizer(

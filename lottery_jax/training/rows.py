@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.execution.replicas import whole
 from lottery_jax.training.programs import program
-from lottery_jax.types import PyTree, Task
+from lottery_jax.types import Network, PyTree, Task
 
 
 class Joining(NamedTuple):
@@ -74,6 +75,41 @@ def shared_data(task: Task, execution: Execution, where: Where) -> PyTree:
         # The arrays stay with it, so that their ids stay their own.
         lambda: (execution.share(task.data), task.data),
     )[0]
+
+
+def of_rows(start: Network, task: Task, replica: np.ndarray) -> Network:
+    """Given weights as a stack, one network per row, in the dtypes of a task.
+
+    Args:
+      start: leaf by leaf of one network, or with a leading axis of the replicas; see
+        `checked.start`.
+      task: whose networks they are.
+      replica: the position of each row's replica, int `[P]`.
+
+    Returns:
+      The networks on the host, `[P, ...]`. Leaves that all replicas share are held once:
+      the rows are views of them.
+    """
+
+    def leaf(given: Any, one: Any) -> Any:
+        given = given if trees.is_key(given) else np.asarray(given, one.dtype)
+        if given.shape == one.shape:
+            xp: Any = jnp if trees.is_key(given) else np
+            return xp.broadcast_to(given, (len(replica), *one.shape))
+        return given[replica]
+
+    return jax.tree.map(leaf, start, Network(*task.shapes[:2]))
+
+
+def of_replica(start: Network, task: Task, position: int) -> Network:
+    """The weights that one replica starts from, of those given for all.
+
+    Args:
+      start: leaf by leaf of one network, or with a leading axis of the replicas.
+      task: whose networks they are.
+      position: of the replica among them, from 0; not its id.
+    """
+    return trees.rows(of_rows(start, task, np.array([position])), 0)
 
 
 def take(tree: PyTree, index: np.ndarray, execution: Execution) -> PyTree:

@@ -34,6 +34,7 @@ from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints, records
 from lottery_jax.training import checked, identity, loop, measured
 from lottery_jax.training.programs import program
+from lottery_jax.training.rows import of_rows
 from lottery_jax.training.segment import (
     Best,
     Change,
@@ -489,21 +490,26 @@ def fresh(
     init: Key,
     noise: Key,
     *,
+    start: Network | None = None,
     hyper: Mapping[str, Sequence[float]] = {},
     where: Where | None = None,
 ) -> Runs:
-    """Dense networks from draws of the task's initialisation, at step 0.
+    """Dense networks at step 0: drawn from the task's initialisation, or given.
 
     Args:
       task: what is trained.
       tx: the optimizer; or a function of hyperparameters that makes it.
       init: init keys, `[R]`.
       noise: noise keys, `[R]`.
+      start: weights to start from instead of a draw, such as pre-trained ones: each leaf
+        with the shape of one network's, which all runs then share, or with a leading axis
+        of the runs, `[R]`. The state of the noise is drawn all the same.
       hyper: values of these for each run, `[R]`, by name.
       where: the devices that draw.
 
     Raises:
-      ValueError: no task or optimizer that can be used, no keys, or not as many of both.
+      ValueError: no task or optimizer that can be used, no keys, or not as many of both;
+        a start that does not fit the task, which names the leaf.
       MemoryError: not even one draw fits on a device, or not all of them.
 
     Warns:
@@ -516,11 +522,15 @@ def fresh(
     checked.optimizer(task, tx, own)
     if _keys("noise", noise) != number:
         raise errors.wrong("noise.shape", noise.shape, f"({number},), as that of init")
+    given: Network | tuple[()] = ()
+    if start is not None:
+        checked.start(start, task, number)
+        given = of_rows(start, task, np.arange(number))
     execution = (where.execution or default_execution()).check()
-    values, keys = execution.spread((own, init))
+    values, given, keys = execution.spread((own, given, init))
 
     def draw(execution: Execution) -> TrainState:
-        return program(_start, task.functions, execution, tx)(values, keys)
+        return program(_start, task.functions, execution, tx)(values, given, keys)
 
     drawn, _ = where.room.run("the draw of networks", execution, number, draw)
     zeros = np.zeros(number, np.int32)
@@ -528,12 +538,15 @@ def fresh(
 
 
 def _start(functions: Task, execution: Execution, tx: Optimizer) -> Callable[..., Any]:
-    def start(hyper: Mapping[str, Array], key: Key) -> TrainState:
+    def start(
+        hyper: Mapping[str, Array], given: Network | tuple[()], key: Key
+    ) -> TrainState:
         params, model_state, stream = functions.init(key)
-        network, own = Network(params, model_state), at(tx, hyper)
-        return loop.start(own, network, stream, masks.ones_like(params))
+        network = given if isinstance(given, Network) else Network(params, model_state)
+        full = masks.ones_like(network.params)
+        return loop.start(at(tx, hyper), network, stream, full)
 
-    return execution.parallel(start, (0, 0))
+    return execution.parallel(start, (0, 0, 0))
 
 
 def concatenate(runs: Sequence[Runs]) -> Runs:
@@ -634,6 +647,7 @@ def train_replicas(
     validate_every: int | None = None,
     keep: Sequence[int] = (),
     rule: MaskUpdate | None = None,
+    start: Network | None = None,
     sweep: settings.Sweep | None = None,
     where: Where | None = None,
 ) -> Trained:
@@ -649,6 +663,8 @@ def train_replicas(
       validate_every: steps between validations; None for a tenth of the steps.
       keep: steps whose states are kept.
       rule: prunes, or changes the mask otherwise, while they train.
+      start: weights to start from instead of a draw, such as pre-trained ones: each leaf
+        with the shape of one network's, or with a leading axis of the replicas.
       sweep: values by the names of hyperparameters. Each combination trains all replicas,
         from the same initialisations and under the same noise; `Trained.dataset` has an
         axis of each name.
@@ -677,12 +693,17 @@ def train_replicas(
     measured.check(task, where=where)
     if task.validates:
         measured.metrics(task, "validation")
+    if start is not None:
+        checked.start(start, task, len(ids))
+        start = of_rows(start, task, np.tile(np.arange(len(ids)), len(grid)))
     hyper = {name: [s[name] for s in grid for _ in ids] for name in axes}
     if rule is not None:  # before networks are drawn
         own = checked.hyperparameters(hyper, len(ids) * len(grid))
         _fitting(rule, task, tx, own, steps)
     found = keys_.of_replicas(seed, np.tile(ids, len(grid)))
-    runs = fresh(task, tx, found.init, found.noise, hyper=hyper, where=where)
+    runs = fresh(
+        task, tx, found.init, found.noise, start=start, hyper=hyper, where=where
+    )
     done = train(
         task,
         tx,
