@@ -69,7 +69,7 @@ def test_what_is_written_has_every_arm_and_procedure(tiny):
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert figures == {"perplexity", "procedures", "layer_density"}
     table = (folder / "table.md").read_text()
-    for word in ("nats per token", "perplexity", "random mask", "one shot"):
+    for word in ("loss (nats)", "perplexity", "random mask", "one shot"):
         assert word in table
     claims = {
         one["claim"] for one in json.loads((folder / "verdicts.json").read_text())
@@ -196,9 +196,15 @@ def test_tables_and_figures_of_results_show_every_line():
     outcome = Outcome(made, cfg, "shakespeare-lstm", language.judge(made, cfg))
     names = ["ticket", "reinit", "random mask"]
     names += [label for _, label in language.PROCEDURES.values()]
-    for table in language.tables(outcome):
-        assert table.header == ["level", "density %", *names]
-        assert [row[1] for row in table.rows] == ["100.0", "40.0", "16.0"]
+    (table,) = language.tables(outcome)
+    assert table.header == ["per token", "level", "density %", *names]
+    assert [row[2] for row in table.rows] == 3 * ["100.0", "40.0", "16.0"]
+    assert [row[0] for row in table.rows[::3]] == [
+        "loss (nats)",
+        "perplexity",
+        "error (%)",
+    ]
+    assert table.rows[1][3].startswith("2.000 [") and table.rows[1][4][:3] == "2.5"
     drawn = {name: (figure, mine) for name, figure, *mine in language.figures(outcome)}
     axes = drawn["procedures"][0].axes[0]
     assert "perplexity" in axes.get_ylabel()
