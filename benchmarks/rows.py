@@ -22,10 +22,12 @@ class Sizes(NamedTuple):
     held_out: int = 0  # in the validation set
     test: int = 0
     batch: int = 60  # examples per step, or at once
-    optimizer: Literal["adam", "sgd"] = "adam"  # SGD with momentum
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # SGD with momentum
     learning_rate: float = 1.2e-3
     rates: tuple[float, ...] = ()  # instead of one: each trains a share of the replicas
     density: float = 0.2  # of the random masks on the kernels
+    head: str = ""  # "masked_lm" or "classes": of an encoder, of `shape` tokens
+    vocabulary: int = 30_522  # its token ids
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     rule: str = ""  # that prunes during training, by a name of `sides_jax.RULES`
     augment: bool = False  # flip and crop on the device
@@ -827,6 +829,71 @@ _DYNAMIC = Row(
 )
 
 
+# encoders
+
+_ENCODERS = {
+    "BERT-tiny": Sizes("bert-2-128-2-512", steps=8),
+    "MiniLM-L6": Sizes("bert-6-384-12-1536", steps=2),
+}
+_HEADS = {"masked tokens": "masked_lm", "sentences": "classes"}
+_TRAINED = {
+    f"{name}, {task}": {"model": own.model, "steps": own.steps, "head": head}
+    for name, own in _ENCODERS.items()
+    for task, head in _HEADS.items()
+}
+_PLAIN_JAX, _ENCODER_PEER = "plain JAX", f"PyTorch, {N} threads"
+
+_ENCODER = Row(
+    "A training step of an encoder, AdamW, batch 32 of 64 tokens (noise), dropout 0.1, one "
+    "network with all cores. BERT-tiny: 2 layers of width 128; MiniLM-L6: 6 of 384; 30,522 "
+    "token ids. Masked tokens: 10 of each window, gathered before the tied decoder; "
+    "sentences: a pooler and 2 classes. lottery_jax: its tasks in its compiled loop, random "
+    "masks of density 0.3 on the kernels of the layers. Plain JAX: the same model without "
+    "masks under optax, one jitted call per step, its state donated. PyTorch: the same "
+    "encoder, fused AdamW, masks by one call after each step. Ratios with a target are of "
+    "time: 1.05 is 5% more.",
+    Sizes(
+        shape=(64,),
+        examples=4000,
+        batch=32,
+        optimizer="adamw",
+        learning_rate=1e-4,
+        density=0.3,
+    ),
+    {
+        "model": "bert-1-8-2-16",
+        "shape": (8,),
+        "examples": 16,
+        "batch": 4,
+        "vocabulary": 40,
+        "steps": 2,
+    },
+    {
+        f"{what}, {who}": side
+        for what, own in _TRAINED.items()
+        for who, side in (
+            (US, _jax("train", 1, **own)),
+            (_PLAIN_JAX, Side("sides_encoder:plain", change=own, devices=1)),
+            (_ENCODER_PEER, _torch("encoder", **own)),
+        )
+    },
+    ratios=[
+        ratio
+        for what in _TRAINED
+        for ratio in (
+            Ratio(
+                f"{what}, {US}",
+                f"{what}, {_PLAIN_JAX}",
+                Target("<=", 1.10),
+                time=True,
+            ),
+            Ratio(f"{what}, {US}", f"{what}, {_ENCODER_PEER}"),
+        )
+    ],
+    turns=7,
+    needs=TORCH,
+)
+
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
@@ -849,5 +916,6 @@ ROWS: Mapping[str, Row] = {
     "sweep": _SWEEP,
     "transfer": _TRANSFER,
     "dynamic": _DYNAMIC,
+    "encoder": _ENCODER,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

@@ -24,7 +24,7 @@ from jax import lax
 from scipy import stats
 
 import lottery_jax as lj
-from benchmarks import profile
+from benchmarks import encoders, profile
 from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, TRAINED, Sizes
 from benchmarks.run import Compiling, Programs, Spread, spread
 from lottery_jax import (
@@ -47,8 +47,10 @@ from lottery_jax import (
 )
 from lottery_jax.connectivity import branches as branches_
 from lottery_jax.data import Dataset
+from lottery_jax.data.text import Texts, Vocabulary
 from lottery_jax.dynamic.rules import act
 from lottery_jax.execution import Execution, Progress, Where
+from lottery_jax.models import Bert, BertShape
 from lottery_jax.types import Network, Task
 
 # --- what sides are made of -----------------------------------------------------------
@@ -85,7 +87,9 @@ RULES: dict[str, Callable[[Sizes], dynamic.MaskUpdate]] = {
 
 
 def make_task(sizes: Sizes) -> Task:
-    """Classification of noise: uint8 images, or float32 vectors."""
+    """Classification of noise: uint8 images, or float32 vectors; or an encoder's task."""
+    if sizes.head:
+        return _of_texts(sizes)
     generator = np.random.default_rng(0)
     image = len(sizes.shape) == 3
 
@@ -105,6 +109,26 @@ def make_task(sizes: Sizes) -> Task:
     return classification(Dataset(arrays, 10, sizes.shape, mean, std, "noise"), sizes)
 
 
+def _of_texts(sizes: Sizes) -> Task:
+    """Masked language modelling, or classification of sentences."""
+    words = Vocabulary(sizes.vocabulary, 0, 1, 2, 3, encoders.MASK)
+    model, arrays = make_encoder(sizes), encoders.draw_arrays(sizes)
+    if sizes.head == "masked_lm":
+        texts = Texts({"train": {"ids": arrays["ids"]}}, words, "noise")
+        rate = encoders.RATE
+        return lj.tasks.masked_lm(texts, model, batch_size=sizes.batch, rate=rate)
+    texts = Texts({"train": arrays}, words, "noise", encoders.CLASSES)
+    return lj.tasks.sentences(texts, model, batch_size=sizes.batch)
+
+
+def make_encoder(sizes: Sizes) -> Bert:
+    """An encoder with its head, dropout rates as published."""
+    layers, width, heads, inner = encoders.sizes_of(sizes.model)
+    length = max(512, *sizes.shape)
+    shape = BertShape(sizes.vocabulary, width, layers, heads, inner, length)
+    return Bert(shape, sizes.head, encoders.CLASSES)  # type: ignore[arg-type]
+
+
 def classification(dataset: Dataset, sizes: Sizes) -> Task:
     """The task of a data set."""
     augment = ("flip", "crop") if sizes.augment else ()
@@ -119,6 +143,8 @@ def make_tx(sizes: Sizes) -> optax.GradientTransformation:
     """The optimizer."""
     if sizes.optimizer == "sgd":
         return optax.sgd(sizes.learning_rate, 0.9)
+    if sizes.optimizer == "adamw":
+        return optax.adamw(sizes.learning_rate, weight_decay=0.01)
     return optax.adam(sizes.learning_rate)
 
 
@@ -168,7 +194,7 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
         one = generator.random(p.shape[1:]) < (sizes.density if prunable else 1)
         return np.broadcast_to(one, p.shape)
 
-    mask = jax.tree.map(draw_mask, params, masks.prunable(shapes[0]))
+    mask = jax.tree.map(draw_mask, params, masks.of_task(task))
     tx = make_tx(sizes)
     start = execution.parallel(partial(training.start, tx), (0, 0, 0))
     own = (Network(params, model_state), stream, mask)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import encoders
 from benchmarks.rows import Sizes
 from benchmarks.run import Programs
 
@@ -178,6 +179,105 @@ def resnet(sizes: Sizes) -> Programs:
             x = x.permute(0, 3, 1, 2) if sizes.channels_last else x
             optimizer.zero_grad()
             functional.cross_entropy(model(x), labels[chosen]).backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_mul_(kernels, masks)
+        return sizes.steps
+
+    return {"run": run}
+
+
+# --- encoders -------------------------------------------------------------------------
+
+
+class _Layer(nn.Module):
+    """Attention and two dense layers, norms after the residual sums."""
+
+    def __init__(self, width: int, heads: int, inner: int, rate: float) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, rate
+        for name in ("query", "key", "value", "output"):
+            setattr(self, name, nn.Linear(width, width))
+        self.inner, self.outer = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-12) for _ in range(2))
+        self.dropout = nn.Dropout(rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=self.rate)
+        y = self.output(mixed.transpose(1, 2).flatten(2))
+        x = self.norms[0](x + self.dropout(y))
+        y = self.outer(functional.gelu(self.inner(x)))
+        return self.norms[1](x + self.dropout(y))
+
+
+class _Encoder(nn.Module):
+    """The network of `lottery_jax.models.Bert`; what it says of tokens or of sentences."""
+
+    def __init__(self, sizes: Sizes, rate: float = 0.1) -> None:
+        super().__init__()
+        layers, width, heads, inner = encoders.sizes_of(sizes.model)
+        self.words = nn.Embedding(sizes.vocabulary, width)
+        self.places = nn.Embedding(max(512, *sizes.shape), width)
+        self.kinds = nn.Embedding(2, width)
+        self.norm, self.dropout = nn.LayerNorm(width, 1e-12), nn.Dropout(rate)
+        each = [_Layer(width, heads, inner, rate) for _ in range(layers)]
+        self.layers = nn.Sequential(*each)
+        self.transform, self.last = nn.Linear(width, width), nn.LayerNorm(width, 1e-12)
+        self.bias = nn.Parameter(torch.zeros(sizes.vocabulary))
+        self.output = nn.Linear(width, encoders.CLASSES)
+
+    def forward(
+        self, ids: torch.Tensor, kinds: torch.Tensor, positions: torch.Tensor | None
+    ) -> torch.Tensor:
+        x = self.words(ids) + self.places.weight[: ids.shape[1]] + self.kinds(kinds)
+        x = self.layers(self.dropout(self.norm(x)))
+        if positions is None:
+            x = torch.tanh(self.transform(x[:, 0]))
+            return self.output(self.dropout(x))
+        x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+        x = self.last(functional.gelu(self.transform(x)))
+        return functional.linear(x, self.words.weight, self.bias)
+
+
+def encoder(sizes: Sizes) -> Programs:
+    """An encoder under fused AdamW, guessing masked tokens or classes of sentences."""
+    _settle()
+    model = _Encoder(sizes)
+    kernels = [
+        layer.weight for layer in model.layers.modules() if type(layer) is nn.Linear
+    ]
+    masks = [torch.empty_like(p).bernoulli_(sizes.density) for p in kernels]
+    arrays = {
+        name: torch.from_numpy(x).long()
+        for name, x in encoders.draw_arrays(sizes).items()
+    }
+    optimizer = torch.optim.AdamW(
+        # Of the other task's head there are no gradients, so nothing is done for it.
+        model.parameters(),
+        lr=sizes.learning_rate,
+        weight_decay=0.01,
+        fused=True,
+    )
+    rows, number = _rows(sizes), encoders.guessed(sizes)
+
+    def run() -> int:
+        for chosen in itertools.islice(rows, sizes.steps):
+            ids, positions, labels = (
+                arrays["ids"][chosen],
+                None,
+                arrays["label"][chosen],
+            )
+            if sizes.head == "masked_lm":
+                positions = torch.rand(ids.shape).topk(number).indices
+                labels = ids.gather(1, positions)
+                ids = ids.scatter(1, positions, encoders.MASK)
+            optimizer.zero_grad()
+            logits = model(ids, arrays["types"][chosen], positions).flatten(0, -2)
+            functional.cross_entropy(logits, labels.flatten()).backward()
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_mul_(kernels, masks)

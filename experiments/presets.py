@@ -746,3 +746,52 @@ BERT_TICKETS: Table = {
         ),
     ),
 }
+
+# Nothing is chosen by validation. 40%, 16% and 6.4% of the weights.
+_SHAKESPEARE: Fields = dict(
+    task="language_model", data="tiny_shakespeare", validation=0, batch_size=32,
+    steps="300it", rewind_step="30it", fraction=0.6, levels=3, replicas=3,
+    validate_every=150,
+)
+_WIKITEXT2: Fields = dict(
+    task="language_model", data="wikitext2", dropout=0.5, epsilon=1e-3,
+    learning_rate=1e-3, rewind_step="1ep", replicas=3,
+)
+LANGUAGE: Table = {
+    "shakespeare-lstm": (
+        "The demo: LSTM of 2 layers of 128 on the characters of tiny Shakespeare, Adam 4e-3, "
+        "300 steps, rewound to 30, 40% to 6.4% of all weights, 3 replicas. Ten minutes on "
+        "2 cores.",
+        dict(
+            **_SHAKESPEARE, model="lstm-2-128", length=32, dropout=0.2,
+            learning_rate=4e-3,
+        ),
+    ),
+    "shakespeare-transformer": (
+        "A Transformer of 2 layers of width 64 on the same, Adam 2e-3, 240 steps, rewound to "
+        "24 and to 0, the same densities, 3 replicas. Five minutes on 2 cores.",
+        {
+            **_SHAKESPEARE, "model": "transformer-2-64-4", "length": 32, "dropout": 0.1,
+            "learning_rate": 2e-3, "steps": "240it", "rewind_step": "24it",
+            "validate_every": 120, "beside": ("from_0",),
+        },
+    ),
+    "wikitext2-lstm": (
+        "LSTM of 2 layers of 200 on the words of WikiText-2, 2 epochs a level of a "
+        "quarter of the text, rewound to half an epoch. A night on 2 cores (not run).",
+        {
+            **_WIKITEXT2, "model": "lstm-2-200", "subset": 500_000, "length": 35,
+            "batch_size": 20, "steps": "2ep", "rewind_step": "357it",
+            "fraction": 0.6, "levels": 3, "validation": 0, "validate_every": 357,
+        },
+    ),
+    "wikitext2-lstm-paper": (
+        "Yu et al.: LSTM of 2 layers of 650 on the words of WikiText-2, dropout 0.5, windows "
+        "of 50, 10 epochs a level, 20 levels of 20%, rewound to epoch 1. For an "
+        "accelerator (not run).",
+        dict(
+            **_WIKITEXT2, model="lstm-2-650", length=50, batch_size=30, steps="10ep",
+            fraction=0.2, levels=20, validate_every=1392,
+        ),
+    ),
+}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import identity, texts
+from experiments import identity, texts, texts_language
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from lottery_jax import data, errors, models, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
@@ -20,7 +20,7 @@ from lottery_jax.execution import Activations, Precision
 from lottery_jax.keys import of_seed
 from lottery_jax.optimizers.settings import Optimizer, axes
 from lottery_jax.types import Array, Network, Task
-from lottery_jax.verdicts import ERROR, Metric
+from lottery_jax.verdicts import ERROR, LOSS, Metric
 
 
 def _later(default: Any) -> Any:
@@ -76,6 +76,8 @@ class Recipe:
     """For texts: whether the pooler of an encoder belongs to the head, or is pruned."""
     length: int = _later(128)
     """For texts: tokens of a window, or of the longest sequence."""
+    embeddings: Literal["pruned", "kept"] = _later("pruned")
+    """For language models: whether embeddings count among the prunable weights."""
     evaluated: int | None = _later(None)
     """For texts: examples of the test split and of the validation split, the first ones,
     that networks are measured on; None for all."""
@@ -279,6 +281,11 @@ TASKS: Mapping[str, Kind] = {
     "masked_lm": Kind(texts.make_masked_lm, texts.metric, _ENCODER),
     "sentences": Kind(texts.make_sentences, texts.metric, _ENCODER),
     "spans": Kind(texts.make_spans, texts.metric, _ENCODER),
+    "language_model": Kind(
+        texts_language.make_language_model,
+        lambda _: LOSS,
+        ("length", "dropout", "embeddings"),
+    ),
 }
 """What can be trained, by the name that a recipe gives."""
 
@@ -325,6 +332,8 @@ def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
 
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
+    if recipe.task == "language_model":
+        return texts_language.note(recipe)
     if recipe.task != "classification":
         return texts.note(recipe)
     return (recipe.data in data.NAMES and load_data(recipe).note) or ""

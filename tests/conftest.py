@@ -13,6 +13,8 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import quick  # noqa: E402
 from real_data import prepared_data as prepared_data  # noqa: E402
+from real_data import prepared_texts as prepared_texts  # noqa: E402
+from real_data import real_model as real_model  # noqa: E402
 
 # The first example compiles, and a shared machine stands still at times.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -18,11 +18,12 @@ import pytest
 
 from lottery_jax.data import prepared, usps
 from lottery_jax.data.cache import cache_dir
+from lottery_jax.data.text import files, published
 
 _NEEDED = ("tensorflow_datasets", "array_record", "PIL", "importlib_resources")
 
 
-def _raw_folder() -> pathlib.Path:
+def raw_folder() -> pathlib.Path:
     repository = pathlib.Path(__file__).resolve().parent.parent
     chosen = os.environ.get("LOTTERY_JAX_RAW_DATA") or "../shared/data"
     return (repository / pathlib.Path(chosen).expanduser()).resolve()
@@ -77,7 +78,7 @@ def prepared_data() -> Callable[[str], pathlib.Path]:
         for folder in (users, ours):
             if _find(name, folder):
                 return folder
-        raw = _raw_folder()
+        raw = raw_folder()
         if not (raw / "prepare.py").is_file() or not (raw / "raw" / name).is_dir():
             pytest.skip(
                 f"no {name} in {users}, and no raw files of it in {raw} "
@@ -87,3 +88,41 @@ def prepared_data() -> Callable[[str], pathlib.Path]:
         return ours
 
     return folder_with
+
+
+@pytest.fixture(scope="session")
+def prepared_texts() -> Callable[[str], pathlib.Path]:
+    """`prepared_texts(name)` is a data folder that has the files of a set of texts.
+
+    The user's own where one of them is there already, else one in the cache. Skips, with
+    the reason, where there are neither those nor raw files.
+    """
+    users, ours = prepared.data_dir(), cache_dir() / "tfds"
+
+    def folder_with(name: str) -> pathlib.Path:
+        for folder in (users, ours):
+            own = files.folder(name, folder)
+            if any((own / file).is_file() for file in published.wanted(name)):
+                return folder
+        raw = raw_folder() / "raw"
+        if not (raw / files.FOLDERS[name]).is_dir():
+            pytest.skip(
+                f"no {name} in {users}, and no raw files of it in {raw} "
+                "($LOTTERY_JAX_RAW_DATA)"
+            )
+        ours.mkdir(parents=True, exist_ok=True)
+        with open(ours / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            published.place(name, raw, ours)
+        return ours
+
+    return folder_with
+
+
+@pytest.fixture(scope="session")
+def real_model() -> pathlib.Path:
+    """The folder of a small pre-trained encoder; skips where there is none."""
+    folder = raw_folder() / "models" / "bert-tiny-mlm"
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"no pre-trained model in {folder} ($LOTTERY_JAX_RAW_DATA)")
+    return folder

@@ -474,11 +474,11 @@ def normed():
     return task._replace(loss=counted), count
 
 
-def analyse(plan=PLAN, ids=(0, 1), **where):
+def analyse(plan=PLAN, ids=(0, 1), start=None, **where):
     task, count = normed()
     before = count[0]
     where = Where(TWO, checkpoint_seconds=0.0, **where)
-    found = analysis.run(task, TX, plan, replicas=ids, where=where)
+    found = analysis.run(task, TX, plan, replicas=ids, start=start, where=where)
     return found, count[0] - before
 
 
@@ -712,19 +712,19 @@ def given_weights():
 
 
 def test_branches_from_given_weights_are_those_of_a_law_that_returns_them():
-    task, _ = setting()
-    given = jax.tree.map(lambda x: np.full(x.shape, 0.3, x.dtype), task.shapes[:2])
+    task, _ = normed()
+    given, keys = rows(given_weights(), 0), setting()[1]
     law = task._replace(init=lambda key: (*given, task.init(key)[2]))
-    plan = analysis.Plan(2, (0,), 2, (), 3, ("test",))
-    found, expected = (
-        analysis.run(own, TX, plan, replicas=2, start=start, where=Where(TWO))
-        for own, start in ((task, Network(*given)), (law, None))
-    )
-    toys.assert_equal(found.trunk, expected.trunk)
-    toys.assert_equal(found.networks, expected.networks)
-    toys.assert_equal(found.records, expected.records)
-    for r in range(2):
-        toys.assert_equal(rows(found.trunk.at(0), r).network, Network(*given))
+    trunk = functools.partial(branches.train_trunk, tx=TX, steps=(0,), where=Where(TWO))
+    expected = trunk(law, init=keys.init, noise=keys.noise)
+    found, _ = analyse(start=given)
+    toys.assert_equal(found.trunk.at(0), expected.at(0))
+    runs = branches.of_trunk(expected, keys.noise, 3)
+    # As many as the analysis trains, in the same program.
+    done = train(rows(runs, np.tile(np.arange(6), 4)), task=task)
+    own = rows(found.networks, (0, 0))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
+    toys.assert_equal(flat, rows(done.networks, slice(6)))
 
 
 def test_each_replica_starts_from_its_own_weights_whoever_else_does():

@@ -20,7 +20,16 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import connectivity, dynamic, imp, keys, training, trees
+from lottery_jax import (
+    connectivity,
+    dynamic,
+    imp,
+    keys,
+    models,
+    pretrained,
+    training,
+    trees,
+)
 from lottery_jax.connectivity import Measure, analysis, distances
 from lottery_jax.execution import Execution, Where
 from lottery_jax.execution.memory import at_once
@@ -203,6 +212,16 @@ def pruned_at_init(where):
     return found[:2], where.room.within(where.execution), ()
 
 
+def given(where):
+    params, *_ = trees.host(task().init(jax.random.key(0)))
+    body = {name: leaf for name, leaf in params.items() if name != "head"}
+    found = pretrained.Pretrained(models.BertShape(), body, ROOT, (), (), "")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* drawn afresh")
+        start = pretrained.start(found, task(), replicas=3, where=where)
+    return start, where.room.within(where.execution), ()
+
+
 SCENARIOS = (
     study,
     retraining,
@@ -210,6 +229,7 @@ SCENARIOS = (
     pruned_on_the_way,
     measured,
     pruned_at_init,
+    given,
 )
 
 

@@ -268,11 +268,15 @@ def test_a_run_that_is_killed_in_every_segment_ends_in_the_same_bits(tmp_path):
     toys.assert_equal(study.study.rewound, repeated.rewound)
 
 
-def test_chains_that_keep_weights_resume_and_hand_out_what_they_started_from(tmp_path):
+@pytest.mark.parametrize(("segments", "level"), [(4, 1), (6, 2)])
+def test_chains_that_keep_weights_resume_and_hand_out_what_they_started_from(
+    tmp_path, segments, level
+):
     study = toys.many_chains()
+    watch = killed_after(segments)
     with pytest.raises(Killed):
-        again(study, folder=tmp_path, checkpoint_seconds=0, watch=killed_after(6))
-    assert checkpoints.metadata(tmp_path / "checkpoints")["level"] == 2
+        again(study, folder=tmp_path, checkpoint_seconds=0, watch=watch)
+    assert checkpoints.metadata(tmp_path / "checkpoints")["level"] == level
     done = again(study, folder=tmp_path)
     repeated = again(study, folder=tmp_path, watch=killed_after(0))
     for other in (done, repeated):
@@ -681,25 +685,62 @@ def test_a_start_that_all_replicas_share_is_held_once():
         assert whole.shape == (6, *one.shape) and whole.strides[0] == 0
 
 
-def test_tickets_of_a_shared_start_may_hold_digests_of_its_weights(tmp_path):
+def test_a_start_is_stored_for_none_of_the_networks_that_have_it(tmp_path):
     study = toys.one_chain()
     start = Network(study.start("imp", 0, "ticket", 0).params, {})
+    sizes = []
+
+    def watch(progress):
+        found = sorted((tmp_path / "checkpoints").glob("*/leaves.bin"))
+        if found:
+            sizes.append((progress.level, found[-1].stat().st_size))
+
+    plan = dataclasses.replace(study.plan, chains=(imp.Chain(retrain="finetune"),))
+    plan = dataclasses.replace(plan, rewind_step=0, arms=("ticket", "random_mask"))
+    at = dict(folder=tmp_path, checkpoint_seconds=0, watch=watch)
+    again(study._replace(plan=plan), levels=2, start=start, **at)
+    of_level = {level: [s for at, s in sizes if at == level] for level in range(3)}
+    network = sum(x.nbytes for x in jax.tree.leaves(start))
+    mask, pairs = network // 4, len(study.ids)
+    # Nothing; then the last networks and the masks; and then what a level began with.
+    assert set(of_level[0]) == {0}
+    for level in (1, 2):
+        left = of_level[level][0] - pairs * mask
+        assert left // (pairs * network) == level  # what is recorded is less than one
+    whole = tmp_path / "checkpoints"
+    assert checkpoints.metadata(whole)["level"] == 3
+
+
+def test_tickets_of_given_weights_may_hold_digests_of_them(tmp_path):
+    study = toys.one_chain()
+    shared = study.start("imp", 0, "ticket", 0).params
+    ids = range(len(study.ids))
+    # The head of each replica is its own, the layers before it are those of all.
+    heads = jax.tree.map(lambda x: np.stack([x + i for i in ids]), shared["head"])
+    start = Network(shared | {"head": heads}, {})
     run = functools.partial(again, study, levels=1, start=start, folder=tmp_path)
     run(weights="digest")
-    path = imp.ticket_path(tmp_path, "imp", 1, 1)
-    with pytest.raises(ValueError, match="start="):
-        tickets.load(path)
-    ticket = tickets.load(path, start=start.params)
-    kept = jax.tree.map(lambda m, p: np.where(m, p, 0), ticket.mask, start.params)
-    toys.assert_equal(ticket.params, kept)
-    assert 0 < lj.masks.density(ticket.mask) < 1
-    for changes in ({"start": None}, {"plan": 1}):
-        other = study
-        if changes.pop("plan", None):
-            plan = dataclasses.replace(study.plan, rewind_step=2)
-            other = study._replace(plan=plan)
+    for position, replica in enumerate(study.ids):
+        path = imp.ticket_path(tmp_path, "imp", 1, replica)
+        with pytest.raises(ValueError, match="start="):
+            tickets.load(path)
+        own = lj.training.of_replica(start, study.task, position).params
+        ticket = tickets.load(path, start=own)
+        kept = jax.tree.map(lambda m, p: np.where(m, p, 0), ticket.mask, own)
+        toys.assert_equal(ticket.params, kept)
+        assert 0 < lj.masks.density(ticket.mask) < 1
+        other = lj.training.of_replica(start, study.task, 1 - position).params
+        with pytest.raises(ValueError, match=r"start\['head'\].*SHA-256"):
+            tickets.load(path, start=other)
+
+
+def test_digests_need_weights_that_were_given_and_are_rewound_to():
+    study = toys.one_chain()
+    start = Network(study.start("imp", 0, "ticket", 0).params, {})
+    late = study._replace(plan=dataclasses.replace(study.plan, rewind_step=2))
+    for of, given in ((study, None), (late, start)):
         with pytest.raises(ValueError, match="weights='digest' needs a start"):
-            again(other, **({"start": start} | changes), weights="digest")
+            again(of, start=given, weights="digest")
 
 
 def test_levels_that_would_remove_everything():

@@ -36,6 +36,30 @@ def floats(values):
     return np.asarray(values, np.float32)
 
 
+# Guesses
+
+
+def test_a_label_is_guessed_where_it_is_the_argmax():
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((4, 50, 7)).astype(np.float32)
+    label = generator.integers(0, 7, (4, 50)).astype(np.int32)
+    found = jax.jit(metrics.guessed)(logits, label)
+    np.testing.assert_array_equal(found, logits.argmax(-1) == label)
+
+
+def test_who_says_nothing_guesses_nothing():
+    equal, tied = np.zeros(3, np.float32), floats([1, 1, 0])
+    broken = floats([0, 1, np.nan])
+    for logits, right in (
+        (equal, [0, 0, 0]),
+        (tied, [1, 1, 0]),
+        (broken, [0, 0, 0]),
+        (-broken, [0, 0, 0]),
+    ):
+        found = metrics.guessed(jnp.tile(logits, (3, 1)), ints([0, 1, 2]))
+        np.testing.assert_array_equal(found, np.array(right, bool))
+
+
 # Matthews
 
 

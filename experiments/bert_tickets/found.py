@@ -113,7 +113,7 @@ def found(
             replicas=ids,
             start=first,
             metadata=recipes.ticket_metadata(cfg, "bert_tickets"),
-            weights="stored",
+            weights="digest",
             where=place,
         )
     assert where.store is not None

@@ -14,6 +14,7 @@ References:
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -181,7 +182,8 @@ def run(
         states.
 
     Warns:
-      RuntimeWarning: a device ran out of memory; what follows runs fewer at once.
+      RuntimeWarning: a device ran out of memory; what follows runs fewer at once. Or all
+        branches of a state are equal: nothing is drawn while they train.
 
     Example:
       >>> plan = Plan(steps=200, rewind_steps=(0, 50), branches=2, alphas=11)
@@ -238,6 +240,14 @@ def run(
         )
     found = _Found(trunk, networks, trained.curves, measured, ends, shape)
     records = _records(plan, task, found, policies, where)
+    if not np.any(records["l2"][1]):
+        warnings.warn(
+            "the branches of every state are equal, bit for bit: nothing of this task is "
+            "drawn in training (the order of a recurrent language model is fixed, and its "
+            "dropout may be 0), so that an instability of 0 says nothing of networks",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     shaped = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), networks)
     # Paths may have needed more room than training.
     execution = where.room.within(trained.execution)

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -125,23 +126,39 @@ def _fingerprint(version_dir: pathlib.Path) -> str:
 def _decode(version_dir: pathlib.Path) -> Arrays:
     arrays = {}
     for split in ("train", "test"):
-        source = _source(version_dir, split)
         images, labels = [], []
-        for start in range(0, len(source), _CHUNK):
-            rows = range(start, min(start + _CHUNK, len(source)))
-            for record in source.__getitems__(list(rows)):
-                images.append(record["image"])
-                labels.append(record["label"])
+        for record in records(version_dir, split):
+            images.append(record["image"])
+            labels.append(record["label"])
         arrays[f"{split}_image"] = np.stack(images)
         arrays[f"{split}_label"] = np.asarray(labels, np.int32)
     return arrays
 
 
+def records(version_dir: pathlib.Path, split: str) -> Iterator[dict[str, Any]]:
+    """The decoded examples of a split, in the order in which they are stored.
+
+    Args:
+      version_dir: as `find` returns it.
+      split: TFDS's name of it.
+
+    Raises:
+      ImportError: the extra `data` is not installed.
+    """
+    source = _source(version_dir, split)
+    for start in range(0, len(source), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source)))
+        yield from source.__getitems__(list(rows))
+
+
 def _source(version_dir: pathlib.Path, split: str) -> Any:
     """Random access to the decoded records of a split."""
-    tfds = _import_tfds(version_dir.parent.name)
-    name = f"{version_dir.parent.name}:{version_dir.name}"
-    folder = os.fspath(version_dir.parent.parent)
+    # "glue/cola" is a configuration of a set, and a folder within that of the set.
+    config = json.loads((version_dir / INFO).read_bytes()).get("configName")
+    parts = version_dir.parts[-3 if config else -2 : -1]
+    tfds = _import_tfds("/".join(parts))
+    name = f"{'/'.join(parts)}:{version_dir.name}"
+    folder = os.fspath(version_dir.parents[len(parts)])
     return tfds.data_source(name, split=split, data_dir=folder, download=False)
 
 

@@ -49,7 +49,7 @@ def save(
         "execution": bench.execution._asdict(),
         "changes": [(c.level, c.step, c.execution._asdict()) for c in moment.changes],
     }
-    part = {"kept": _real(bench, moment.kept), "records": moment.found}
+    part = {"kept": _real(bench, moment.kept, moment.level), "records": moment.found}
     checkpoints.save(folder / CHECKPOINTS, part, metadata)
     for path in sorted((folder / "levels").glob("[0-9]*")):
         if int(path.name) < moment.level - 1:  # the last one may be fallen back on
@@ -61,16 +61,29 @@ def _trained(bench: Bench) -> bool:
     return levels.keep_steps(bench) is not None
 
 
-def _real(bench: Bench, kept: Kept) -> dict[str, PyTree]:
+def _learnt(bench: Bench, level: int) -> tuple[str, ...]:
+    """The fields of what is kept that must be stored before a level.
+
+    What was drawn or given is laid out again: a start is not stored once for each of the
+    networks that have it.
+    """
+    if level == 0:
+        return ()
+    first: tuple[str, ...] = () if _trained(bench) else PER_ROW
+    # Level 0 began with the networks themselves, which `levels.begun` knows.
+    first += ("begun",) if level == 1 else ()
+    return tuple(name for name in Kept._fields if name not in first)
+
+
+def _real(bench: Bench, kept: Kept, level: int) -> dict[str, PyTree]:
     """What is kept, on the host and without padding; what can be drawn again left out."""
     rows = bench.rows
     return {
         name: trees.rows(
-            trees.host(value),
+            trees.host(getattr(kept, name)),
             slice(rows.number if name in PER_ROW else rows.pairs),
         )
-        for name, value in kept._asdict().items()
-        if _trained(bench) or name not in PER_ROW
+        for name in _learnt(bench, level)
     }
 
 
@@ -82,7 +95,7 @@ def restore(folder: pathlib.Path | None, bench: Bench, first: Kept) -> Moment | 
     if found is None:
         return None
     like = {
-        "kept": _real(bench, first),
+        "kept": _real(bench, first, found["level"]),
         "records": results.blank(bench, found["levels_recorded"]),
     }
     restored = checkpoints.restore(folder / CHECKPOINTS, like)

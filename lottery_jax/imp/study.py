@@ -17,9 +17,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 from lottery_jax import masks, training
 from lottery_jax.errors import is_a, one_of, whole
 from lottery_jax.execution import Progress, Where, default_execution
@@ -72,7 +69,8 @@ def run(
         what else is needed to go on elsewhere may have any names but the study's own,
         `results.OWN`.
       weights: what tickets hold of them: themselves, or digests of those of `start`, where
-        all replicas share it and all chains rewind to it (`tickets.load(start=)`).
+        all chains rewind to it. `tickets.load(start=)` is then given the params of the
+        replica, such as those of `training.of_replica(start, task, 0)`.
       sweep: values by the names of hyperparameters. Each chain is done at all settings, by
         the same replicas (`swept`); `Study.dataset` has an axis of each name.
       where: devices, folder, who watches. In its folder checkpoints and tickets are
@@ -107,7 +105,7 @@ def run(
     checked.optimizer(task, tx, plan.hyper)
     if start is not None:
         checked.start(start, task, len(ids))
-    _check_weights(weights, plan, start, task)
+    _check_weights(weights, plan, start)
     own = store.fields(task, tx, plan, ids, start, where)
     about = results.about(task, given=start is not None, data=own.get("data"))
     at, settings_changed = store.check_same(where, own)
@@ -199,19 +197,16 @@ def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     return found
 
 
-def _check_weights(weights: str, plan: Plan, start: Network | None, task: Task) -> None:
+def _check_weights(weights: str, plan: Plan, start: Network | None) -> None:
     """Raises a ValueError if tickets cannot do without weights."""
     one_of("weights", weights, ("stored", "digest"))
     if weights == "stored":
         return
-    shared = start is not None and [np.shape(x) for x in jax.tree.leaves(start)] == [
-        x.shape for x in jax.tree.leaves(task.shapes[:2])
-    ]
     kept = any(chain.keeps_weights for chain in plan.chains)
-    if not shared or kept or any(plan.rewind_steps):
+    if start is None or kept or any(plan.rewind_steps):
         raise ValueError(
-            "weights='digest' needs a start that all replicas share, and chains that "
-            "rewind to it: retrain='rewind' and rewind_step=0"
+            "weights='digest' needs a start, and chains that rewind to it: "
+            "retrain='rewind' and rewind_step=0"
         )
 
 

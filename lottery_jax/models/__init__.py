@@ -3,25 +3,28 @@
 All are called as `model.apply(variables, x, train, weights)`, with `x` of shape
 `[B, H, W, C]` (or `[B, ...]` for dense networks) and example weights `[B]` that
 BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`.
+Networks that read texts are those of `bert` and of `language`.
 
 A new architecture is a file: its module, its `unit_plan()` (see `lottery_jax.units`), how
 it is named, and one line in `FAMILIES`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
 from lottery_jax import errors
-from lottery_jax.models import initializers
+from lottery_jax.models import families, initializers
+from lottery_jax.models import language as language
 from lottery_jax.models.bert import Bert as Bert
 from lottery_jax.models.bert import BertShape as BertShape
 from lottery_jax.models.conv import ConvNet as ConvNet
+from lottery_jax.models.decoder import Decoder as Decoder
 from lottery_jax.models.layers import Choices as Choices
 from lottery_jax.models.mlp import MLP as MLP
 from lottery_jax.models.mlp import ResidualMLP as ResidualMLP
 from lottery_jax.models.normalization import BatchNorm as BatchNorm
+from lottery_jax.models.recurrent import Recurrent as Recurrent
 from lottery_jax.models.resnet import ResNet as ResNet
 from lottery_jax.models.vgg import VGG as VGG
 from lottery_jax.types import Mask, Params
@@ -46,7 +49,7 @@ FRANKLE_CARBIN: dict[str, Any] = {
 }
 """The choices of Frankle & Carbin 2019, figure 2 (scales of 1: TensorFlow's default)."""
 
-FAMILIES: dict[str, tuple[str, Callable[..., nn.Module | None]]] = {
+FAMILIES: families.Families = {
     "lenet": ("lenet-W1[-W2...] (lenet-300-100)", MLP.named),
     "mlp": ("mlp-W1[-W2...]", MLP.named),
     "residual-mlp": ("residual-mlp-W", ResidualMLP.named),
@@ -55,11 +58,9 @@ FAMILIES: dict[str, tuple[str, Callable[..., nn.Module | None]]] = {
     "resnet": ("resnet-D[-W] with D = 6n + 2 (resnet-20)", ResNet.named),
     "imagenet-resnet": ("imagenet-resnet-18|50[-W]", ResNet.named_imagenet),
 }
-"""For each family the form of its names, and `(numbers, **settings) -> model`, which is
-None for numbers that the family does not have. W is a width, for networks of stages the
-first one's."""
+"""All families; W is a width, for networks of stages the first one's."""
 
-FORMS = ", ".join(form for form, _ in FAMILIES.values())
+FORMS = families.forms(FAMILIES)
 """The names that `make` knows."""
 
 
@@ -77,12 +78,8 @@ def make(name: str, num_classes: int, **choices: Any) -> nn.Module:
       ValueError: if the name is none of these, or a choice has an unknown value.
       TypeError: if a choice is unknown.
     """
-    family, numbers = _parse(name)
     settings = {"num_classes": num_classes, "choices": Choices(**choices)}
-    model = FAMILIES[family][1](numbers, **settings) if family in FAMILIES else None
-    if model is None:
-        raise ValueError(f"name={name!r}; it must be one of {FORMS}")
-    return model
+    return families.named(name, FAMILIES, settings)
 
 
 def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:
@@ -104,12 +101,3 @@ def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:
     law = model.choices.initializer
     errors.one_of("initializer", law, initializers.FANS)  # or it knows no fans
     return narrow_axes(axes, params, count, fan=initializers.FANS[law])
-
-
-def _parse(name: str) -> tuple[str, list[int]]:
-    parts = name.split("-")
-    words = [part for part in parts if not part.isdecimal()]
-    numbers = [int(part) for part in parts[len(words) :] if part.isdecimal()]
-    if parts[: len(words)] != words or 0 in numbers:
-        return name, []
-    return "-".join(words), numbers

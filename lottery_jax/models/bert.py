@@ -5,7 +5,6 @@ Attention Is All You Need, 2017. Norms come after the residual sums, as publishe
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from lottery_jax import activations, errors
 from lottery_jax.data.text import Tokens
 from lottery_jax.models import initializers
+from lottery_jax.models.attention import self_attention
 from lottery_jax.models.layers import Choices, Dense
 from lottery_jax.types import Array
 
@@ -89,30 +89,14 @@ class Attention(nn.Module):
     def __call__(self, x: Array, present: Array, train: bool) -> Array:
         """From `[B, L, width]` to the same; `present` bool `[B, L]`."""
         own = self.shape
-        heads, size = own.heads, own.width // own.heads
-
-        def split(name: str) -> Array:
-            y = Dense(own.width, _LAW, name=name)(x)
-            return y.reshape(*y.shape[:-1], heads, size)
-
-        query, key, value = (split(name) for name in ("query", "key", "value"))
-        scores = jnp.einsum(
-            "bqhd,bkhd->bhqk", query, key, precision=activations.precision()
+        y = self_attention(
+            x,
+            present[:, None, None, :],
+            heads=own.heads,
+            choices=_LAW,
+            dropout=own.attention_dropout,
+            train=train,
         )
-        scores = activations.wide(scores) / math.sqrt(size)
-        # Not -inf: of a sequence without tokens no nan must come.
-        least = jnp.finfo(scores.dtype).min
-        shares = jax.nn.softmax(
-            jnp.where(present[:, None, None, :], scores, least), axis=-1
-        )
-        shares = nn.Dropout(own.attention_dropout)(shares, deterministic=not train)
-        mixed = jnp.einsum(
-            "bhqk,bkhd->bqhd",
-            activations.stored(shares),
-            value,
-            precision=activations.precision(),
-        )
-        y = Dense(own.width, _LAW, name="output")(mixed.reshape(x.shape))
         y = nn.Dropout(own.dropout)(y, deterministic=not train)
         return _norm(own, "norm")(x + y)
 
@@ -263,9 +247,9 @@ class _MaskedTokens(nn.Module):
             shape = (own.width, own.vocabulary)
             law = initializers.kernel(_LAW.initializer)
             y = jnp.matmul(x, self.param("decoder", law, shape, jnp.float32))
-        return y + self.param(
-            "bias", nn.initializers.zeros, (own.vocabulary,), jnp.float32
-        )
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, (own.vocabulary,), jnp.float32)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class _Sentences(nn.Module):

@@ -31,14 +31,21 @@ glorot_normal: Initializer = settled(
 normal_002: Initializer = settled(jax.nn.initializers.normal(0.02))
 """N(0, 0.02^2), whatever the fans. Devlin et al. 2019; Radford et al. 2019."""
 
+torch_kernel: Initializer = settled(
+    jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+)
+"""U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), the default of PyTorch's layers."""
+
 KERNELS: dict[str, Initializer] = {
     "kaiming_normal": kaiming_normal,
     "glorot_normal": glorot_normal,
     "normal_0.02": normal_002,
+    "torch": torch_kernel,
 }
 FANS: dict[str, Literal["fan_in", "fan_avg"]] = {
     "kaiming_normal": "fan_in",
     "glorot_normal": "fan_avg",
+    "torch": "fan_in",
 }
 """What the variance of each is divided by, of those that know their fans."""
 
@@ -64,7 +71,7 @@ def torch_bias(fan_in: int) -> Initializer:
 
 
 def kernel(name: str) -> Initializer:
-    """The law of a kernel: "kaiming_normal" or "glorot_normal"; ValueError else."""
+    """The law of a kernel, by a name of `KERNELS`; ValueError else."""
     return KERNELS[_known("initializer", name, tuple(KERNELS))]
 
 

@@ -18,7 +18,7 @@ class Choices:
     """What differs between implementations of one architecture; hashable.
 
     Attributes:
-      initializer: law of the kernels, "kaiming_normal" or "glorot_normal".
+      initializer: law of the kernels, a name of `initializers.KERNELS`.
       bias: law of the biases, "zeros" or "torch" (U(+-1 / sqrt(fan_in))).
       norm_scale: law of the norms' scales, "ones" or "uniform" (U(0, 1)).
       unbiased: whether running variances average the unbiased variance of batches, as

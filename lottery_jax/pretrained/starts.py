@@ -2,16 +2,18 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lottery_jax import errors, keys, masks, trees
+from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.pretrained.folders import Pretrained
 from lottery_jax.training import checked
-from lottery_jax.types import Network, Task
+from lottery_jax.training.programs import program
+from lottery_jax.types import Key, ModelState, Network, Params, Task
 
 _POOLER = "pooler/kernel"
 
@@ -79,12 +81,13 @@ def start(
     *,
     seed: int = 0,
     replicas: int | Sequence[int],
+    where: Where | None = None,
 ) -> Network:
     """What networks of a task begin with: `imp.run(start=)` takes it.
 
     Given leaves are those of one network, which all replicas share. What is not given, a
-    new head, is drawn by the task's law, for each replica with its own key: the numbers
-    that its networks would have without a start.
+    new head, is drawn by the task's law, for each replica with its own init key: as its
+    networks would begin without a start, up to rounding.
 
     A pooler that counts among the prunable weights is a trap: in many files its weights
     are so small that global magnitude removes it whole, and every classifier that reads it
@@ -95,6 +98,7 @@ def start(
       task: see `fit`.
       seed: of the plan that they are trained with.
       replicas: the ids of the replicas; or how many, from 0.
+      where: the devices that draw.
 
     Returns:
       Params in the task's own tree: NumPy arrays, those drawn with a leading axis of
@@ -107,18 +111,13 @@ def start(
       RuntimeWarning: leaves were drawn: names them. Or the pooler counts as prunable: says
         how much of it global magnitude would keep at 30% density.
     """
-    own = fit(found, task)
-    ids = checked.replicas(replicas)
+    own, ids = fit(found, task), checked.replicas(replicas)
     given = trees.by_path(found.params)
     shapes, state, _ = task.shapes
     drawn: dict[str, Any] = {}
     if own.fresh or jax.tree.leaves(state):
         init = keys.of_replicas(seed, ids).init
-        draws = [_drawn(task, init[i], own.fresh) for i in range(len(ids))]
-        drawn, state = (
-            trees.stack([one.params for one in draws]),
-            trees.stack([one.model_state for one in draws]),
-        )
+        drawn, state = _draw(task, init, own.fresh, checked.place(where))
     if own.fresh:
         warnings.warn(
             f"{found.folder} has no {list(own.fresh)}: drawn afresh for each replica",
@@ -145,14 +144,34 @@ def _is_body(path: str) -> bool:
     return not path.startswith(("head/", "pooler/"))
 
 
-def _drawn(task: Task, key: Any, paths: Sequence[str]) -> Network:
-    """Some leaves of a draw, by their key paths, on the host; and the model state."""
-    params, state, _ = task.init(key)
-    own = trees.by_path(params)
-    return trees.host(Network({path: own[path] for path in paths}, state))
+def _draw(
+    task: Task, init: Key, paths: tuple[str, ...], where: Where
+) -> tuple[dict[str, Any], ModelState]:
+    """Leaves of draws by their key paths, and the model states, on the host."""
+    execution = (where.execution or default_execution()).check()
+    rows = execution.spread(init)
+
+    def attempt(execution: Execution) -> Any:
+        return program(_some_leaves, task.functions, execution, paths)(rows)
+
+    number = len(init)
+    made, _ = where.room.run("the draw of new heads", execution, number, attempt)
+    return trees.host(execution.gather(made, number))
 
 
-def _warn_of_the_pooler(task: Task, params: Any) -> None:
+def _some_leaves(
+    functions: Task, execution: Execution, paths: tuple[str, ...]
+) -> Callable[..., Any]:
+    def one(key: Key) -> tuple[dict[str, Any], ModelState]:
+        # What is not returned is not drawn.
+        params, state, _ = functions.init(key)
+        own = trees.by_path(params)
+        return {path: own[path] for path in paths}, state
+
+    return execution.parallel(one, (0,))
+
+
+def _warn_of_the_pooler(task: Task, params: Params) -> None:
     leaves = trees.by_path(params)
     flags = dict(zip(leaves, masks.resolve(task.shapes[0], masks.of_task(task))))
     if not flags.get(_POOLER):

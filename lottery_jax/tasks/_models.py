@@ -186,7 +186,7 @@ def batched(shape: PyTree, examples: int) -> PyTree:
       shape: of one: numbers, of a float32 image; or a pytree of `jax.ShapeDtypeStruct`.
       examples: how many.
     """
-    if all(isinstance(size, int) for size in shape):
+    if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
         return jax.ShapeDtypeStruct((examples, *shape), jnp.float32)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((examples, *x.shape), x.dtype), shape

@@ -15,7 +15,7 @@ from flax import linen as nn
 from lottery_jax import activations, errors
 from lottery_jax.data.text import Texts, Vocabulary
 from lottery_jax.keys import of_seed, settled
-from lottery_jax.tasks import _models, _texts
+from lottery_jax.tasks import _models, _texts, metrics
 from lottery_jax.types import (
     Array,
     Batch,
@@ -114,8 +114,8 @@ class _MaskedLM:
         )
         loss, wrong, number = _sums(logits, batch)
         number = jnp.maximum(number, 1.0)
-        metrics = {"loss": loss / number, "error": wrong / number}
-        return loss / number, (model_state, stream_state, metrics)
+        found = {"loss": loss / number, "error": wrong / number}
+        return loss / number, (model_state, stream_state, found)
 
     def evaluate(
         self,
@@ -171,7 +171,7 @@ def _sums(logits: Array, batch: Batch) -> tuple[Array, Array, Array]:
     logits, labels = activations.wide(logits), batch["labels"]
     counts = batch["counts"] * batch["weight"][:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    wrong = jnp.argmax(logits, axis=-1) != labels
+    wrong = ~metrics.guessed(logits, labels)
     return jnp.sum(losses * counts), jnp.sum(wrong * counts), jnp.sum(counts)
 
 

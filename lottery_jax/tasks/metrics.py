@@ -21,6 +21,26 @@ from lottery_jax.errors import whole
 from lottery_jax.types import Array
 
 
+def guessed(logits: Array, label: Array) -> Array:
+    """Whether the label is the most likely class; among thousands of classes, quickly.
+
+    What `argmax(logits) == label` says, but for equal logits: of several most likely
+    classes each is right, and where all are equally likely none is. A maximum is found in
+    the time in which logits are read; where it lies takes XLA ten times as long on a CPU,
+    which for 30,522 tokens was a third of a step.
+
+    Args:
+      logits: float `[..., classes]`.
+      label: int `[...]`.
+
+    Returns:
+      Bool `[...]`; False where a logit is nan.
+    """
+    own = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+    high, low = jnp.max(logits, axis=-1), jnp.min(logits, axis=-1)
+    return (own >= high) & (low < high)
+
+
 def matthews(predicted: ArrayLike, label: ArrayLike, classes: int) -> Array:
     """The Matthews correlation of predicted and true classes, of any number of classes.
 

@@ -26,6 +26,7 @@ from lottery_jax.training.loop import update_mask as update_mask
 from lottery_jax.training.measured import check as check
 from lottery_jax.training.measured import evaluate as evaluate
 from lottery_jax.training.programs import program as program
+from lottery_jax.training.rows import of_replica as of_replica
 from lottery_jax.training.runs import Trained as Trained
 from lottery_jax.training.runs import concatenate as concatenate
 from lottery_jax.training.runs import fresh as fresh

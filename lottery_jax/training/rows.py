@@ -101,6 +101,17 @@ def of_rows(start: Network, task: Task, replica: np.ndarray) -> Network:
     return jax.tree.map(leaf, start, Network(*task.shapes[:2]))
 
 
+def of_replica(start: Network, task: Task, position: int) -> Network:
+    """The weights that one replica starts from, of those given for all.
+
+    Args:
+      start: leaf by leaf of one network, or with a leading axis of the replicas.
+      task: whose networks they are.
+      position: of the replica among them, from 0; not its id.
+    """
+    return trees.rows(of_rows(start, task, np.array([position])), 0)
+
+
 def take(tree: PyTree, index: np.ndarray, execution: Execution) -> PyTree:
     """Rows of a stack on the devices; its own placement where nothing is to be moved."""
     index = np.asarray(index)

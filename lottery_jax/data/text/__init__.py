@@ -6,6 +6,7 @@ What is read and tokenised once is cached; what a task is given are arrays on th
 
 from lottery_jax.data.text.checked import check as check
 from lottery_jax.data.text.corpora import CORPORA as CORPORA
+from lottery_jax.data.text.generated import markov as markov
 from lottery_jax.data.text.sentences import SENTENCES as SENTENCES
 from lottery_jax.data.text.sentences import sentences as sentences
 from lottery_jax.data.text.squad import squad as squad

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from lottery_jax.data import prepared
 from lottery_jax.data.text import files
 
 
@@ -53,6 +54,9 @@ def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> Corpus:
         paths = files.needed(name, WIKITEXT.values(), data_dir)
         texts = {split: _text(path) for split, path in zip(WIKITEXT, paths)}
         return Corpus(texts, paths, "<unk>")
+    tfds = prepared.find(name, prepared.data_dir(data_dir))
+    if tfds is not None and not (files.folder(name, data_dir) / "input.txt").is_file():
+        return Corpus(_prepared(tfds), [*sorted(tfds.glob("*.array_record*"))], None)
     paths = files.needed(name, ["input.txt"], data_dir)
     whole = _text(paths[0])
     first = int(len(whole) * 0.9)
@@ -63,6 +67,16 @@ def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> Corpus:
         "test": whole[second:],
     }
     return Corpus(texts, paths, None)
+
+
+def _prepared(version_dir: pathlib.Path) -> dict[str, str]:
+    """What tensorflow-datasets has prepared: each split is one example."""
+    return {
+        split: "".join(
+            one["text"].decode() for one in prepared.records(version_dir, split)
+        )
+        for split in ("train", "validation", "test")
+    }
 
 
 def _text(path: pathlib.Path) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lottery_jax.data import prepared
+
 
 class Rows(NamedTuple):
     """The examples of a file.
@@ -83,6 +85,18 @@ FORMATS = {
 }
 """The tasks by the name that they have in `sentences`."""
 
+SIZES = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "rte": (2490, 277),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+    "qnli": (104743, 5463),
+    "mnli": (392702, 9815),
+}
+"""Examples of the published training and development sets, where sources agree."""
+
 
 def read(path: pathlib.Path, form: Format) -> Rows:
     """The examples of a file of tab-separated values, in which a quote is a character.
@@ -132,6 +146,35 @@ def read(path: pathlib.Path, form: Format) -> Rows:
     kind = np.float32 if form.labels is None else np.int32
     pairs = second if form.second is not None else None
     return Rows(first, pairs, np.asarray(label, kind), broken)
+
+
+def read_prepared(version_dir: pathlib.Path, form: Format, split: str) -> Rows:
+    """The examples of a split that tensorflow-datasets has prepared, as in the file.
+
+    Args:
+      version_dir: of `glue/NAME`, as `prepared.find` returns it.
+      form: how the files of the task are laid out.
+      split: "train" or "test", which is TFDS's "validation" (of MNLI the matched one).
+
+    Returns:
+      Sentences and labels, in the order of the published file.
+
+    Raises:
+      ImportError: the extra `data` is not installed.
+    """
+    if split == "test":
+        split = "validation_matched" if form.test == "dev_matched.tsv" else "validation"
+    found = sorted(
+        prepared.records(version_dir, split), key=lambda one: int(one["idx"])
+    )
+    # TFDS calls sentences as GLUE does, but for MRPC.
+    first, second = _PAIR if form.first.startswith("#") else (form.first, form.second)
+    kind = np.float32 if form.labels is None else np.int32
+    return Rows(
+        [one[first].decode() for one in found],
+        None if second is None else [one[second].decode() for one in found],
+        np.asarray([one["label"] for one in found], kind),
+    )
 
 
 def _label(text: str, labels: tuple[str, ...] | None, where: str) -> float:

@@ -1,6 +1,5 @@
 """The published files of texts, and how they get to where they are read."""
 
-import bz2
 import gzip
 import hashlib
 import lzma
@@ -54,7 +53,6 @@ DIGESTS = {
 _UNPACK: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,
-    ".bz2": bz2.open,
 }
 _DAMAGE = (
     lzma.LZMAError,
@@ -103,7 +101,7 @@ def place(
 ) -> Placed:
     """Puts the files of a set where they are read.
 
-    Found are plain files, files packed one by one (.xz, .gz, .bz2) and members of
+    Found are plain files, files packed one by one (.xz, .gz) and members of
     archives (.zip, .tar and packed ones), in `source` or its folder of the set; of an
     archive nothing is read but members of the names looked for. A file whose sum is not
     the known one is used, with a warning.

@@ -1,10 +1,14 @@
 """Sentences and pairs of them, with a label: the tasks of GLUE."""
 
+import functools
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from lottery_jax import errors
+from lottery_jax.data import prepared
 from lottery_jax.data.cache import Arrays, cached
 from lottery_jax.data.text import files, glue
 from lottery_jax.data.text.splits import cuts, first, held_out, train_and_validation
@@ -56,21 +60,17 @@ def sentences(
         "tokenizer", tokenizer, Tokenizer, "from lottery_jax.data.text.tokenizer"
     )
     alone = name == "qnli-dev"
-    form = glue.FORMATS["qnli" if alone else name]
-    names = {"test": form.test} if alone else {"train": form.train, "test": form.test}
-    hint = ""
-    if name == "qnli" and (files.folder("glue", data_dir) / "QNLI/dev.tsv").is_file():
-        hint = "The file of 'qnli-dev' is there."
-    paths = files.needed(
-        "glue", [f"{form.folder}/{file}" for file in names.values()], data_dir, hint
-    )
+    task = "qnli" if alone else name
+    form = glue.FORMATS[task]
+    splits = ("test",) if alone else ("train", "test")
     length = errors.whole("length", length, 3 if form.second is None else 5)
-    key = f"text-{name}-{length}-{tokenizer.digest[:12]}-{files.fingerprint(paths)}"
+    source = _source(task, form, splits, data_dir)
+    key = f"text-{name}-{length}-{tokenizer.digest[:12]}-{source.key}"
 
     def made() -> Arrays:
         arrays: Arrays = {}
-        for split, path in zip(names, paths):
-            rows = glue.read(path, form)
+        for split, read in source.splits.items():
+            rows = read()
             ids, types, cut = tokenizer.encode(rows.first, rows.second, length=length)
             arrays |= {f"{split}_ids": ids, f"{split}_types": types}
             arrays |= {f"{split}_cut": cut, f"{split}_label": rows.label}
@@ -97,9 +97,17 @@ def sentences(
     }
     if not len(held):
         del parts["validation"]
-    for split, file in names.items():
+    for split in splits:
         if broken := int(stored[f"{split}_broken"]):
-            notes.append(f"{broken} rows of {file} lack columns and are left out")
+            notes.append(
+                f"rows of the {split} file that lack columns left out: {broken}"
+            )
+        there, sizes = len(stored[f"{split}_ids"]), glue.SIZES.get(task)
+        published = sizes[split == "test"] if sizes else there
+        if there != published:
+            notes.append(
+                f"the {split} file has {there} examples, published {published}"
+            )
     notes += cuts({split: part["cut"] for split, part in parts.items()}, length)
     return Texts(
         arrays={
@@ -111,6 +119,39 @@ def sentences(
         num_classes=None if form.labels is None else len(form.labels),
         metric=form.metric,
         note="; ".join(notes) or None,
+    )
+
+
+class _Source(NamedTuple):
+    splits: dict[str, Callable[[], glue.Rows]]
+    key: str
+
+
+def _source(
+    name: str,
+    form: glue.Format,
+    splits: tuple[str, ...],
+    data_dir: str | os.PathLike[str] | None,
+) -> _Source:
+    """The published files, or what tensorflow-datasets has made of them."""
+    own = files.folder("glue", data_dir) / form.folder
+    paths = {split: own / getattr(form, split) for split in splits}
+    tfds = prepared.find(f"glue/{name}", prepared.data_dir(data_dir))
+    if tfds is not None and not all(path.is_file() for path in paths.values()):
+        read = functools.partial(glue.read_prepared, tfds, form)
+        key = prepared.cache_key(tfds)
+        return _Source({split: functools.partial(read, split) for split in splits}, key)
+    hint = ""
+    if name == "qnli" and (own / form.test).is_file():
+        hint = "The file of 'qnli-dev' is there."
+    needed = [f"{form.folder}/{path.name}" for path in paths.values()]
+    found = files.needed("glue", needed, data_dir, hint)
+    return _Source(
+        {
+            split: functools.partial(glue.read, path, form)
+            for split, path in paths.items()
+        },
+        files.fingerprint(found),
     )
 
 

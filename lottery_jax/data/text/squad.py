@@ -238,7 +238,7 @@ def read(path: pathlib.Path) -> list[Question]:
 
 
 def _stored(path: pathlib.Path, tokenizer: Tokenizer, length: int, most: int) -> Arrays:
-    key = f"text-squad-{length}-{most}-{tokenizer.digest[:12]}"
+    key = f"text-spans-{length}-{most}-{tokenizer.digest[:12]}"
     return cached(
         f"{key}-{files.fingerprint([path])}",
         lambda: _windows(read(path), tokenizer, length, most),
