@@ -274,10 +274,20 @@ class Kind(NamedTuple):
     fields: tuple[str, ...] = ()
 
 
+_IMAGES = (
+    "label_noise",
+    "blur",
+    "normalization",
+    "inputs",
+    "classes",
+    "half",
+    "augment",
+)
+_IMAGES += ("initializer", "bias", "norm_scale", "unbiased_variance")
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
-    "classification": Kind(make_classification),
+    "classification": Kind(make_classification, fields=_IMAGES),
     "masked_lm": Kind(texts.make_masked_lm, texts.metric, _ENCODER),
     "sentences": Kind(texts.make_sentences, texts.metric, _ENCODER),
     "spans": Kind(texts.make_spans, texts.metric, _ENCODER),

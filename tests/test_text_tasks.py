@@ -67,8 +67,7 @@ def said(kind):
 def evaluated(kind, split="test"):
     task, params = made(kind)
     return {
-        name: float(x)
-        for name, x in said(kind)[1](params, task.data, split).items()
+        name: float(x) for name, x in said(kind)[1](params, task.data, split).items()
     }
 
 
@@ -515,6 +514,144 @@ def test_other_leaves_may_count_and_some_are_never_cut():
         imp.check_task(whole, imp.check(plan), 2)
 
 
+# --- tickets --------------------------------------------------------------------------
+
+PLAN = imp.Plan(
+    steps=3,
+    chains=(imp.Chain("imp", imp.Linear(0.3)),),
+    arms=("ticket",),
+    validate_every=3,
+)
+ALIVE = [448, 314, 179]
+"""Of 448 weights; 134.4 less each time."""
+
+
+def study(ids, folder=None, watch=None):
+    """Tickets of masked language modelling; all replicas start from one network."""
+    task = text_toys.masked_lm()
+    where = lj.Where(Execution(1, 0), folder, 0, watch)
+    start = Network(text_toys.wide(task, 3), {})
+    tx = optax.adam(0.01)
+    return imp.run(task, tx, PLAN, levels=2, replicas=ids, start=start, where=where)
+
+
+@functools.cache
+def straight():
+    return study((0, 1))
+
+
+def test_replicas_share_a_start_and_hide_tokens_of_their_own():
+    found = straight()
+    records = {name: values for name, (_, values) in found.records.items()}
+    assert (records["alive"] == ALIVE).all() and not records["diverged"].any()
+    own = records["test_loss"][0, 0]
+    assert own.shape == (2, 3) and (own[0] != own[1]).all()
+    (tickets,) = imp.tickets_of(found)
+    for path, leaf in trees.by_path(tickets[0].mask).items():
+        assert leaf.all() or path in DENSE
+    start = trees.by_path(text_toys.wide(text_toys.masked_lm(), 3))
+    for ticket in tickets:
+        alive, kept = trees.by_path(ticket.mask), trees.by_path(ticket.params)
+        for path, leaf in start.items():
+            np.testing.assert_array_equal(kept[path], np.where(alive[path], leaf, 0))
+
+
+def test_a_study_of_texts_goes_on_where_it_was_killed(tmp_path):
+    def stop(moment):
+        if (moment.level, moment.done) == (1, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study((0, 1), tmp_path, stop)
+    resumed = study((0, 1), tmp_path)
+    toys.assert_same_records(straight().records, resumed.records)
+    toys.assert_equal(straight().masks, resumed.masks)
+
+
+def test_a_replica_alone_has_the_numbers_that_it_has_among_others():
+    alone = study((1,))
+    among = np.s_[:, :, 1:2]
+    toys.assert_same_records(straight().records, alone.records, among)
+
+
+def test_masks_of_an_encoder_go_to_another_task_and_leave_its_head_whole():
+    task = text_toys.sentences(3)
+    tickets = imp.tickets_of(straight())[0]
+    there = [transfer.mask_onto(one.mask, task) for one in tickets]
+    for mask, ticket in zip(there, tickets):
+        assert jax.tree.structure(mask) == jax.tree.structure(task.shapes[0])
+        theirs = trees.by_path(ticket.mask)
+        for path, leaf in trees.by_path(mask).items():
+            assert leaf.dtype == bool
+            if path.startswith("head/"):
+                assert leaf.all()
+            else:
+                np.testing.assert_array_equal(leaf, theirs[path])
+    whole = trees.stack([trees.host(text_toys.wide(task, seed)) for seed in (0, 1)])
+    networks = Network(whole, {})
+    found = imp.retrain(
+        task,
+        optax.adam(0.01),
+        PLAN,
+        imp.tickets_from([trees.stack(there)], networks),
+        level=2,
+        replicas=2,
+        dense=networks,
+    )
+    records = {name: values[..., 0] for name, (_, values) in found.records.items()}
+    assert (records["alive"] == ALIVE[2]).all() and not records["diverged"].any()
+    assert np.isfinite(records["test_matthews"]).all()
+
+
+def broken(change):
+    mask = trees.host(imp.tickets_of(straight())[0][0].mask)
+    leaves = {path: np.array(leaf) for path, leaf in trees.by_path(mask).items()}
+    change(leaves)
+    nested = {}
+    for path, leaf in leaves.items():
+        *outer, last = path.split("/")
+        node = nested
+        for name in outer:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return nested
+
+
+def without_a_word(leaves):
+    leaves["embeddings/word/embedding"][3, 0] = False
+
+
+def without_a_layer(leaves):
+    del leaves["layer_0/inner/kernel"]
+
+
+def with_a_layer(leaves):
+    leaves["layer_1/inner/kernel"] = leaves["layer_0/inner/kernel"]
+
+
+def of_another_shape(leaves):
+    leaves["layer_0/inner/kernel"] = np.ones((8, 4), bool)
+
+
+def of_numbers(leaves):
+    leaves["layer_0/inner/kernel"] = np.ones((8, 12), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_word, "leaf 'embeddings/word/embedding' is pruned, and does not"),
+        (without_a_layer, "'layer_0/inner/kernel' is missing"),
+        (with_a_layer, "'layer_1/inner/kernel' is no leaf of the task"),
+        (of_another_shape, r"'layer_0/inner/kernel' has shape \(8, 4\); .* \(8, 12\)"),
+        (of_numbers, "'layer_0/inner/kernel' has dtype float32; .* bool"),
+    ],
+)
+def test_a_mask_that_does_not_fit_a_task_is_refused_by_leaf(change, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.mask_onto(broken(change), made("classes")[0])
+
+
 # --- what does not fit ----------------------------------------------------------------
 
 
@@ -567,7 +704,7 @@ REFUSED = {
     ),
     "sentences for windows": (
         lambda: text_toys.masked_lm(text_toys.labelled()),
-        "labels-2: arrays of 'train'=.*; it must be .*'ids'",
+        "labels-2: arrays of 'train'=.*; it must be ids alone, of whole windows",
     ),
     "a long text": (
         lambda: text_toys.masked_lm(long_text()),
@@ -611,11 +748,11 @@ REFUSED = {
     ),
     "an unknown head": (
         lambda: text_toys.spans(model=Bert(SHAPE, head="spans")),  # type: ignore[arg-type]
-        "head=spans; it must be one of masked_lm",
+        "head='spans'; it must be one of masked_lm",
     ),
     "an unknown pooler": (
         lambda: text_toys.spans(model=Bert(SHAPE, head="span", pooler="kept")),  # type: ignore[arg-type]
-        "pooler=kept; it must be one of head, pruned",
+        "pooler='kept'; it must be one of head, pruned",
     ),
     "a state": (
         lambda: text_toys.sentences(model=Normed(), drop_last=True),
@@ -643,8 +780,10 @@ REFUSED = {
             lambda make=make, field=field: make(**{field: ("^nothing/",)}),
             rf"{field}=\('\^nothing/',\): .*'\^nothing/'",
         )
-        for field in ("exclude", "head")
-        for kind, make in MAKE.items()
+        for field, kind, make in (
+            ("exclude", "masked_lm", text_toys.masked_lm),
+            ("head", "spans", text_toys.spans),
+        )
     },
     **{
         f"batches of {size}": (
