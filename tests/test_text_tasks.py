@@ -11,11 +11,11 @@ import optax
 import pytest
 import text_toys
 import toys
-from text_toys import KERNELS, LENGTH, SHAPE, TEST, VOCABULARY
+from text_toys import KERNELS, LENGTH, SHAPE, VOCABULARY
 
 import lottery_jax as lj
 from lottery_jax import imp, keys, masks, transfer, trees
-from lottery_jax.data.text import Texts, Vocabulary
+from lottery_jax.data.text import Texts
 from lottery_jax.execution import Execution
 from lottery_jax.models import Bert
 from lottery_jax.types import Network
@@ -77,8 +77,7 @@ def whole(kind, split="test"):
     arrays = task.data[split]
     batch = dict(arrays) | {"weight": np.ones(len(arrays["ids"]), np.float32)}
     if kind == "masked_lm":
-        key = keys.of_seed(masked._EVALUATION)
-        batch |= masked.hide(key, arrays["ids"], VOCABULARY, 3)._asdict()
+        batch |= hidden(arrays["ids"], seed=masked._EVALUATION)._asdict()
     return batch, np.asarray(said(kind)[2](params, batch), np.float64)
 
 
