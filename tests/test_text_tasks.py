@@ -92,7 +92,7 @@ def cross_entropy(logits, labels):
 
 
 def hidden(ids, number=3, seed=0):
-    return masked.hide(keys.of_seed(seed), jnp.asarray(ids), VOCABULARY, number)
+    return masked.hide(keys.of_seed(seed), ids, VOCABULARY, number)
 
 
 def test_as_many_tokens_of_every_window_are_hidden_and_none_that_is_no_word():

@@ -56,6 +56,7 @@ def hide(key: Key, ids: Array, vocabulary: Vocabulary, number: int) -> Hidden:
       number: how many of each window, P in [1, L].
     """
     assert vocabulary.mask is not None
+    ids = jnp.asarray(ids)
     choose, replace, draw = jax.random.split(key, 3)
     never = [*vocabulary.special, vocabulary.unknown]
     allowed = jnp.ones(ids.shape, jnp.bool_)
