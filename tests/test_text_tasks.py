@@ -52,23 +52,28 @@ def said(kind):
         value, (_, _, metrics) = task.loss(params, {}, (), batch, key)
         return value, metrics
 
-    def evaluate(params, data, split, key=0):
-        return task.evaluate(params, {}, data, keys.of_seed(key), split)
+    def evaluate(params, data, key, split):
+        return task.evaluate(params, {}, data, key, split)
 
     def outputs(params, batch):
         return task.outputs(params, {}, batch)
 
     return (
         jax.jit(jax.value_and_grad(loss, has_aux=True)),
-        jax.jit(evaluate, static_argnums=(2, 3)),
+        jax.jit(evaluate, static_argnums=3),
         jax.jit(outputs),
     )
+
+
+def measured(kind, params, data, split="test", key=0):
+    """The metrics of a split."""
+    return said(kind)[1](params, data, keys.of_seed(key), split)
 
 
 def evaluated(kind, split="test"):
     task, params = made(kind)
     return {
-        name: float(x) for name, x in said(kind)[1](params, task.data, split).items()
+        name: float(x) for name, x in measured(kind, params, task.data, split).items()
     }
 
 
@@ -254,8 +259,7 @@ def test_the_perplexity_of_guessed_tokens_is_that_of_all_of_them_together():
 @kinds
 def test_evaluation_knows_no_noise(kind):
     task, params = made(kind)
-    evaluate = said(kind)[1]
-    one, other = (evaluate(params, task.data, "test", key) for key in (0, 1))
+    one, other = (measured(kind, params, task.data, key=key) for key in (0, 1))
     toys.assert_equal(one, other)
 
 
@@ -268,7 +272,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn(kind):
     middle = outputs.mean(0)
     params = jax.tree.map(lambda x: x, params)
     params["head"]["output"]["bias"] -= np.float32(middle)
-    found = said(kind)[1](params, task.data, "test")
+    found = measured(kind, params, task.data)
     guessed, label = (outputs - middle).argmax(-1), batch["label"]
     names = {"loss", "error", "matthews"} | ({"f1"} if kind == "classes" else set())
     assert found.keys() == names
@@ -391,8 +395,8 @@ def test_tokens_that_fill_up_a_sequence_change_nothing(kind):
     there = loss(params, padded(batch), key)
     toys.assert_close(there, loss(params, batch, key))
     data = {split: padded(arrays) for split, arrays in task.data.items()}
-    longer_ones = said(kind)[1](params, data, "test")
-    toys.assert_close(longer_ones, said(kind)[1](params, task.data, "test"))
+    longer_ones = measured(kind, params, data)
+    toys.assert_close(longer_ones, measured(kind, params, task.data))
 
 
 # --- models ---------------------------------------------------------------------------
