@@ -13,6 +13,7 @@ from experiments import (
     gale,
     imp,
     instability,
+    language,
     liu,
     ma,
     rewinding,
@@ -39,4 +40,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     liu.EXPERIMENT,
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
+    language.EXPERIMENT,
 )

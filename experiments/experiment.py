@@ -26,7 +26,7 @@ from experiments.presets import Preset
 from lottery_jax import errors, plots, records
 from lottery_jax.execution import Deadline, Where, default_execution, processes
 from lottery_jax.training import identity as origin
-from lottery_jax.verdicts import Metric
+from lottery_jax.verdicts import ERROR, Metric
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,6 +105,10 @@ class Experiment(Generic[C]):
       again: for `--from`: (config, run, level, folder of the new run, deadline) -> its
         results.
       select: for one command of several studies: the one that a configuration means.
+      starts: whether its networks begin with `recipe.pretrained`. A configuration that
+        names weights is refused by all others, which would draw theirs.
+      error_alone: whether it compares networks by their error, whatever their task: tasks
+        with another metric are refused.
     """
 
     name: str
@@ -125,6 +129,8 @@ class Experiment(Generic[C]):
         | None
     ) = None
     select: Callable[[C], "Experiment"] | None = None
+    starts: bool = False
+    error_alone: bool = False
 
     @property
     def together(self) -> bool:
@@ -152,6 +158,13 @@ class Experiment(Generic[C]):
         if self.together and size is not None and size < replicas:
             must = f"at least replicas={replicas}: {self.name} compares them"
             raise errors.wrong("group_size", size, must)
+        if (given := getattr(cfg, "pretrained", "")) and not self.starts:
+            must = f"empty: the networks of {self.name} begin with draws"
+            raise errors.wrong("pretrained", repr(given), must)
+        if self.error_alone and (metric := recipes.metric(cfg)) != ERROR:  # type: ignore[arg-type]
+            must = f"one whose networks are compared by their error, for {self.name}"
+            name = f"{cfg.task!r} (compared by {metric.name})"  # type: ignore[attr-defined]
+            raise errors.wrong("task", name, must)
         (launch.execution(cfg) or default_execution()).check()
 
     def run(

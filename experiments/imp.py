@@ -188,8 +188,17 @@ def prepare(cfg: Config) -> Setup:
     return Setup(cfg, task, tx, protocol)
 
 
-def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
-    """A pruning study of some replicas, or what is missing of it."""
+def one(
+    setup: Setup, ids: list[int], where: Place, experiment: str = "imp"
+) -> "xr.Dataset":
+    """A pruning study of some replicas, or what is missing of it.
+
+    Args:
+      setup: from `prepare`.
+      ids: of the replicas.
+      where: it runs.
+      experiment: whose tickets they are.
+    """
     cfg, task, tx, protocol = setup
     with watched(setup, ids, where, levels(cfg)) as place:
         study = imp.run(
@@ -198,7 +207,8 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             protocol,
             levels=levels(cfg),
             replicas=ids,
-            metadata=recipes.ticket_metadata(cfg, "imp"),
+            start=recipes.start(cfg, task, ids),
+            metadata=recipes.ticket_metadata(cfg, experiment),
             where=place,
         )
     return study.dataset(**_note(cfg))
@@ -592,6 +602,7 @@ EXPERIMENT = Experiment(
     conclusions=conclusions,
     complete=complete,
     again=retrain,
+    starts=True,
 )
 main = EXPERIMENT.main
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import cost, display, metrics, presets
+from experiments import cost, display, metrics, presets, recipes
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE
@@ -36,6 +36,7 @@ from experiments.recipes import (
     set_up_paths,
 )
 from lottery_jax import connectivity, plots, trees, verdicts
+from lottery_jax.connectivity.analysis import Records
 from lottery_jax.execution import Where
 
 if TYPE_CHECKING:
@@ -88,21 +89,44 @@ def prepare(cfg: Config) -> Setup:
 def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """An analysis of some initialisations, or what is missing of it."""
     cfg, task, tx, protocol = setup
+    start = recipes.start(cfg, task, ids)
     with display.watched(where) as place:
-        found = connectivity.run(task, tx, protocol, replicas=ids, where=place)
+        found = connectivity.run(
+            task, tx, protocol, replicas=ids, start=start, where=place
+        )
     splits = list(cfg.path_sizes)
     names = found.records["split"][1].tolist()
     return dataset(
         cfg,
         {
             name.replace("_part", ""): value
-            for name, value in found.records.items()
+            for name, value in rising(found.records, metric(cfg)).items()
             if name != "split"
         },
         {"replica": ids, "split": splits},
         execution=found.execution._asdict(),
         path_examples={s: trees.count(task.data[n]) for s, n in zip(splits, names)},
     )
+
+
+def rising(records: Records, metric: verdicts.Metric) -> Records:
+    """Records whose `lii` is that of what networks are compared by, and in its direction.
+
+    An analysis says how far each value rises above its ends, the error's under the name
+    `lii`. Where higher is better, it is how far the value falls below them.
+
+    Args:
+      records: of an analysis.
+      metric: what networks are compared by.
+    """
+    kept = {
+        name: found
+        for name, found in records.items()
+        if not name.startswith("lii") or name == "lii_loss"
+    }
+    axes, values = records[metric.name]
+    sign = 1 if metric.better == "lower" else -1
+    return kept | {"lii": (axes[:-1], connectivity.instability(sign * values))}
 
 
 # --- what came out --------------------------------------------------------------------
@@ -291,6 +315,7 @@ EXPERIMENT = Experiment(
     tables=tables,
     figures=figures,
     conclusions=conclusions,
+    starts=True,
 )
 main = EXPERIMENT.main
 

@@ -88,12 +88,12 @@ def plan_beside(setup: Setup) -> studies.Plan:
 def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     """The study of some replicas and the tickets beside it, or what is missing of it."""
     cfg = setup.cfg
-    results = imp.one(setup, ids, where)
+    results = imp.one(setup, ids, where, "language")
     if not cfg.beside:
         return results
     others = setup._replace(plan=plan_beside(setup))
-    found = imp.one(others, ids, where.below("beside")).sel(arm="ticket", drop=True)
-    found = found.rename(chain="procedure")
+    found = imp.one(others, ids, where.below("beside"), "language")
+    found = found.sel(arm="ticket", drop=True).rename(chain="procedure")
     kept = ("density", "diverged", *(x for x in found if str(x).startswith("test_")))
     return results.assign({f"beside_{name}": found[name] for name in kept})
 
@@ -114,7 +114,7 @@ def beside(results: "xr.Dataset", name: str) -> "xr.DataArray":
 def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """At each level: matching, better than its controls, and than other procedures?"""
     judged = imp.judge(results, cfg)
-    if not cfg.beside:
+    if "procedure" not in results.dims:  # none, or one stored level again
         return judged
     metric = recipes.metric(cfg)
     replicas = verdicts.Replicas([f"replica {i}" for i in results["replica"].values])
@@ -122,10 +122,10 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     others = beside(results, f"test_{metric.name}")
     places = {one_.where["level"]: one_.where for one_ in judged}
     for level, where in places.items():
-        for name in cfg.beside:
+        for name in map(str, results["procedure"].values):
             if name == "one_shot" and level == 1:
                 continue  # one prune of the dense network: the same ticket
-            claim = f"better than {PROCEDURES[name][0]}"
+            claim = _claim(name)
             verdict = verdicts.better(
                 tickets.sel(level=level).values,
                 others.sel(procedure=name, level=level).values,
@@ -135,6 +135,10 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
             )
             judged.append(Judged(where, claim, verdict))
     return judged
+
+
+def _claim(procedure: str) -> str:
+    return f"better than {PROCEDURES[procedure][0]}"
 
 
 def _lines(results: "xr.Dataset", name: str) -> dict[str, "xr.DataArray"]:
@@ -188,36 +192,35 @@ def tables(outcome: Outcome) -> list[Rows]:
 
 def figures(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
     """Perplexity of tickets and controls, and of procedures, against density; layers."""
-    results, judged = outcome.results, outcome.judged
+    results, cfg = outcome.results, outcome.cfg
     lines = {name: x.values for name, x in _lines(results, "test_perplexity").items()}
     arms = [str(arm).replace("_", " ") for arm in results["arm"].values]
-    others = [PROCEDURES[name][1] for name in outcome.cfg.beside]
+    others = [str(x) for x in results.get("procedure", np.array([])).values]
+    of_others = [_claim(name) for name in others]
+    late = f"iterative, rewound to {cfg.rewind_step}"
+    lines[late] = lines["ticket"]
+    drawn = {"perplexity": arms}
+    if others:
+        compared = [late, *(PROCEDURES[name][1] for name in others)]
+        drawn["procedures"] = compared + [x for x in arms if x == "random mask"]
     about = f"{outcome.preset}: {outcome.networks}"
     about += f"\nmean of {results.sizes['replica']} replicas, bars: min to max"
-    dense = float(np.nanmean(lines["ticket"][:, 0]))
-    drawn = [("perplexity", arms, [])]
-    if others:
-        late = f"iterative, rewound to {outcome.cfg.rewind_step}"
-        lines[late] = lines["ticket"]
-        compared = [late, *others, *(x for x in arms if x == "random mask")]
-        drawn.append(("procedures", compared, outcome.cfg.beside))
-    for name, labels, procedures in drawn:
+    for name, labels in drawn.items():
         figure = plots.against_density(
             _densities(results),
             {label: lines[label] for label in labels},
             ylabel="test perplexity at the end of training",
             title=about,
-            baseline=dense if results["level"].values[0] == 0 else None,
+            baseline=float(np.nanmean(lines["ticket"][:, 0]))
+            if results["level"].values[0] == 0
+            else None,
         )
-        claims = [f"better than {PROCEDURES[x][0]}" for x in PROCEDURES]
-        wanted = [f"better than {PROCEDURES[x][0]}" for x in procedures]
-        mine = [
-            x
-            for x in judged
-            if (x.claim in wanted if procedures else x.claim not in claims)
-        ]
+        here = name == "procedures"
+        mine = [one_ for one_ in outcome.judged if (one_.claim in of_others) == here]
         yield name, figure, mine
-    yield from (x for x in imp.figures(outcome) if x[0] == "layer_density")
+    yield from (
+        drawn_ for drawn_ in imp.figures(outcome) if drawn_[0] == "layer_density"
+    )
 
 
 PRESETS = presets.make(Config, presets.LANGUAGE)
@@ -237,6 +240,7 @@ EXPERIMENT = Experiment(
     figures=figures,
     conclusions=imp.conclusions,
     complete=imp.complete,
+    again=imp.retrain,
 )
 main = EXPERIMENT.main
 

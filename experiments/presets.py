@@ -768,11 +768,11 @@ LANGUAGE: Table = {
         ),
     ),
     "shakespeare-transformer": (
-        "A Transformer of 2 layers of width 128 on the same, Adam 1e-3, 240 steps, rewound to "
-        "24 and to 0, the same densities, 3 replicas. Ten minutes on 2 cores.",
+        "A Transformer of 2 layers of width 64 on the same, Adam 2e-3, 240 steps, rewound to "
+        "24 and to 0, the same densities, 3 replicas. Five minutes on 2 cores.",
         {
-            **_SHAKESPEARE, "model": "transformer-2-128-4", "length": 32, "dropout": 0.1,
-            "learning_rate": 1e-3, "steps": "240it", "rewind_step": "24it",
+            **_SHAKESPEARE, "model": "transformer-2-64-4", "length": 32, "dropout": 0.1,
+            "learning_rate": 2e-3, "steps": "240it", "rewind_step": "24it",
             "validate_every": 120, "beside": ("from_0",),
         },
     ),
@@ -781,7 +781,7 @@ LANGUAGE: Table = {
         "quarter of the text, rewound to half an epoch. A night on 2 cores (not run).",
         {
             **_WIKITEXT2, "model": "lstm-2-200", "subset": 500_000, "length": 35,
-            "batch_size": 20, "steps": "1428it", "rewind_step": "357it",
+            "batch_size": 20, "steps": "2ep", "rewind_step": "357it",
             "fraction": 0.6, "levels": 3, "validation": 0, "validate_every": 357,
         },
     ),

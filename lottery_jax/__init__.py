@@ -42,6 +42,7 @@ from lottery_jax.execution import Where as Where
 from lottery_jax import convolution as convolution
 from lottery_jax import data as data
 from lottery_jax import models as models
+from lottery_jax import pretrained as pretrained
 from lottery_jax import tasks as tasks
 from lottery_jax import types as types
 from lottery_jax.types import Mask as Mask

@@ -112,6 +112,12 @@ HASHES = {
         "conv2-cifar10": "a1e39ba8",
         "resnet20-cifar10": "530a96f7",
     },
+    "language": {
+        "shakespeare-lstm": "00123915",
+        "shakespeare-transformer": "240595e9",
+        "wikitext2-lstm": "39d43730",
+        "wikitext2-lstm-paper": "1ff3b577",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -141,6 +147,7 @@ FREE = {
     "early_bird": {"tolerance", "replicas"},
     "liu": {"tolerance", "replicas"},
     "gale": {"tolerance", "replicas"},
+    "language": {"levels", "target_density", "tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

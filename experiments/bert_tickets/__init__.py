@@ -33,5 +33,6 @@ EXPERIMENT = Experiment(
     tables=compared.tables,
     figures=compared.figures,
     conclusions=compared.conclusions,
+    starts=True,
 )
 main = EXPERIMENT.main

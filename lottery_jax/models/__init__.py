@@ -1,8 +1,9 @@
 """Flax Linen models of the lottery-ticket literature, by name.
 
-All but those of texts (`bert`, `language`) are called as `model.apply(variables, x, train, weights)`, with `x` of shape
+All are called as `model.apply(variables, x, train, weights)`, with `x` of shape
 `[B, H, W, C]` (or `[B, ...]` for dense networks) and example weights `[B]` that
 BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`.
+Networks that read texts are those of `bert` and of `language`.
 
 A new architecture is a file: its module, its `unit_plan()` (see `lottery_jax.units`), how
 it is named, and one line in `FAMILIES`.
