@@ -109,9 +109,7 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     )
 
 
-def rising(
-    records: Records, metric: verdicts.Metric
-) -> Records:
+def rising(records: Records, metric: verdicts.Metric) -> Records:
     """Records whose `lii` is that of what networks are compared by, and in its direction.
 
     An analysis says how far each value rises above its ends, the error's under the name
