@@ -350,6 +350,11 @@ def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
     return texts.start(recipe, task, ids)
 
 
+def start_digest(recipe: Recipe) -> str:
+    """The SHA-256 of the weights that its runs start from; empty for a draw."""
+    return texts.weights(recipe).sha256 if recipe.pretrained else ""
+
+
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
     return TASKS[recipe.task].note(recipe)
