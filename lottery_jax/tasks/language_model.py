@@ -87,7 +87,8 @@ class _Shuffled:
             return jnp.sum(losses * weight), jnp.sum(wrong * weight)
 
         arrays = data[split]
-        return _summed(*self.windows.each(arrays, sums), _tokens(arrays))
+        losses, wrong = self.windows.each(arrays, sums)
+        return _summed(losses, wrong, _tokens(arrays))
 
     def predict(
         self,
@@ -253,7 +254,8 @@ class _Stream:
             return jnp.sum(losses), jnp.sum(wrong)
 
         arrays = data[split]
-        return _summed(*self._each(params, arrays, sums), _tokens(arrays))
+        losses, wrong = self._each(params, arrays, sums)
+        return _summed(losses, wrong, _tokens(arrays))
 
     def predict(
         self,
