@@ -195,7 +195,9 @@ def figures(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
     results, cfg = outcome.results, outcome.cfg
     lines = {name: x.values for name, x in _lines(results, "test_perplexity").items()}
     arms = [str(arm).replace("_", " ") for arm in results["arm"].values]
-    others = [str(x) for x in results.get("procedure", np.array([])).values]
+    others = (
+        list(map(str, results["procedure"].values)) if "procedure" in results else []
+    )
     of_others = [_claim(name) for name in others]
     late = f"iterative, rewound to {cfg.rewind_step}"
     lines[late] = lines["ticket"]

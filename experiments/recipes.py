@@ -265,13 +265,19 @@ class Kind(NamedTuple):
 
     Attributes:
       make: from a recipe to its task.
-      metric: what networks of a recipe are compared by; None for their error.
+      note: what must be said of its data; may be empty.
+      metric: what networks of a recipe are compared by.
       fields: those of a recipe that it uses and others do not.
     """
 
     make: Callable[[Recipe], Task]
-    metric: Callable[[Recipe], Metric] | None = None
+    note: Callable[[Recipe], str]
+    metric: Callable[[Recipe], Metric] = lambda _: ERROR
     fields: tuple[str, ...] = ()
+
+
+def _image_note(recipe: Recipe) -> str:
+    return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 
 _IMAGES = (
@@ -282,17 +288,21 @@ _IMAGES = (
     "classes",
     "half",
     "augment",
+    "initializer",
+    "bias",
+    "norm_scale",
+    "unbiased_variance",
 )
-_IMAGES += ("initializer", "bias", "norm_scale", "unbiased_variance")
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
-    "classification": Kind(make_classification, fields=_IMAGES),
-    "masked_lm": Kind(texts.make_masked_lm, texts.metric, _ENCODER),
-    "sentences": Kind(texts.make_sentences, texts.metric, _ENCODER),
-    "spans": Kind(texts.make_spans, texts.metric, _ENCODER),
+    "classification": Kind(make_classification, _image_note, fields=_IMAGES),
+    "masked_lm": Kind(texts.make_masked_lm, texts.note, texts.metric, _ENCODER),
+    "sentences": Kind(texts.make_sentences, texts.note, texts.metric, _ENCODER),
+    "spans": Kind(texts.make_spans, texts.note, texts.metric, _ENCODER),
     "language_model": Kind(
         texts_language.make_language_model,
+        texts_language.note,
         lambda _: LOSS,
         ("length", "dropout", "embeddings"),
     ),
@@ -324,9 +334,9 @@ def _check_used(recipe: Recipe, kind: Kind) -> None:
 
 
 def metric(recipe: Recipe) -> Metric:
-    """What the networks of a recipe are compared by."""
-    found = TASKS[recipe.task].metric
-    return found(recipe) if found else ERROR
+    """What the networks of a recipe are compared by; raises as `make_task` does."""
+    errors.one_of("task", recipe.task, TASKS)
+    return TASKS[recipe.task].metric(recipe)
 
 
 def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
@@ -340,13 +350,14 @@ def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
     return texts.start(recipe, task, ids)
 
 
+def start_digest(recipe: Recipe) -> str:
+    """The SHA-256 of the weights that its runs start from; empty for a draw."""
+    return texts.weights(recipe).sha256 if recipe.pretrained else ""
+
+
 def note(recipe: Recipe) -> str:
     """What must be said of its data wherever results are shown; may be empty."""
-    if recipe.task == "language_model":
-        return texts_language.note(recipe)
-    if recipe.task != "classification":
-        return texts.note(recipe)
-    return (recipe.data in data.NAMES and load_data(recipe).note) or ""
+    return TASKS[recipe.task].note(recipe)
 
 
 def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:

@@ -194,7 +194,8 @@ def test_presets_run(name, fake_data, tmp_path):
 def test_a_recipe_names_its_task(tmp_path, monkeypatch):
     """A language model, say, is configured, run and judged as a classifier is."""
     task = toys.language_model()
-    monkeypatch.setattr(recipes, "TASKS", {**recipes.TASKS, "language": lambda _: task})
+    kind = recipes.Kind(lambda _: task, lambda _: "")
+    monkeypatch.setattr(recipes, "TASKS", {**recipes.TASKS, "language": kind})
     words = "--task language --steps 2it --validate-every 2 --levels 1 --replicas 2"
     out, _ = succeed(words, "--out", tmp_path / "run")
     assert "ticket matching" in out

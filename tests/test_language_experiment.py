@@ -228,7 +228,7 @@ def test_tables_and_figures_of_results_show_every_line():
         ({"length": 5000}, "markov: tokens of 'train'=16000; it must be"),
         ({"subset": 0}, "subset=0; it must be between 1 and 16000"),
         ({"validation": 10}, "validation=10; it must be None"),
-        ({"evaluated": 10}, "evaluated='10'; it must be None"),
+        ({"evaluated": 10}, "evaluated=10; it must be None"),
         ({"embeddings": "some"}, "embeddings='some'"),
     ],
 )

@@ -4,7 +4,7 @@ Recurrent ones are called as `model(ids, carry, train) -> (logits, carry)` and b
 `model.initial(batch)`; the others as `model(ids, train) -> logits`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -45,7 +45,7 @@ def make(
     Raises:
       ValueError: the name is none of these, or a size makes no sense.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "vocabulary": vocabulary,
         "positions": positions,
         "embeddings": embeddings,
