@@ -237,6 +237,7 @@ EXPERIMENT = Experiment(
     tables=tables,
     figures=figures,
     conclusions=conclusions,
+    error_alone=True,
 )
 main = EXPERIMENT.main
 

@@ -265,6 +265,7 @@ EXPERIMENT = Experiment(
     judge=judge,
     tables=tables,
     figures=figures,
+    error_alone=True,
 )
 main = EXPERIMENT.main
 

@@ -317,7 +317,8 @@ def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
       where: it runs.
 
     Raises:
-      ValueError: another task, data or optimizer; names them.
+      ValueError: another task, data or optimizer, or other weights to start from; names
+        them.
     """
     fields: origin.Fields = {"kind": "run"} | origin.of_draws()
     named = setup if isinstance(setup, Mapping) else {"": setup}
@@ -326,6 +327,8 @@ def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:
         own = origin.of_task(task, _DETERMINE, ("test",))
         own |= origin.of_data(task, where)
         own |= origin.of_optimizer(task, tx, tuple(swept))
+        if begins := recipes.start_digest(cfg):
+            own["start"] = begins
         fields |= {f"{name} {field}".strip(): value for field, value in own.items()}
     path, found = folder / "identity.json", {}
     if path.is_file():

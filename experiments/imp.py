@@ -108,8 +108,9 @@ class Config(Where, Recipe):
     """Optimizer state at the start of a level."""
     validate_every: int = 100
     """Steps between validations."""
-    tolerance: float = dataclasses.field(default=0.002, metadata=FREE)
-    """How far above the dense error a matching ticket may be."""
+    tolerance: float | None = dataclasses.field(default=None, metadata=FREE)
+    """How much worse than dense a matching ticket may be, in what networks are compared
+    by: 0.002 for an error, which is a fraction. None for the metric's own."""
     replicas: int = dataclasses.field(default=5, metadata=FREE)
     """Independent runs, each with its own initialisation and noise."""
 
@@ -461,7 +462,7 @@ def tables(outcome: Outcome) -> list[Rows]:
                 display.mean_range(values.sel(arm=arm, **at).values, 1) for arm in arms
             ]
             rows.append(row)
-    title = f"Test {shown.name} in {shown.unit}: mean [min, max] of "
+    title = f"Test {shown.text}: mean [min, max] of "
     title += f"{results.sizes['replica']} replicas"
     return [Rows(title, header + [arm.replace("_", " ") for arm in arms], rows)]
 
@@ -515,8 +516,8 @@ def _at_best(results: "xr.Dataset", metric: verdicts.Metric) -> list[str]:
             prefix = f"{chain}: " if results.sizes["chain"] > 1 else ""
             rest = "; ".join(f"{name}: {said}" for name, (_, said) in mean.items())
             lines.append(
-                f"{prefix}{what} is best at {best} (by {chosen_by}); test {shown.name} in "
-                f"{shown.unit} at each setting: {rest}"
+                f"{prefix}{what} is best at {best} (by {chosen_by}); test {shown.text} at "
+                f"each setting: {rest}"
             )
     return lines
 
@@ -560,7 +561,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     figure = plots.against_density(
         np.array(density),
         lines,
-        ylabel=f"test {shown.name} at the end of training ({shown.unit})",
+        ylabel=f"test {shown.label} at the end of training",
         title=caption,
         # A sweep has a dense network for each setting: the first point of each line.
         baseline=dense if results["level"].values[0] == 0 and not swept else None,

@@ -27,10 +27,16 @@ class Shown(NamedTuple):
         """For an axis: "error (%)"."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
+    @property
+    def text(self) -> str:
+        """In a sentence: "error in %"."""
+        return f"{self.name} in {self.unit}" if self.unit else self.name
+
 
 def level(metric: Metric) -> Shown:
-    """The metric itself: an error in percent."""
-    unit = "%" if metric.unit == "points" else metric.unit
+    """The metric itself: an error in percent, a correlation in hundredths."""
+    share = metric.bounds == (0, 1)
+    unit = ("%" if share else "x 100") if metric.unit == "points" else metric.unit
     return Shown(metric.name, unit, lambda x: metric.scale * x)
 
 

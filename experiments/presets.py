@@ -240,6 +240,18 @@ INSTABILITY: Table = {
         "Frankle et al.'s VGG-16, with the same schedule. GPU; interrupt and repeat.",
         {**_INSTABILITY_PAPER, "model": "vgg-16"},
     ),
+    "bert-tiny-sst2": (
+        "Fine-tuning a pre-trained BERT of 2 layers and width 128 (folder bert-tiny-mlm) on "
+        "SST-2, AdamW 1e-3, 100 steps of 32 sentences, 3 heads x 2 branches, three k. Some "
+        "minutes on 2 cores.",
+        dict(
+            task="sentences", data="sst2", model="bert", pretrained="bert-tiny-mlm",
+            validation=0, length=32, batch_size=32, optimizer="adamw",
+            learning_rate=1e-3, weight_decay=0.01, schedule="linear", steps="100it",
+            rewind_steps=("0it", "10it", "30it"), branches=2, alphas=11, path_train=500,
+            every=50,
+        ),
+    ),
 }
 
 _REWINDING_MLP: Fields = dict(**_MLP_PATHS, replicas=5)

@@ -280,10 +280,23 @@ def _image_note(recipe: Recipe) -> str:
     return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 
+_IMAGES = (
+    "label_noise",
+    "blur",
+    "normalization",
+    "inputs",
+    "classes",
+    "half",
+    "augment",
+    "initializer",
+    "bias",
+    "norm_scale",
+    "unbiased_variance",
+)
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
-    "classification": Kind(make_classification, _image_note),
+    "classification": Kind(make_classification, _image_note, fields=_IMAGES),
     "masked_lm": Kind(texts.make_masked_lm, texts.note, texts.metric, _ENCODER),
     "sentences": Kind(texts.make_sentences, texts.note, texts.metric, _ENCODER),
     "spans": Kind(texts.make_spans, texts.note, texts.metric, _ENCODER),
@@ -335,6 +348,11 @@ def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
       ids: of the replicas.
     """
     return texts.start(recipe, task, ids)
+
+
+def start_digest(recipe: Recipe) -> str:
+    """The SHA-256 of the weights that its runs start from; empty for a draw."""
+    return texts.weights(recipe).sha256 if recipe.pretrained else ""
 
 
 def note(recipe: Recipe) -> str:

@@ -539,6 +539,7 @@ EXPERIMENT = Experiment(
     tables=tables,
     figures=figures,
     conclusions=conclusions,
+    error_alone=True,
 )
 main = EXPERIMENT.main
 

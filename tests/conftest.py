@@ -40,3 +40,21 @@ def compiled_quickly():
     with quick.compilation():
         yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    """A data folder of made-up texts and a small encoder, see `text_files`."""
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("safetensors")
+    import text_files
+
+    return text_files.write(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def made_texts(text_folder):
+    """For a file whose experiments read texts: they find the made-up ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(text_folder))
+        yield text_folder

@@ -19,7 +19,7 @@ from lottery_jax import checkpoints, plots, records
 from lottery_jax.execution import Deadline
 from lottery_jax.storage import parts
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "made_texts")
 
 xr = pytest.importorskip("xarray")
 pyplot = pytest.importorskip("matplotlib.pyplot")

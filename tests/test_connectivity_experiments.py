@@ -31,7 +31,10 @@ from experiments import (
 from experiments.all import EXPERIMENTS
 from experiments.rewinding import batch_size, config, stability
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("compiled_quickly", "made_texts"),
+]
 
 xr = pytest.importorskip("xarray")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import text_toys
 import toys
 
 import lottery_jax as lj
@@ -253,12 +254,14 @@ FUNCTIONS = ("init", "order", "batch", "loss", "exclude")
 
 
 def everything() -> dict[str, Any]:
-    """The fields of three kinds of tasks, and digests of all families."""
+    """The fields of five kinds of tasks, and digests of all families."""
     found: dict[str, Any] = {f.__name__: of(f()) for f in FAMILIES}
     tasks = {
         "norm": toys.classification(),
         "language": toys.language_model(),
         "policy": toys.policy_gradient(),
+        "masked": text_toys.masked_lm(),
+        "spans": text_toys.spans(),
     }
     tasks["curve"] = lj.tasks.curve(tasks["norm"])
     for name, task in tasks.items():

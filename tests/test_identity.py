@@ -118,6 +118,11 @@ HASHES = {
         "wikitext2-lstm": "39d43730",
         "wikitext2-lstm-paper": "1ff3b577",
     },
+    "bert_tickets": {
+        "bert-tiny": "46a8f270",
+        "minilm": "c1a621b6",
+        "bert-base-paper": "f607f392",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -148,6 +153,7 @@ FREE = {
     "liu": {"tolerance", "replicas"},
     "gale": {"tolerance", "replicas"},
     "language": {"levels", "target_density", "tolerance", "replicas"},
+    "bert_tickets": {"tolerance"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -19,9 +19,9 @@ from real_data import raw_folder
 import lottery_jax as lj
 from lottery_jax import masks, pretrained
 from lottery_jax.data.text import Tokens
-from lottery_jax.imp.levels import check_start
 from lottery_jax.models import Bert, BertShape
 from lottery_jax.storage import state_dicts
+from lottery_jax.training.checked import start as check_start
 from lottery_jax.types import Task
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

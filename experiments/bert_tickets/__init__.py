@@ -24,9 +24,10 @@ EXPERIMENT = Experiment(
     config=Config,
     presets=PRESETS,
     default="bert-tiny",
-    tiny="--tasks mlm rte --corpus tiny_shakespeare --length 16 --mlm-length 16 --subset 64 "
-    "--evaluated 20 --steps 2it --mlm-steps 2it --repair-steps 2it --batch-size 4 "
-    "--mlm-batch-size 4 --levels 1 --transfer-level 1 --controls 1 --every 2 --replicas 2",
+    tiny="--tasks mlm rte --corpus tiny_shakespeare --length 16 --lengths rte 12 "
+    "--mlm-length 16 --subset 40 --evaluated 20 --mlm-evaluated 8 --batch-size 4 "
+    "--mlm-batch-size 4 --steps 2it --mlm-steps 2it --repair-steps 2it --every 2 "
+    "--levels 1 --transfer-level 1 --controls 1 --replicas 2",
     prepare=prepare,
     one=found.one,
     judge=compared.judge,

@@ -143,13 +143,21 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
       ValueError: a field that makes no sense; names it.
       FileNotFoundError: weights or texts that are not there; says how to get them.
     """
-    errors.some_different("tasks", cfg.tasks)
+    for field in ("tasks", "controls", "arms"):
+        errors.some_different(field, getattr(cfg, field))
+    for field in ("task", "data"):
+        if getattr(cfg, field) != (default := getattr(Config, field)):
+            must = f"{default!r}: what is trained is said by tasks={cfg.tasks}"
+            raise errors.wrong(field, repr(getattr(cfg, field)), must)
     errors.whole("levels", cfg.levels, 1, 9)
     errors.whole("transfer_level", cfg.transfer_level, 1, cfg.levels)
     for level in cfg.controls:
         errors.whole("controls", level, 1, cfg.levels)
-    if rest := [name for name, _ in cfg.lengths if name not in cfg.tasks]:
-        raise errors.wrong("lengths", rest, f"of {cfg.tasks}")
+    for name in cfg.tasks:
+        recipe_of(cfg, name)
+    own = [name for name in cfg.tasks if name in texts.SENTENCES]
+    if rest := [name for name, _ in cfg.lengths if name not in own]:
+        raise errors.wrong("lengths", rest, f"of tasks of sentences, {own}")
     setups = {name: _setup(cfg, name) for name in cfg.tasks}
     repair = repair_recipe(cfg)
     task = setups[MLM].task if MLM in setups else recipes.make_task(repair)

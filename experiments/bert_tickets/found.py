@@ -271,7 +271,7 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
     flags = masks.resolve(task.shapes[0], masks.of_task(task))
     body = [path for path, counts in zip(trees.paths(task.shapes[0]), flags) if counts]
     density = [own[name].study.records["density"][1][0, 0].T for name in names]
-    return dataset(
+    found_ = dataset(
         cfg,
         {
             "ticket": (("task", "replica", "level"), np.stack(tickets_)),
@@ -295,6 +295,9 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
         },
         metrics=metric,
     )
+    notes = {name: recipes.note(setups[name].cfg) for name in names}
+    said = "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
+    return found_.assign_attrs(note=said) if said else found_
 
 
 def _of_magnitude(own: Found, cfg: Config, number: int) -> Mask:

@@ -197,4 +197,5 @@ EXPERIMENT = Experiment(
     tables=tables,
     figures=figures,
     conclusions=conclusions,
+    error_alone=True,
 )

@@ -460,4 +460,5 @@ EXPERIMENT = Experiment(
     tables=tables,
     figures=figures,
     conclusions=conclusions,
+    error_alone=True,
 )

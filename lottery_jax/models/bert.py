@@ -188,6 +188,11 @@ class Bert(nn.Module):
         return self.shape.vocabulary
 
     @property
+    def types(self) -> int:
+        """How many kinds of sentences there are."""
+        return self.shape.types
+
+    @property
     def prunable_patterns(self) -> tuple[str, ...]:
         """Key-path patterns of the leaves that count: the dense kernels of the layers."""
         layers = (r"^layer_\d+/.*kernel$",)

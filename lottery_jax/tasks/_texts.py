@@ -155,12 +155,16 @@ def fit(
         must = "a function of params, or None"
         errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
     exclude, head = _models.patterns("exclude", exclude), _models.patterns("head", head)
-    number = getattr(module, "vocabulary", None)
-    if number is not None and number < texts.vocabulary.size:
-        must = f"{number} at most, the embeddings of {type(module).__name__}"
-        raise errors.wrong(
-            f"the vocabulary of {texts.name}", texts.vocabulary.size, must
-        )
+    types = [int(own["types"].max()) for own in texts.arrays.values() if "types" in own]
+    for what, needed in (
+        ("vocabulary", texts.vocabulary.size),
+        ("types", max(types, default=0) + 1),
+    ):
+        # What has no embedding would find nan, or another's.
+        number = getattr(module, what, None)
+        if number is not None and number < needed:
+            must = f"{number} at most, the embeddings of {type(module).__name__}"
+            raise errors.wrong(f"the {what} of {texts.name}", needed, must)
     used = _models.of(module, *functions, example, drawn.padded)
     size = drawn.batch_size
     params = _models.check(used, _models.batched(example, size), (size, *outputs), axes)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from lottery_jax import activations, errors, trees
 from lottery_jax.data.text import Texts
 from lottery_jax.keys import settled
-from lottery_jax.tasks import _batches, _models, _texts
+from lottery_jax.tasks import _batches, _models, _texts, metrics
 from lottery_jax.types import (
     Array,
     Batch,
@@ -69,8 +69,8 @@ class _Shuffled:
         losses, wrong = _of_tokens(logits, ids[:, 1:])
         share = (weight / jnp.sum(weight))[:, None] / losses.shape[1]
         loss = jnp.sum(losses * share)
-        metrics = {"loss": loss, "error": jnp.sum(wrong * share)}
-        return loss, (model_state, stream_state, metrics)
+        found = {"loss": loss, "error": jnp.sum(wrong * share)}
+        return loss, (model_state, stream_state, found)
 
     def evaluate(
         self,
@@ -238,8 +238,8 @@ class _Stream:
         )
         losses, wrong = _of_tokens(logits, ids[:, 1:])
         loss = jnp.mean(losses)
-        metrics = {"loss": loss, "error": jnp.mean(wrong)}
-        return loss, (model_state, carry, metrics)
+        found = {"loss": loss, "error": jnp.mean(wrong)}
+        return loss, (model_state, carry, found)
 
     def evaluate(
         self,
@@ -300,7 +300,7 @@ def _of_tokens(logits: Array, following: Array) -> tuple[Array, Array]:
     """The loss of each token, and whether another one was likelier."""
     logits = activations.wide(logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, following)
-    return losses, jnp.argmax(logits, axis=-1) != following
+    return losses, ~metrics.guessed(logits, following)
 
 
 def _likeliest(logits: Array) -> Array:

@@ -56,6 +56,7 @@ def hide(key: Key, ids: Array, vocabulary: Vocabulary, number: int) -> Hidden:
       number: how many of each window, P in [1, L].
     """
     assert vocabulary.mask is not None
+    ids = jnp.asarray(ids)
     choose, replace, draw = jax.random.split(key, 3)
     never = [*vocabulary.special, vocabulary.unknown]
     allowed = jnp.ones(ids.shape, jnp.bool_)
@@ -218,7 +219,14 @@ def masked_lm(
         by which no token or all of them were to be guessed, or a model that does not fit.
     """
     texts = _texts.checked(texts, "ids")
-    length = texts.arrays["train"]["ids"].shape[1]
+    arrays = texts.arrays["train"]
+    if set(arrays) != {"ids"}:
+        must = "ids alone, of whole windows: padding would be a text like any other"
+        raise errors.wrong(f"{texts.name}: arrays of 'train'", list(arrays), must)
+    if arrays["ids"].ndim != 2:
+        must = "[windows, length], such as data.text.windows makes"
+        raise errors.wrong(f"{texts.name}: ids.shape", arrays["ids"].shape, must)
+    length = arrays["ids"].shape[1]
     if texts.vocabulary.mask is None:
         raise errors.wrong("texts.vocabulary.mask", None, "the id of [MASK]")
     errors.share("rate", rate)
