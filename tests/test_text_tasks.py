@@ -546,7 +546,7 @@ ALIVE = [448, 314, 179]
 def study(ids, folder=None, watch=None):
     """Tickets of masked language modelling; all replicas start from one network."""
     task = text_toys.masked_lm()
-    where = lj.Where(Execution(1, 0), folder, 0, watch)
+    where = lj.Where(Execution(1, 1), folder, 0, watch)
     start = Network(text_toys.wide(task, 3), {})
     tx = optax.adam(0.01)
     return imp.run(task, tx, PLAN, levels=2, replicas=ids, start=start, where=where)
