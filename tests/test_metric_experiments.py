@@ -12,7 +12,7 @@ import lottery_jax as lj
 from experiments import all as every
 from experiments import curves, imp, instability, metrics, recipes
 from experiments.experiment import Outcome
-from lottery_jax.verdicts import ERROR, LOSS, MATTHEWS, PERPLEXITY
+from lottery_jax.verdicts import ERROR, LOSS, MATTHEWS, PEARSON, PERPLEXITY
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -169,6 +169,12 @@ def test_experiments_on_errors_alone_refuse_other_metrics(compared_by):
         curves.EXPERIMENT.check(cfg)
     compared_by(ERROR)
     curves.EXPERIMENT.check(cfg)
+
+
+def test_a_metric_that_a_task_does_not_measure_is_refused_by_name(compared_by):
+    compared_by(PEARSON)
+    with pytest.raises(ValueError, match=r"\(compared by pearson\); .*'matthews'"):
+        imp.prepare(CFG)
 
 
 def test_an_analysis_begins_with_the_weights_of_its_recipe(monkeypatch):
