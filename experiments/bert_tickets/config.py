@@ -153,6 +153,8 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
     errors.whole("transfer_level", cfg.transfer_level, 1, cfg.levels)
     for level in cfg.controls:
         errors.whole("controls", level, 1, cfg.levels)
+    for name in cfg.tasks:
+        recipe_of(cfg, name)
     own = [name for name in cfg.tasks if name in texts.SENTENCES]
     if rest := [name for name, _ in cfg.lengths if name not in own]:
         raise errors.wrong("lengths", rest, f"of tasks of sentences, {own}")
