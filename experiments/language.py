@@ -162,32 +162,21 @@ def _densities(results: "xr.Dataset") -> np.ndarray:
 
 
 def tables(outcome: Outcome) -> list[Rows]:
-    """Loss and perplexity at each density, of each arm and each other procedure."""
-    results = outcome.results
-    densities, number = _densities(results), results.sizes["replica"]
-    found = []
-    for name, unit, digits in (
-        ("loss", "in nats per token", 3),
-        ("perplexity", "", 2),
-        ("error", "as a fraction of the tokens", 4),
+    """Loss, perplexity and error at each density, of each arm and other procedure."""
+    results, rows, labels = outcome.results, [], dict[str, None]()
+    for name, shown, scale, digits in (
+        ("loss", "loss (nats)", 1, 3),
+        ("perplexity", "perplexity", 1, 2),
+        ("error", "error (%)", 100, 1),
     ):
         lines = _lines(results, f"test_{name}")
-        rows = [
-            [
-                str(int(level)),
-                f"{100 * density:.1f}",
-                *(
-                    display.mean_range(x.sel(level=level).values, digits)
-                    for x in lines.values()
-                ),
-            ]
-            for level, density in zip(results["level"].values, densities)
-        ]
-        title = (
-            f"Test {name} {unit}".strip() + f": mean [min, max] of {number} replicas"
-        )
-        found.append(Rows(title, ["level", "density %", *lines], rows))
-    return found
+        labels |= dict.fromkeys(lines)
+        for level, density in zip(results["level"].values, _densities(results)):
+            values = (scale * x.sel(level=level).values for x in lines.values())
+            at = [shown, str(int(level)), f"{100 * density:.1f}"]
+            rows.append(at + [display.mean_range(x, digits) for x in values])
+    title = f"On the test split: mean [min, max] of {results.sizes['replica']} replicas"
+    return [Rows(title, ["per token", "level", "density %", *labels], rows)]
 
 
 def figures(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
@@ -195,9 +184,8 @@ def figures(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
     results, cfg = outcome.results, outcome.cfg
     lines = {name: x.values for name, x in _lines(results, "test_perplexity").items()}
     arms = [str(arm).replace("_", " ") for arm in results["arm"].values]
-    others = (
-        list(map(str, results["procedure"].values)) if "procedure" in results else []
-    )
+    there = "procedure" in results.dims
+    others = [str(x) for x in results["procedure"].values] if there else []
     of_others = [_claim(name) for name in others]
     late = f"iterative, rewound to {cfg.rewind_step}"
     lines[late] = lines["ticket"]

@@ -4,6 +4,7 @@ import functools
 import itertools
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,6 +208,10 @@ def test_dropout_is_a_function_of_the_noise(model):
 
 STEPS, K = 8, 3
 
+BOTH = pytest.mark.parametrize(
+    "model", [LSTM, pytest.param(DECODER, marks=pytest.mark.slow)], ids=["lstm", "gpt"]
+)
+
 
 @functools.cache
 def watched(model):
@@ -270,7 +275,7 @@ def trained(model, of_runs, where):
     return training.train(of(model), TX, of_runs, STEPS, every=2, where=where)
 
 
-@pytest.mark.parametrize("model", [LSTM, DECODER], ids=["lstm", "transformer"])
+@BOTH
 def test_a_killed_run_ends_in_the_same_bits(model, tmp_path):
     whole = trained(model, runs(model), lj.Where(ONE))
     for at in (2, 3):
@@ -287,7 +292,7 @@ def test_a_killed_run_ends_in_the_same_bits(model, tmp_path):
         assert all(np.asarray(x).any() for x in whole.state.stream_state)
 
 
-@pytest.mark.parametrize("model", [LSTM, DECODER], ids=["lstm", "transformer"])
+@BOTH
 def test_a_replica_alone_is_itself_among_others(model):
     together = trained(model, runs(model), lj.Where(ONE))
     all_of_them, at = runs(model), np.array([2])
@@ -302,6 +307,7 @@ def test_a_replica_alone_is_itself_among_others(model):
     )
 
 
+@pytest.mark.slow
 def test_branches_that_draw_nothing_are_said():
     plan = connectivity.analysis.Plan(
         steps=4, rewind_steps=(0,), branches=2, alphas=3, every=4
@@ -385,11 +391,21 @@ def texts(**splits):
 FINE = np.arange(40) % VOCABULARY
 
 
-class Normed(Recurrent):
+class Normed(nn.Module):
     """A recurrent network with another state than its carry."""
 
+    vocabulary: int
+    units: int
+
+    @nn.nowrap
+    def initial(self, batch):
+        return (jnp.zeros((batch, self.units)),)
+
+    @nn.compact
     def __call__(self, ids, carry, train=False):
-        raise NotImplementedError
+        x = nn.Embed(self.vocabulary, self.units)(ids)
+        x = lj.models.BatchNorm()(x, train)
+        return nn.Dense(self.vocabulary)(x + carry[0][:, None]), (carry[0] + x.mean(1),)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +468,7 @@ def test_a_carry_that_changes_its_form_is_refused():
     def init(key):
         return LSTM.init(key, jnp.zeros((1, 1), jnp.int32), LSTM.initial(1))["params"]
 
-    with pytest.raises(ValueError, match="state"):
+    with pytest.raises(ValueError, match=r"leaf '1' has shape \(1, 4, 5\)"):
         lj.tasks.language_model(
             TEXTS,
             init=init,
@@ -460,7 +476,13 @@ def test_a_carry_that_changes_its_form_is_refused():
             initial=LSTM.initial,
             batch_size=BATCH,
             window=WINDOW,
+            evaluation_batch=COLUMNS,
         )
+
+
+def test_a_recurrent_module_has_no_other_state_than_its_carry():
+    with pytest.raises(ValueError, match=r"collections=\['batch_stats'\]; it must be"):
+        of(Normed(VOCABULARY, 5))
 
 
 # --- the generated text ---------------------------------------------------------------
