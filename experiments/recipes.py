@@ -320,7 +320,9 @@ def make_task(recipe: Recipe) -> Task:
     errors.one_of("task", recipe.task, TASKS)
     kind = TASKS[recipe.task]
     _check_used(recipe, kind)
-    return kind.make(recipe)
+    task = kind.make(recipe)
+    _check_measured(recipe, task, kind.metric(recipe))
+    return task
 
 
 def _check_used(recipe: Recipe, kind: Kind) -> None:
@@ -331,6 +333,14 @@ def _check_used(recipe: Recipe, kind: Kind) -> None:
         if elsewhere and field.name not in kind.fields and value != field.default:
             must = f"{field.default!r}: task={recipe.task!r} does not use it"
             raise errors.wrong(field.name, repr(value), must)
+
+
+def _check_measured(recipe: Recipe, task: Task, metric: Metric) -> None:
+    """Raises a ValueError if what networks are compared by is not measured of them."""
+    measured = training.measured.metrics(task, "test")
+    if metric.name not in measured:
+        name = f"{recipe.task!r} (compared by {metric.name})"
+        raise errors.wrong("task", name, f"one that measures it: this has {measured}")
 
 
 def metric(recipe: Recipe) -> Metric:

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lottery_jax import data, errors, models, pretrained, tasks
 from lottery_jax.data import text
@@ -17,7 +17,7 @@ from lottery_jax.data.text import Texts
 from lottery_jax.models import Bert
 from lottery_jax.pretrained import Pretrained
 from lottery_jax.types import Network, Task
-from lottery_jax.verdicts import ERROR, F1, MATTHEWS, PEARSON, Metric
+from lottery_jax.verdicts import METRICS, Metric
 
 if TYPE_CHECKING:
     from experiments.recipes import Recipe
@@ -25,29 +25,38 @@ if TYPE_CHECKING:
 MODEL = "bert"
 """What recipes call an encoder, whose size is that of its weights."""
 
-SENTENCES: Mapping[str, Metric] = {
-    "cola": MATTHEWS,
-    "sst2": ERROR,
-    "mrpc": ERROR,
-    "stsb": PEARSON,
-    "qqp": ERROR,
-    "mnli": ERROR,
-    "qnli": ERROR,
-    "rte": ERROR,
-    "wnli": ERROR,
-    "qnli-dev": ERROR,
+SENTENCES = text.SENTENCES
+"""Data sets of sentences."""
+
+
+class Read(NamedTuple):
+    """How the texts of a task are read.
+
+    Attributes:
+      read: a function of `data.text`.
+      names: of the data sets that it reads.
+    """
+
+    read: Callable[..., Texts]
+    names: tuple[str, ...]
+
+
+READ: Mapping[str, Read] = {
+    "masked_lm": Read(text.windows, text.CORPORA),
+    "sentences": Read(text.sentences, SENTENCES),
+    "spans": Read(text.squad, ("squad",)),
 }
-"""Data sets of sentences, and what networks on each are compared by (Chen et al. 2020)."""
-
-SPANS: Mapping[str, Metric] = {"squad": F1}
-
-CORPORA: Mapping[str, Metric] = {"wikitext2": ERROR, "tiny_shakespeare": ERROR}
-"""Texts whose tokens are guessed; networks are compared by the accuracy of that."""
+"""Of each task of an encoder."""
 
 
 def metric(recipe: "Recipe") -> Metric:
-    """What encoders on the data of a recipe are compared by."""
-    return {**SENTENCES, **SPANS, **CORPORA}.get(recipe.data, ERROR)
+    """What encoders on the texts of a recipe are compared by: what these name.
+
+    Of GLUE as in Chen et al. 2020; of tokens to be guessed their error.
+    """
+    named = load(recipe).metric
+    assert named is not None
+    return METRICS[named]
 
 
 def folder(name: str) -> str:
@@ -118,28 +127,23 @@ def _encoder(recipe: "Recipe", **options: Any) -> Bert:
     return models.Bert(shape, pooler=recipe.pooler, **options)
 
 
-def load(
-    recipe: "Recipe", read: Callable[..., Texts], names: Mapping[str, Any]
-) -> Texts:
+def load(recipe: "Recipe") -> Texts:
     """The texts of a recipe, tokenised; the last ones are kept.
-
-    Args:
-      recipe: the recipe.
-      read: a function of `data.text`.
-      names: of the data sets that it reads.
 
     Raises:
       ValueError: a name that is none of these, or an option out of range.
       FileNotFoundError: texts that are not there; says how to prepare them.
     """
+    read, names = READ[recipe.task]
     errors.one_of("data", recipe.data, names)
-    source = folder(recipe.pretrained)
+    # Where the weights are: of a hub's name that is the folder of its copy.
+    source = str(weights(recipe).folder)
     options = (recipe.length, recipe.validation, recipe.subset)
     found = _texts(read, recipe.data, source, *options)
     return _cut(found, recipe.evaluated)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _texts(
     read: Callable[..., Texts],
     name: str,
@@ -180,7 +184,7 @@ def make_masked_lm(recipe: "Recipe") -> Task:
       FileNotFoundError: weights or texts that are not there; says how to get them.
     """
     return tasks.masked_lm(
-        load(recipe, text.windows, CORPORA),
+        load(recipe),
         _encoder(recipe, head="masked_lm"),
         batch_size=recipe.batch_size,
         exclude=recipe.exclude,
@@ -189,7 +193,7 @@ def make_masked_lm(recipe: "Recipe") -> Task:
 
 def make_sentences(recipe: "Recipe") -> Task:
     """Fine-tuning on sentences; raises as `make_masked_lm`."""
-    found = load(recipe, text.sentences, SENTENCES)
+    found = load(recipe)
     return tasks.sentences(
         found,
         _encoder(recipe, head="classes", outputs=found.num_classes or 1),
@@ -201,7 +205,7 @@ def make_sentences(recipe: "Recipe") -> Task:
 def make_spans(recipe: "Recipe") -> Task:
     """Fine-tuning on questions whose answers are spans; raises as `make_masked_lm`."""
     return tasks.spans(
-        load(recipe, text.squad, SPANS),
+        load(recipe),
         _encoder(recipe, head="span"),
         batch_size=recipe.batch_size,
         exclude=recipe.exclude,
@@ -210,9 +214,4 @@ def make_spans(recipe: "Recipe") -> Task:
 
 def note(recipe: "Recipe") -> str:
     """What must be said of the texts of a recipe; may be empty."""
-    reads: Mapping[str, tuple[Callable[..., Texts], Mapping[str, Any]]] = {
-        "masked_lm": (text.windows, CORPORA),
-        "sentences": (text.sentences, SENTENCES),
-        "spans": (text.squad, SPANS),
-    }
-    return (recipe.task in reads and load(recipe, *reads[recipe.task]).note) or ""
+    return load(recipe).note or ""

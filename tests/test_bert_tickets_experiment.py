@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -154,6 +156,42 @@ def test_the_repaired_encoder_is_stored_and_is_what_tasks_start_from(tiny):
     assert (own.parent / "vocab.txt").read_bytes() == (
         given.folder / "vocab.txt"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_encoder_of_the_hub_is_repaired_and_keeps_its_pooler(
+    made_texts, tmp_path, monkeypatch
+):
+    given = texts.weights(config())
+    width, folder = given.shape.width, tmp_path / "copy"
+    rng = np.random.default_rng(0)
+    pooler = {
+        "kernel": rng.normal(size=(width, width)).astype(np.float32),
+        "bias": np.zeros(width, np.float32),
+    }
+    params = given.params | {"pooler": pooler}
+    lj.pretrained.save(folder, given.shape, params, tokenizer=given.folder)
+    hub = types.SimpleNamespace(snapshot_download=lambda name, **_: str(folder))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    cfg = config(tasks=("rte",), pretrained="somebody/with-a-pooler")
+    setups = bert_tickets.prepare(cfg)
+    own = setups["rte"].task.data["test"]["ids"]
+    like = bert_tickets.prepare(config(tasks=("rte",), repair_steps="0it"))
+    np.testing.assert_array_equal(own, like["rte"].task.data["test"]["ids"])
+    with watched([]):
+        repaired = found.repaired(setups, cfg, lj.Where(folder=tmp_path / "run"))
+    assert repaired.heads == ("masked_lm", "pooler")
+    np.testing.assert_array_equal(repaired.params["pooler"]["kernel"], pooler["kernel"])
+    taken = lj.pretrained.fit(repaired, setups["rte"].task).taken
+    assert taken["head/pooler/kernel"] == "pooler/kernel"
+    word = "embeddings/word/embedding"
+    one, two = (lj.trees.by_path(x.params)[word] for x in (repaired, given))
+    assert (one != two).any()
+
+
+def test_without_a_repair_the_corpus_is_not_needed():
+    cfg = config(tasks=("rte",), repair_steps="0ep", corpus="nowhere")
+    assert list(bert_tickets.prepare(cfg)) == ["rte"]
 
 
 # --- what is refused ------------------------------------------------------------------

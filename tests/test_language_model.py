@@ -446,6 +446,11 @@ class Normed(nn.Module):
             {"model": None, "init": len, "apply": lambda p, x: x, "initial": len},
             r"apply=.*; it must be apply\(params, carry, ids\)",
         ),
+        (
+            TEXTS._replace(metric="f1"),
+            {},
+            "markov: metric='f1'; it must be one of loss, perplexity, error",
+        ),
         ("a text", {}, "texts='a text'; it must be"),
     ],
 )

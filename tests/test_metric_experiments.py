@@ -12,7 +12,7 @@ import lottery_jax as lj
 from experiments import all as every
 from experiments import curves, imp, instability, metrics, recipes
 from experiments.experiment import Outcome
-from lottery_jax.verdicts import ERROR, LOSS, MATTHEWS, PERPLEXITY
+from lottery_jax.verdicts import ERROR, LOSS, MATTHEWS, PEARSON, PERPLEXITY
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -48,7 +48,7 @@ def compared_by(monkeypatch):
     """`compared_by(metric)` says what networks of the made-up task are compared by."""
 
     def chosen(metric):
-        kind = recipes.Kind(made_up, lambda recipe: metric)
+        kind = recipes.Kind(made_up, lambda recipe: "", lambda recipe: metric)
         monkeypatch.setitem(recipes.TASKS, "made_up", kind)
 
     return chosen
@@ -59,7 +59,7 @@ def study(tmp_path_factory):
     """The results of a small study of the made-up task, and its folder."""
     folder = tmp_path_factory.mktemp("study") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        kind = recipes.Kind(made_up, lambda recipe: MATTHEWS)
+        kind = recipes.Kind(made_up, lambda recipe: "", lambda recipe: MATTHEWS)
         patch.setitem(recipes.TASKS, "made_up", kind)
         results = imp.EXPERIMENT.run(CFG, folder)
         imp.EXPERIMENT.report(results, CFG, "made-up", folder)
@@ -171,8 +171,14 @@ def test_experiments_on_errors_alone_refuse_other_metrics(compared_by):
     curves.EXPERIMENT.check(cfg)
 
 
+def test_a_metric_that_a_task_does_not_measure_is_refused_by_name(compared_by):
+    compared_by(PEARSON)
+    with pytest.raises(ValueError, match=r"\(compared by pearson\); .*'matthews'"):
+        imp.prepare(CFG)
+
+
 def test_an_analysis_begins_with_the_weights_of_its_recipe(monkeypatch):
-    compared = recipes.Kind(made_up, lambda recipe: MATTHEWS)
+    compared = recipes.Kind(made_up, lambda recipe: "", lambda recipe: MATTHEWS)
     monkeypatch.setitem(recipes.TASKS, "made_up", compared)
     asked = []
 

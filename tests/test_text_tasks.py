@@ -672,6 +672,20 @@ def test_a_mask_that_does_not_fit_a_task_is_refused_by_leaf(change, message):
         transfer.mask_onto(broken(change), made("classes")[0])
 
 
+@pytest.mark.parametrize("kind", MAKE)
+def test_texts_may_name_whatever_their_task_measures(kind):
+    task = made(kind)[0]
+    texts = {
+        "masked_lm": text_toys.windows,
+        "classes": text_toys.labelled,
+        "three classes": lambda: text_toys.labelled(3),
+        "numbers": lambda: text_toys.labelled(None),
+        "spans": text_toys.questions,
+    }[kind]()
+    for name in lj.training.measured.metrics(task, "test"):
+        MAKE[kind](texts=named(texts, name))
+
+
 # --- what does not fit ----------------------------------------------------------------
 
 
@@ -695,6 +709,10 @@ def without(texts, name):
 def long_text():
     ids = text_toys.words(text_toys.random(), 300)
     return Texts({"train": {"ids": ids}, "test": {"ids": ids}}, VOCABULARY, "long")
+
+
+def named(texts, metric):
+    return texts._replace(metric=metric)
 
 
 def unmasked():
@@ -737,6 +755,28 @@ REFUSED = {
     "a missing split": (
         lambda: text_toys.spans(texts=without(text_toys.questions(), "types")),
         "arrays",
+    ),
+    "a metric of numbers for classes": (
+        lambda: text_toys.sentences(texts=named(text_toys.labelled(), "pearson")),
+        "labels-2: metric='pearson'; it must be one of loss, error, matthews, f1",
+    ),
+    "a metric of two classes for three": (
+        lambda: text_toys.sentences(3, texts=named(text_toys.labelled(3), "f1")),
+        "labels-3: metric='f1'; it must be one of loss, error, matthews$",
+    ),
+    "a metric of classes for numbers": (
+        lambda: text_toys.sentences(
+            None, texts=named(text_toys.labelled(None), "error")
+        ),
+        "metric='error'; it must be one of loss, pearson, spearman",
+    ),
+    "a metric of classes for spans": (
+        lambda: text_toys.spans(texts=named(text_toys.questions(), "matthews")),
+        "questions: metric='matthews'; it must be one of loss, error, exact_match, f1",
+    ),
+    "a metric of classes for windows": (
+        lambda: text_toys.masked_lm(named(text_toys.windows(), "f1")),
+        "windows: metric='f1'; it must be one of loss, error, perplexity",
     ),
     "no mask": (
         lambda: text_toys.masked_lm(unmasked()),

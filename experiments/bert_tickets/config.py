@@ -160,8 +160,9 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
         raise errors.wrong("lengths", rest, f"of tasks of sentences, {own}")
     setups = {name: _setup(cfg, name) for name in cfg.tasks}
     repair = repair_recipe(cfg)
-    task = setups[MLM].task if MLM in setups else recipes.make_task(repair)
-    if recipes.parse_step(repair, "steps", task.steps_per_epoch):
+    # No step is none in epochs, too: then nothing is asked of the corpus.
+    if recipes.parse_step(repair, "steps", 1):
+        task = setups[MLM].task if MLM in setups else recipes.make_task(repair)
         tx = recipes.make_optimizer(repair, task.steps_per_epoch)
         setups["repair"] = Setup(repair, task, tx)
     return setups

@@ -1,7 +1,6 @@
 """Where the networks of the study come from: the repaired encoder, tickets, transfer."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,8 +49,9 @@ def repaired(setups: Mapping[str, Setup], cfg: Config, where: Where) -> Pretrain
     if "repair" not in setups:
         return found
     recipe, task, tx, _ = setups["repair"]
-    folder = None if where.store is None else where.store / "encoder"
-    if folder is not None and (folder / "model.safetensors").is_file():
+    assert where.store is not None
+    folder = where.store / "encoder"
+    if (folder / "model.safetensors").is_file():
         return pretrained.load(folder)
     steps = recipes.parse_step(recipe, "steps", task.steps_per_epoch)
     own = keys.of_replicas(recipe.seed, [_REPAIR])
@@ -61,12 +61,10 @@ def repaired(setups: Mapping[str, Setup], cfg: Config, where: Where) -> Pretrain
         done = training.train(
             task, tx, runs, steps, every=recipe.every, stage="dense", where=place
         )
-    network = trees.rows(trees.host(done.networks), 0)
-    if folder is None:
-        heads = tuple(dict.fromkeys((*found.heads, "masked_lm")))
-        return found._replace(params=network.params, heads=heads)
-    source = pathlib.Path(texts.folder(cfg.pretrained))
-    pretrained.save(folder, found.shape, network.params, tokenizer=source)
+    params = trees.rows(trees.host(done.networks), 0).params
+    # Masked tokens are guessed without the pooler: that of the weights stays.
+    pooler = {k: v for k, v in found.params.items() if k == "pooler"}
+    pretrained.save(folder, found.shape, pooler | params, tokenizer=found.folder)
     return pretrained.load(folder)
 
 

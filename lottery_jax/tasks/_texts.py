@@ -36,6 +36,17 @@ def checked(texts: Texts, *names: str) -> Texts:
     return texts
 
 
+def check_metric(texts: Texts, measured: tuple[str, ...]) -> None:
+    """Raises a ValueError where texts name a metric that their task does not have.
+
+    Args:
+      texts: the data set.
+      measured: the names of what `evaluate` returns.
+    """
+    if texts.metric is not None:
+        errors.one_of(f"{texts.name}: metric", texts.metric, measured)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sequences(_batches.Drawn):
     """Padded sequences, as an encoder is given them.

@@ -361,6 +361,7 @@ def in_columns(ids: np.ndarray, columns: int, window: int) -> np.ndarray:
 def _checked(texts: Texts) -> Texts:
     """Texts, once it is sure that each split is one long text."""
     texts = _texts.checked(texts, "ids")
+    _texts.check_metric(texts, ("loss", "perplexity", "error"))
     for split, arrays in texts.arrays.items():
         if set(arrays) != {"ids"} or arrays["ids"].ndim != 1:
             found = {name: x.shape for name, x in arrays.items()}
@@ -509,8 +510,8 @@ def language_model(
         is too short for its windows, a window beyond the model's positions; not one of
         model and (init, apply); logits that are no real `[batch, window, vocabulary]`; a
         carry that changes its form; a recurrent model with other state than its carry;
-        random numbers in evaluation; patterns that match nothing. All of it before
-        anything is compiled.
+        random numbers in evaluation; a metric that `evaluate` does not give; patterns that
+        match nothing. All of it before anything is compiled.
     """
     texts = _checked(texts)
     batch_size = errors.whole("batch_size", batch_size, 1)

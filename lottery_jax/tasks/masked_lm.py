@@ -215,10 +215,12 @@ def masked_lm(
       A Task whose `evaluate` has `loss` (nats per token), `error` and `perplexity`.
 
     Raises:
-      ValueError: texts that `data.text.check` refuses, a vocabulary without [MASK], a rate
-        by which no token or all of them were to be guessed, or a model that does not fit.
+      ValueError: texts that `data.text.check` refuses, a metric that is not one of
+        these, a vocabulary without [MASK], a rate by which no token were to be guessed, or
+        a model that does not fit.
     """
     texts = _texts.checked(texts, "ids")
+    _texts.check_metric(texts, ("loss", "error", "perplexity"))
     arrays = texts.arrays["train"]
     if set(arrays) != {"ids"}:
         must = "ids alone, of whole windows: padding would be a text like any other"

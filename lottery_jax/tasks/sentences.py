@@ -126,6 +126,13 @@ class _Sentences:
         return found.reshape(-1, found.shape[-1])[: arrays["label"].shape[0]]
 
 
+def _measured(num_classes: int | None) -> tuple[str, ...]:
+    """The names of what is measured of networks; see `_Sentences.evaluate`."""
+    if num_classes is None:
+        return ("loss", "pearson", "spearman")
+    return ("loss", "error", "matthews", *(["f1"] if num_classes == 2 else []))
+
+
 def sentences(
     texts: Texts,
     model: nn.Module | None = None,
@@ -162,9 +169,11 @@ def sentences(
       `spearman`. The last three are those of the whole split, see `tasks.metrics`.
 
     Raises:
-      ValueError: texts that `data.text.check` refuses, or a model that does not fit.
+      ValueError: texts that `data.text.check` refuses, a metric that is not one of
+        these, or a model that does not fit.
     """
     texts = _texts.checked(texts, "ids", "label")
+    _texts.check_metric(texts, _measured(texts.num_classes))
     drawn = _texts.sequences(
         texts,
         batch_size=batch_size,

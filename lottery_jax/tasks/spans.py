@@ -161,9 +161,11 @@ def spans(
       the exact matches. `predict` numbers the spans: first token times L, plus last.
 
     Raises:
-      ValueError: texts that `data.text.check` refuses, or a model that does not fit.
+      ValueError: texts that `data.text.check` refuses, a metric that is not one of
+        these, or a model that does not fit.
     """
     texts = _texts.checked(texts, "ids", "types", "answers")
+    _texts.check_metric(texts, ("loss", "error", "exact_match", "f1"))
     longest = errors.whole("longest", longest, 1)
     drawn = _texts.sequences(
         texts,

@@ -41,4 +41,4 @@ def markov(
     train, validation, test = np.split(ids, [tokens * 8 // 10, tokens * 9 // 10])
     arrays = {"train": train, "validation": validation, "test": test}
     splits = {split: {"ids": own} for split, own in arrays.items()}
-    return Texts(splits, Vocabulary(vocabulary), "markov")
+    return Texts(splits, Vocabulary(vocabulary), "markov", metric="loss")

@@ -60,7 +60,7 @@ def stream(
         size, unknown = int(ids.pop("size")), int(ids.pop("unknown"))
         vocabulary = Vocabulary(size=size, unknown=None if unknown < 0 else unknown)
     arrays = {split: {"ids": ids[split]} for split in ("train", "validation", "test")}
-    return Texts(arrays, vocabulary, name)
+    return Texts(arrays, vocabulary, name, metric="loss")
 
 
 def _counted(texts: dict[str, str], unit: str) -> Arrays:

@@ -54,7 +54,8 @@ class Texts(NamedTuple):
       vocabulary: of the tokeniser.
       name: of the data set.
       num_classes: labels lie in [0, num_classes); None where they are numbers, or absent.
-      metric: what networks are compared by: "error", "matthews", "f1", "pearson", ...
+      metric: what networks are compared by, a name of `verdicts.METRICS` that the task
+        measures: "error", "matthews", "pearson", ...; None where nothing is said of it.
       note: how this copy differs from the published one, how many sequences were cut, and
         what else must be stated beside a result; None for nothing.
     """
@@ -63,7 +64,7 @@ class Texts(NamedTuple):
     vocabulary: Vocabulary
     name: str
     num_classes: int | None = None
-    metric: str = "error"
+    metric: str | None = None
     note: str | None = None
 
 

@@ -66,7 +66,7 @@ def windows(
         arrays[split] = {"ids": arrays[split]["ids"][:kept]}
     if validation == 0:
         del arrays["validation"]
-    return Texts(arrays, tokenizer.vocabulary, name)
+    return Texts(arrays, tokenizer.vocabulary, name, metric="error")
 
 
 def whole(
