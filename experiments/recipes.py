@@ -80,7 +80,7 @@ class Recipe:
     """For language models: whether embeddings count among the prunable weights."""
     evaluated: int | None = _later(None)
     """For texts: examples of the test split and of the validation split, the first ones,
-    that networks are measured on; None for all."""
+    that networks are measured on, at most; None for all."""
     dropout: float | None = _later(None)
     """For texts: dropout of the network; None for its own."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -380,8 +380,9 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     Returns:
       JSON-able: `model` and `task`, the names of the network and the data; `recipe`, the
       fields that `Recipe` has; `experiment` and `config`, its name and the other fields
-      that determine its numbers; `training`, the recipe in words; `dataset`, of a
-      classifier: the shape of an example, classes, statistics, and numbers of examples.
+      that determine its numbers; `training`, the recipe in words; `pretrained_sha256`, of
+      weights that it starts from; `dataset`, of a classifier of images: the shape of an
+      example, classes, statistics, and numbers of examples.
     """
     kind = type(recipe)
     fields = identity.as_config(recipe)
@@ -395,6 +396,8 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
         "config": {name: fields[name] for name in fields if name in rest},
         "training": in_words(recipe),
     }
+    if begins := start_digest(recipe):
+        found["pretrained_sha256"] = begins
     if recipe.task == "classification":
         dataset = load_data(recipe)
         found["dataset"] = {

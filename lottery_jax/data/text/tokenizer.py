@@ -235,6 +235,8 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         separator=ids["sep"],
         mask=ids["mask"],
     )
+    # The library's version, too: another one may cut words in another way.
+    stated += f" {_library().__version__}"
     digest = hashlib.sha256(content + stated.encode()).hexdigest()
     return Tokenizer(vocabulary, digest, str(file), rules)
 
