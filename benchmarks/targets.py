@@ -218,7 +218,7 @@ def _states(asked: Asked) -> tuple[Any, Any]:
     """Shapes of states about to be trained, and of noise keys, `[R]`."""
     both = jax.eval_shape(lambda: keys.of_replicas(0, range(asked.sizes.replicas)))
     start = runs._start(asked.task.functions, asked.execution, make_tx(asked.sizes))
-    return asked.own(jax.eval_shape(start, {}, both.init)), asked.own(both.noise)
+    return asked.own(jax.eval_shape(start, {}, (), both.init)), asked.own(both.noise)
 
 
 def train(asked: Asked) -> Any:

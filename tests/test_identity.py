@@ -45,6 +45,7 @@ HASHES = {
         "resnet20-cifar10-paper": "85180774",
         "resnet20-cifar10-short": "b822aa89",
         "vgg16-cifar10-paper": "ed64a068",
+        "bert-tiny-sst2": "1b38c22e",
     },
     "rewinding": {
         "mnist1d": "a94f56ff",
@@ -262,8 +263,11 @@ def test_a_field_keeps_its_folder_or_is_refused_there_by_name(
         assert empty.calls == (not finished or field == "replicas")
         return
     message = f"holds a run with another .*\n  {field}: "
+    # What no run of the experiment may have is refused before a folder is looked at.
     if field == "pretrained" and not BY_NAME[name].starts:
-        message += "|pretrained='.*'; it must be empty"  # by no run of this experiment
+        message += "|pretrained='.*'; it must be empty"
+    if field == "task" and BY_NAME[name].error_alone:
+        message += "|task='.*'; it must be one of"
     with pytest.raises(ValueError, match=message):
         empty.run(other, folder)
     assert empty.calls == 0
