@@ -145,7 +145,7 @@ def test_instability_is_how_much_worse_the_path_is_than_its_ends():
 
 def test_only_experiments_that_begin_with_them_take_pre_trained_weights():
     starting = {one.name for one in every.EXPERIMENTS if one.starts}
-    assert starting == {"instability", "bert_tickets"}
+    assert starting == {"imp", "instability", "bert_tickets"}
     for one in every.EXPERIMENTS:
         cfg = one.presets[one.default].config
         if not hasattr(cfg, "pretrained"):
