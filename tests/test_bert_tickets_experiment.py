@@ -178,7 +178,7 @@ def test_an_encoder_of_the_hub_is_repaired_and_keeps_its_pooler(
     own = setups["rte"].task.data["test"]["ids"]
     like = bert_tickets.prepare(config(tasks=("rte",), repair_steps="0it"))
     np.testing.assert_array_equal(own, like["rte"].task.data["test"]["ids"])
-    with watched([]):
+    with watched(tmp_path / "run", []):
         repaired = found.repaired(setups, cfg, lj.Where(folder=tmp_path / "run"))
     assert repaired.heads == ("masked_lm", "pooler")
     np.testing.assert_array_equal(repaired.params["pooler"]["kernel"], pooler["kernel"])
