@@ -493,6 +493,20 @@ def patterns(field: str, patterns: Any) -> tuple[str, ...]:
     return found
 
 
+def check_found(params: Params, **fields: tuple[str, ...]) -> None:
+    """Raises a ValueError that names the field whose patterns match no leaf.
+
+    Args:
+      params: arrays or shapes.
+      **fields: patterns by the names of a task's arguments.
+    """
+    for field, found in fields.items():
+        try:
+            trees.matching(params, found)
+        except ValueError as error:
+            raise ValueError(f"{field}={found}: {error}") from None
+
+
 # --- do they fit? ---------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lottery_jax import errors, masks, trees
+from lottery_jax import errors, masks
 from lottery_jax.data.text import Texts, Tokens
 from lottery_jax.data.text import check as check_texts
 from lottery_jax.tasks import _batches, _models
@@ -187,9 +187,5 @@ def fit(
     patterns = getattr(module, "prunable_patterns", None)
     if prunable is None and patterns is not None:
         prunable = Counted(tuple(patterns))
-    for field, found in (("exclude", exclude), ("head", head)):
-        try:
-            trees.matching(params, found)
-        except ValueError as error:
-            raise ValueError(f"{field}={found}: {error}") from None
+    _models.check_found(params, exclude=exclude, head=head)
     return Fitted(used, prunable, exclude, head)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from lottery_jax import activations, errors, models, trees
+from lottery_jax import activations, errors, models
 from lottery_jax import data as datasets
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
@@ -238,10 +238,7 @@ def classification(
     params = _models.check(
         used, images, wanted, f"[examples, classes of {dataset.name}]"
     )
-    try:
-        trees.matching(params, exclude)
-    except ValueError as error:
-        raise ValueError(f"exclude={exclude}: {error}") from None
+    _models.check_found(params, exclude=exclude)
     return Task(
         data=dataset.arrays,
         init=static.init,

@@ -411,11 +411,7 @@ def _leaves(
         "exclude": _models.patterns("exclude", exclude),
         "head": _models.patterns("head", head),
     }
-    for field, found in patterns.items():
-        try:
-            trees.matching(params, found)
-        except ValueError as error:
-            raise ValueError(f"{field}={found}: {error}") from None
+    _models.check_found(params, **patterns)
     return {"prunable": prunable, **patterns}
 
 
