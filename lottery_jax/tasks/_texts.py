@@ -12,7 +12,7 @@ from lottery_jax import errors, masks
 from lottery_jax.data.text import Texts, Tokens
 from lottery_jax.data.text import check as check_texts
 from lottery_jax.tasks import _batches, _models
-from lottery_jax.types import Array, Batch, Params, Prunable, PyTree
+from lottery_jax.types import Array, Batch, MakeBatch, Params, Prunable, PyTree, Task
 
 HEAD = ("^head/",)
 """Patterns of the leaves that belong to one task alone, in models of this library."""
@@ -189,3 +189,39 @@ def fit(
         prunable = Counted(tuple(patterns))
     _models.check_found(params, exclude=exclude, head=head)
     return Fitted(used, prunable, exclude, head)
+
+
+def task(
+    texts: Texts,
+    drawn: Sequences,
+    fitted: Fitted,
+    static: Any,
+    *,
+    batch: MakeBatch | None = None,
+    predicts: bool = True,
+) -> Task:
+    """A task of padded sequences or windows, from its parts.
+
+    Args:
+      texts: its data.
+      drawn: how they are drawn.
+      fitted: its model.
+      static: whose methods are the task's functions.
+      batch: makes one step's batch; None for the examples as they are stored.
+      predicts: whether the network says a class of each example.
+    """
+    return Task(
+        data=texts.arrays,
+        init=static.init,
+        order=drawn.order,
+        batch=batch or drawn.batch,
+        loss=static.loss,
+        evaluate=static.evaluate,
+        steps_per_epoch=drawn.steps_per_epoch,
+        predict=static.predict if predicts else None,
+        outputs=static.outputs,
+        prunable=fitted.prunable,
+        exclude=fitted.exclude,
+        head=fitted.head,
+        validates="validation" in texts.arrays,
+    )

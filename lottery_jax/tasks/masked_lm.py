@@ -256,18 +256,4 @@ def masked_lm(
         head=head,
     )
     static = _MaskedLM(fitted.model, drawn, texts.vocabulary, number)
-    return Task(
-        data=texts.arrays,
-        init=static.init,
-        order=drawn.order,
-        batch=static.batch,
-        loss=static.loss,
-        evaluate=static.evaluate,
-        steps_per_epoch=drawn.steps_per_epoch,
-        predict=static.predict,
-        outputs=static.outputs,
-        prunable=fitted.prunable,
-        exclude=fitted.exclude,
-        head=fitted.head,
-        validates="validation" in texts.arrays,
-    )
+    return _texts.task(texts, drawn, fitted, static, batch=static.batch)

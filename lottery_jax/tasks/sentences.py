@@ -194,18 +194,4 @@ def sentences(
         head=head,
     )
     static = _Sentences(fitted.model, drawn, classes)
-    return Task(
-        data=texts.arrays,
-        init=static.init,
-        order=drawn.order,
-        batch=drawn.batch,
-        loss=static.loss,
-        evaluate=static.evaluate,
-        steps_per_epoch=drawn.steps_per_epoch,
-        predict=None if classes is None else static.predict,
-        outputs=static.outputs,
-        prunable=fitted.prunable,
-        exclude=fitted.exclude,
-        head=fitted.head,
-        validates="validation" in texts.arrays,
-    )
+    return _texts.task(texts, drawn, fitted, static, predicts=classes is not None)

@@ -187,18 +187,4 @@ def spans(
         head=head,
     )
     static = _Spans(fitted.model, drawn, texts.vocabulary.separator, longest)
-    return Task(
-        data=texts.arrays,
-        init=static.init,
-        order=drawn.order,
-        batch=drawn.batch,
-        loss=static.loss,
-        evaluate=static.evaluate,
-        steps_per_epoch=drawn.steps_per_epoch,
-        predict=static.predict,
-        outputs=static.outputs,
-        prunable=fitted.prunable,
-        exclude=fitted.exclude,
-        head=fitted.head,
-        validates="validation" in texts.arrays,
-    )
+    return _texts.task(texts, drawn, fitted, static)
