@@ -15,7 +15,7 @@ import quick
 from lottery_jax import models
 from lottery_jax.connectivity import points
 from lottery_jax.data import Dataset
-from lottery_jax.models import normalization
+from lottery_jax.models import families, normalization
 from lottery_jax.tasks import classification
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,8 @@ ROUNDING = 2.0**-24
 
 
 def test_every_family_has_a_yardstick():
-    families = {models._parse(name)[0] for name in cases.CASES}
-    assert families == set(models.FAMILIES) and set(PYTORCH) == set(cases.CASES)
+    named = {families._parse(name)[0] for name in cases.CASES}
+    assert named == set(models.FAMILIES) and set(PYTORCH) == set(cases.CASES)
 
 
 @pytest.mark.parametrize("name", cases.CASES)
