@@ -24,7 +24,8 @@ from experiments import display, groups, metrics, presets
 from experiments.curves import trained
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
-from experiments.recipes import PathRecipe, Setup, make_model, parse_step, set_up_paths
+from experiments.kinds import images
+from experiments.recipes import PathRecipe, Setup, parse_step, set_up_paths
 from lottery_jax import models, plots, trees, verdicts
 from lottery_jax.connectivity import alignment, linear
 from lottery_jax.execution import Where
@@ -129,7 +130,7 @@ def of_model(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
 
 def ends(cfg: Config, networks: list[Network], i: int) -> Iterator[Network]:
     """What a network is compared with, in the order of `COMPARISONS`."""
-    network, model = networks[i], make_model(cfg)
+    network, model = networks[i], images.make_model(cfg)
     axes = models.units(model, network.params)
     state_axes = models.state_units(model, network.params, network.model_state)
     order = alignment.random(axes, network.params, of_seed(cfg.seed + 1 + i))

@@ -31,10 +31,10 @@ from experiments import display, metrics, presets, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
+from experiments.kinds import images
 from experiments.recipes import (
     Recipe,
     Setup,
-    make_model,
     make_optimizer,
     make_task,
     parse_step,
@@ -154,7 +154,9 @@ def prepare(cfg: Config) -> Setup:
     shapes = task.shapes[0]
     if "channels" in cfg.criteria:
         try:
-            jax.eval_shape(lambda p: early_bird.unit_scores(make_model(cfg), p), shapes)
+            jax.eval_shape(
+                lambda p: early_bird.unit_scores(images.make_model(cfg), p), shapes
+            )
         except ValueError as error:
             raise ValueError(f"criteria: 'channels' needs BatchNorm: {error}") from None
     for criterion in cfg.criteria:
@@ -206,7 +208,7 @@ def mask_of(cfg: Config, task: Task, criterion: Criterion) -> Any:
             return Drawn(jax.tree.map(lambda m: m[0], found), None)
 
         return largest
-    model = make_model(cfg)
+    model = images.make_model(cfg)
     axes = units.of_params(model, task.shapes[0])
 
     def channels(density: float, params: Params) -> Drawn:
@@ -228,7 +230,7 @@ def shuffled(key: Key, drawn: Drawn, cfg: Config, task: Task) -> Mask:
     flags = masks.of_task(task)
     if drawn.units is None:
         return masks.shuffle(key, drawn.mask, prunable=flags, exclude=task.exclude)
-    axes = units.of_params(make_model(cfg), task.shapes[0])
+    axes = units.of_params(images.make_model(cfg), task.shapes[0])
     moved = {}
     for i, (group, alive) in enumerate(drawn.units.items()):
         places = jnp.arange(alive.size, dtype=jnp.int32)

@@ -1,23 +1,21 @@
 """What is trained and how: the fields that all experiments share, and what they make."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import identity, texts, texts_language
+from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from lottery_jax import data, errors, models, tasks, training, trees
+from experiments.kinds import encoders, images, language_models
+from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Activations, Precision
-from lottery_jax.keys import of_seed
 from lottery_jax.optimizers.settings import Optimizer, axes
 from lottery_jax.types import Array, Network, Task
 from lottery_jax.verdicts import ERROR, LOSS, Metric
@@ -83,8 +81,8 @@ class Recipe:
     that networks are measured on, at most; None for all."""
     dropout: float | None = _later(None)
     """For texts: dropout of the network; None for its own."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    """Optimizer."""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
+    """Optimizer; rmsprop averages squared gradients with 0.99."""
     learning_rate: float = 5e-3
     """Peak learning rate."""
     momentum: float = 0.9
@@ -92,7 +90,7 @@ class Recipe:
     weight_decay: float = 0.0
     """L2 penalty, added to the gradient; of adamw, its own decay."""
     epsilon: float = _later(1e-8)
-    """Epsilon of Adam and AdamW."""
+    """Epsilon of Adam, AdamW and RMSprop, outside of the root."""
     clip: float | None = _later(None)
     """Largest norm of a gradient; longer ones are shortened. None for any."""
     schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
@@ -178,88 +176,6 @@ class Setup(NamedTuple):
     plan: Any = None
 
 
-_DATA_FIELDS = (
-    "data",
-    "validation",
-    "subset",
-    "label_noise",
-    "blur",
-    "normalization",
-    "classes",
-    "half",
-)
-
-
-def load_data(recipe: Recipe) -> data.Dataset:
-    """The data set of a recipe; the last ones are kept.
-
-    Raises:
-      ValueError: an unknown name or a field out of range.
-      FileNotFoundError: data that are not prepared; says how to.
-    """
-    if recipe.inputs == "grey28" and recipe.normalization != "dataset":
-        raise ValueError(
-            f"normalization={recipe.normalization!r}; it must be 'dataset' with "
-            "inputs='grey28', whose images have statistics of their own"
-        )
-    fields = (getattr(recipe, name) for name in _DATA_FIELDS)
-    return _load_data(recipe.inputs, *fields)
-
-
-@functools.lru_cache(maxsize=2)
-def _load_data(inputs: str, name: str, *options: Any) -> data.Dataset:
-    if name not in data.NAMES:
-        raise ValueError(f"data={name!r}; it must be one of {', '.join(data.NAMES)}")
-    found = data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
-    errors.one_of("inputs", inputs, ("own", "grey28"))
-    return data.grey28(found) if inputs == "grey28" else found
-
-
-def make_model(recipe: Recipe) -> nn.Module:
-    """The model of a recipe.
-
-    Raises:
-      ValueError: an unknown name or choice.
-    """
-    dataset = load_data(recipe)
-    try:
-        return models.make(
-            recipe.model,
-            dataset.num_classes,
-            initializer=recipe.initializer,
-            bias=recipe.bias,
-            norm_scale=recipe.norm_scale,
-            unbiased=recipe.unbiased_variance,
-        )
-    except ValueError as error:
-        raise ValueError(f"model={recipe.model!r}: {error}") from None
-
-
-def make_classification(recipe: Recipe) -> Task:
-    """The classification task of a recipe.
-
-    Raises:
-      ValueError: an unknown name or a field out of range.
-      FileNotFoundError: data that are not prepared; says how to.
-    """
-    dataset = load_data(recipe)
-    model = make_model(recipe)
-    try:
-        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
-            f"shape {dataset.shape}: {error}"
-        ) from None
-    return tasks.classification(
-        dataset,
-        model,
-        batch_size=recipe.batch_size,
-        augment=recipe.augment,
-        exclude=recipe.exclude,
-    )
-
-
 class Kind(NamedTuple):
     """What can be trained.
 
@@ -267,17 +183,14 @@ class Kind(NamedTuple):
       make: from a recipe to its task.
       note: what must be said of its data; may be empty.
       metric: what networks of a recipe are compared by.
-      fields: those of a recipe that it uses and others do not.
+      fields: those of a recipe that it uses and others do not. Where `Recipe` has not
+        got them, an experiment mixes them in: `class Config(imp.Config, Playing)`.
     """
 
     make: Callable[[Recipe], Task]
     note: Callable[[Recipe], str]
     metric: Callable[[Recipe], Metric] = lambda _: ERROR
     fields: tuple[str, ...] = ()
-
-
-def _image_note(recipe: Recipe) -> str:
-    return (recipe.data in data.NAMES and load_data(recipe).note) or ""
 
 
 _IMAGES = (
@@ -296,13 +209,17 @@ _IMAGES = (
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
-    "classification": Kind(make_classification, _image_note, fields=_IMAGES),
-    "masked_lm": Kind(texts.make_masked_lm, texts.note, texts.metric, _ENCODER),
-    "sentences": Kind(texts.make_sentences, texts.note, texts.metric, _ENCODER),
-    "spans": Kind(texts.make_spans, texts.note, texts.metric, _ENCODER),
+    "classification": Kind(images.make_classification, images.note, fields=_IMAGES),
+    "masked_lm": Kind(
+        encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
+    ),
+    "sentences": Kind(
+        encoders.make_sentences, encoders.note, encoders.metric, _ENCODER
+    ),
+    "spans": Kind(encoders.make_spans, encoders.note, encoders.metric, _ENCODER),
     "language_model": Kind(
-        texts_language.make_language_model,
-        texts_language.note,
+        language_models.make_language_model,
+        language_models.note,
         lambda _: LOSS,
         ("length", "dropout", "embeddings"),
     ),
@@ -326,8 +243,13 @@ def make_task(recipe: Recipe) -> Task:
 
 
 def _check_used(recipe: Recipe, kind: Kind) -> None:
-    """Raises a ValueError for a field that the task of a recipe would ignore."""
-    for field in dataclasses.fields(Recipe):
+    """Raises a ValueError for a field that the task of a recipe would ignore, or lacks."""
+    if missing := [name for name in kind.fields if not hasattr(recipe, name)]:
+        must = (
+            f"another: it is told by {missing}, which are no fields of this experiment"
+        )
+        raise errors.wrong("task", repr(recipe.task), must)
+    for field in dataclasses.fields(recipe):
         elsewhere = any(field.name in other.fields for other in TASKS.values())
         value = getattr(recipe, field.name)
         if elsewhere and field.name not in kind.fields and value != field.default:
@@ -357,12 +279,12 @@ def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:
       task: of it.
       ids: of the replicas.
     """
-    return texts.start(recipe, task, ids)
+    return encoders.start(recipe, task, ids)
 
 
 def start_digest(recipe: Recipe) -> str:
     """The SHA-256 of the weights that its runs start from; empty for a draw."""
-    return texts.weights(recipe).sha256 if recipe.pretrained else ""
+    return encoders.weights(recipe).sha256 if recipe.pretrained else ""
 
 
 def note(recipe: Recipe) -> str:
@@ -399,7 +321,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     if begins := start_digest(recipe):
         found["pretrained_sha256"] = begins
     if recipe.task == "classification":
-        dataset = load_data(recipe)
+        dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,
             "shape": list(dataset.shape),
@@ -595,6 +517,9 @@ def make_optimizer(
             tx = optax.sgd(rate, momentum=own)
         elif recipe.optimizer == "adam":
             tx = optax.adam(rate, eps=recipe.epsilon)
+        elif recipe.optimizer == "rmsprop":
+            # As in PyTorch and Yu et al. 2020, not optax's defaults (0.9, inside).
+            tx = optax.rmsprop(rate, 0.99, recipe.epsilon, eps_in_sqrt=False)
         else:
             tx = optax.adamw(rate, eps=recipe.epsilon, weight_decay=weight_decay)
         if recipe.optimizer != "adamw" and there("weight_decay", weight_decay):

@@ -30,6 +30,7 @@ from experiments import curves, display, presets, recipes
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
+from experiments.kinds import images
 from experiments.recipes import Recipe, Setup
 from lottery_jax import data, errors, keys, models, plots, strong, tasks, verdicts
 from lottery_jax.execution import Where as Place
@@ -129,16 +130,16 @@ def prepare(cfg: Config) -> Setup:
         if field != "neurons" or cfg.neurons is not None:
             errors.whole(field, getattr(cfg, field), low)
     errors.whole("compared", cfg.compared, 1, 40)
-    model = recipes.make_model(cfg)
+    model = images.make_model(cfg)
     if not isinstance(model, models.MLP):
         must = "a chain of dense layers with ReLU: mlp-W1[-W2...]"
         raise errors.wrong("model", repr(cfg.model), must)
-    images = recipes.load_data(cfg)
-    inputs = int(np.prod(images.shape))
-    widths = (inputs, *model.widths, images.num_classes)
+    source = images.load_data(cfg)
+    inputs = int(np.prod(source.shape))
+    widths = (inputs, *model.widths, source.num_classes)
     network = ReluNetwork(widths, cfg.initializer)
     task = tasks.classification(
-        images,
+        source,
         init=network.init,
         apply=network.apply,
         batch_size=cfg.batch_size,
@@ -230,8 +231,8 @@ def assembled(
         for p in (params, masked)
     ]
     wrong = [np.mean(found != split["label"]) for found in classes]
-    images = recipes.load_data(cfg)
-    x = np.asarray(data.normalize(split["image"], images.mean, images.std), np.float64)
+    source = images.load_data(cfg)
+    x = np.asarray(data.normalize(split["image"], source.mean, source.std), np.float64)
     x = x.reshape(len(x), -1)
     longest = float(np.linalg.norm(x, axis=1).max())
     found = strong.attack(of_attack, twin, starts=cfg.starts)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from experiments import display, frozen, metrics, presets, recipes
+from experiments import display, frozen, metrics, presets
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.frozen import FrozenRecipe
 from experiments.identity import FREE
+from experiments.kinds import images
 from experiments.recipes import Setup, make_task
 from lottery_jax import (
     errors,
@@ -166,7 +167,7 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
         "split": list(SPLITS),
         "step": curves[0].steps,
     }
-    chance = 1 - 1 / recipes.load_data(cfg).num_classes
+    chance = 1 - 1 / images.load_data(cfg).num_classes
     return dataset(cfg, out | found, coordinates, chance=chance)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import bert_tickets, display, texts
+from experiments import bert_tickets, display
 from experiments.bert_tickets import compared, found
 from experiments.bert_tickets.config import recipe_of
 from experiments.display import Judged
 from experiments.experiment import Outcome
+from experiments.kinds import encoders
 from lottery_jax import verdicts
 from lottery_jax.verdicts import ERROR, MATTHEWS, PEARSON, Verdict
 
@@ -147,7 +148,7 @@ def test_interrupted_again_and_again_it_does_nothing_else_twice(tiny, tmp_path):
 def test_the_repaired_encoder_is_stored_and_is_what_tasks_start_from(tiny):
     folder, _, _ = tiny
     (own,) = folder.rglob("encoder/model.safetensors")
-    given = texts.weights(config())
+    given = encoders.weights(config())
     repaired = lj.pretrained.load(own.parent)
     assert repaired.shape == given.shape
     one, two = (lj.trees.by_path(x.params) for x in (repaired, given))
@@ -162,7 +163,7 @@ def test_the_repaired_encoder_is_stored_and_is_what_tasks_start_from(tiny):
 def test_an_encoder_of_the_hub_is_repaired_and_keeps_its_pooler(
     made_texts, tmp_path, monkeypatch
 ):
-    given = texts.weights(config())
+    given = encoders.weights(config())
     width, folder = given.shape.width, tmp_path / "copy"
     rng = np.random.default_rng(0)
     pooler = {
@@ -256,7 +257,7 @@ def test_every_task_has_a_recipe_with_its_own_fields():
     assert (squad.length, squad.batch_size, squad.evaluated) == (20, 5, 20)
     assert (rte.task, rte.data, rte.length) == ("sentences", "rte", 12)
     assert (cola.data, cola.length, cola.steps) == ("cola", cfg.length, cfg.steps)
-    assert texts.metric(cola) == MATTHEWS and texts.metric(mlm) == ERROR
+    assert encoders.metric(cola) == MATTHEWS and encoders.metric(mlm) == ERROR
 
 
 # --- what is said of results ----------------------------------------------------------

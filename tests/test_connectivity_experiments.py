@@ -25,10 +25,10 @@ from experiments import (
     instability,
     liu,
     metrics,
-    recipes,
     rewinding,
 )
 from experiments.all import EXPERIMENTS
+from experiments.kinds import images
 from experiments.rewinding import batch_size, config, stability
 
 pytestmark = [
@@ -127,13 +127,13 @@ def fake_data(monkeypatch):
         mean, std = (0.5,) * channels, (0.25,) * channels
         return lj.data.Dataset(parts, 10, SHAPES[name], mean, std, name)
 
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
     real = lj.data.load
     monkeypatch.setattr(
         lj.data, "load", lambda n, **o: (fake if n in SHAPES else real)(n, **o)
     )
     yield
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
 
 # --- all ------------------------------------------------------------------------------

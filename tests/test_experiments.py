@@ -20,6 +20,7 @@ import toys
 import lottery_jax as lj
 from experiments import display, identity, imp, recipes
 from experiments.experiment import Outcome
+from experiments.kinds import images
 from lottery_jax import checkpoints, keys, masks, records, tickets, verdicts
 from lottery_jax.imp import ARMS, levels
 
@@ -120,13 +121,13 @@ def fake_load(name, *, validation=None, **_):
 
 @pytest.fixture
 def fake_data(monkeypatch):
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
     real = lj.data.load
     monkeypatch.setattr(
         lj.data, "load", lambda n, **o: (fake_load if n in SHAPES else real)(n, **o)
     )
     yield
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
 
 # --- presets and flags ----------------------------------------------------------------
@@ -651,7 +652,7 @@ def test_an_unknown_preset_gets_the_valid_ones():
 
 def test_data_that_are_not_prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
     status, _, err = command("lenet-fashion", "--out", tmp_path / "run")
     assert status == 2
     assert "'fashion_mnist' is not prepared" in err

@@ -189,12 +189,13 @@ def settings(environment):
 @pytest.fixture
 def here(environment, settings, monkeypatch):
     """Runs the command in this process: (exit status, stdout, stderr)."""
-    from experiments import imp, recipes
+    from experiments import imp
+    from experiments.kinds import images
 
     monkeypatch.setenv("LOTTERY_JAX_CACHE", environment["LOTTERY_JAX_CACHE"])
 
     def command(*arguments):
-        recipes._load_data.cache_clear()
+        images._load_data.cache_clear()
         words = [a.split() if isinstance(a, str) else [str(a)] for a in arguments]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -206,7 +207,7 @@ def here(environment, settings, monkeypatch):
         return status, out.getvalue(), err.getvalue()
 
     yield command
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
 
 @pytest.fixture

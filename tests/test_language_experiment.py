@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import language, recipes, texts_language
+from experiments import language, recipes
 from experiments.experiment import Outcome
+from experiments.kinds import language_models
 from lottery_jax import masks
 from lottery_jax.data import text
 
@@ -253,7 +254,7 @@ def test_the_fields_of_a_recipe_reach_task_and_network():
     assert not task.validates
     assert task.data["train"]["ids"].shape == (499 // 3 // 7, 3, 8)
     assert recipes.metric(cfg) == lj.verdicts.LOSS and recipes.note(cfg) == ""
-    model = texts_language.make_model(dataclasses.replace(cfg, dropout=0.3))
+    model = language_models.make_model(dataclasses.replace(cfg, dropout=0.3))
     assert (model.cell, model.units, model.dropout) == ("gru", 4, 0.3)
     params = task.shapes[0]
     every = masks.total(params, masks.of_task(task))
@@ -269,7 +270,7 @@ def test_the_paper_s_preset_has_its_numbers(monkeypatch):
         split: {"ids": own} for split, own in (("train", train), ("test", train[:5000]))
     }
     made = text.Texts(arrays, text.Vocabulary(33_278), "wikitext2")
-    monkeypatch.setattr(texts_language, "_read", lambda name: made)
+    monkeypatch.setattr(language_models, "_read", lambda name: made)
     cfg = language.PRESETS["wikitext2-lstm-paper"].config
     setup = language.prepare(cfg)
     assert setup.task.steps_per_epoch == 1392
@@ -288,4 +289,4 @@ def test_the_paper_s_preset_has_its_numbers(monkeypatch):
 def test_every_preset_trains_a_language_model():
     for preset in language.PRESETS.values():
         assert preset.config.task == "language_model"
-        assert preset.config.data in texts_language.UNITS
+        assert preset.config.data in language_models.UNITS

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import edge_popup, frozen, recipes, supermask
+from experiments import edge_popup, frozen, supermask
+from experiments.kinds import images
 from lottery_jax.execution import Where
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -42,13 +43,13 @@ def fake_data(monkeypatch):
         one = (0.5,) * SHAPES[name][-1]
         return lj.data.Dataset(parts, 10, SHAPES[name], one, one, name)
 
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
     real = lj.data.load
     monkeypatch.setattr(
         lj.data, "load", lambda n, **o: (fake if n in SHAPES else real)(n, **o)
     )
     yield
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
 
 # --- what is run ----------------------------------------------------------------------

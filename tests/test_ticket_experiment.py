@@ -17,6 +17,7 @@ import toys
 
 import lottery_jax as lj
 from experiments import identity, imp, recipes, rewinding, ticket
+from experiments.kinds import images
 from experiments.recipes import Recipe
 from experiments.rewinding import subnetworks
 from experiments.ticket import inspecting, verifying
@@ -117,7 +118,7 @@ def test_a_file_says_all_that_is_needed_to_go_on(run):
     assert meta["recipe"].keys() | meta["config"].keys() == determined
     assert not meta["recipe"].keys() & meta["config"].keys()
     assert (meta["experiment"], meta["model"]) == ("imp", "mlp-8")
-    data = recipes.load_data(cfg)
+    data = images.load_data(cfg)
     assert meta["dataset"] == {
         "name": "mnist1d",
         "shape": [40],
@@ -467,7 +468,7 @@ def test_a_recipe_that_is_unknown_here_is_refused(file, field, value, message):
 
 def test_data_that_are_not_prepared_are_refused(file, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
     def other(meta):
         return meta | {"recipe": meta["recipe"] | {"data": "svhn"}}

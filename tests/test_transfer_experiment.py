@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import recipes, transfer
+from experiments import transfer
 from experiments.experiment import Outcome
+from experiments.kinds import images
 from experiments.transfer import compared, config, matrix, pairs
 from lottery_jax import imp, keys, masks, tickets, trees
 from lottery_jax.execution import Where
@@ -74,13 +75,13 @@ def fake_data(monkeypatch):
         classes = 100 if name == "cifar100" else 10
         return lj.data.Dataset(parts, classes, SHAPES[name], one, one, name)
 
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
     real = lj.data.load
     monkeypatch.setattr(
         lj.data, "load", lambda n, **o: (fake if n in SHAPES else real)(n, **o)
     )
     yield
-    recipes._load_data.cache_clear()
+    images._load_data.cache_clear()
 
 
 def ticket(folder, setup, name, level, replica):

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from experiments import recipes, texts
+from experiments import recipes
 from experiments.identity import FREE, Where
+from experiments.kinds import encoders
 from experiments.recipes import Recipe, Setup
 from lottery_jax import errors, imp
 
@@ -31,7 +32,7 @@ class Config(Where, Recipe):
     mnli, qnli, qnli-dev."""
     corpus: str = "wikitext2"
     """The text of masked language modelling."""
-    model: str = texts.MODEL
+    model: str = encoders.MODEL
     """The encoder, whose size is that of its weights."""
     pretrained: str = "bert-tiny-mlm"
     """See `Recipe`."""
@@ -102,9 +103,9 @@ def recipe_of(cfg: Config, name: str) -> Config:
     Raises:
       ValueError: there is no such task.
     """
-    known = (MLM, SPANS, *texts.SENTENCES)
+    known = (MLM, SPANS, *encoders.SENTENCES)
     errors.one_of("tasks", name, known)
-    if name in texts.SENTENCES:
+    if name in encoders.SENTENCES:
         length = dict(cfg.lengths).get(name, cfg.length)
         return dataclasses.replace(cfg, task="sentences", data=name, length=length)
     kind, data = ("masked_lm", cfg.corpus) if name == MLM else ("spans", SPANS)
@@ -155,7 +156,7 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
         errors.whole("controls", level, 1, cfg.levels)
     for name in cfg.tasks:
         recipe_of(cfg, name)
-    own = [name for name in cfg.tasks if name in texts.SENTENCES]
+    own = [name for name in cfg.tasks if name in encoders.SENTENCES]
     if rest := [name for name, _ in cfg.lengths if name not in own]:
         raise errors.wrong("lengths", rest, f"of tasks of sentences, {own}")
     setups = {name: _setup(cfg, name) for name in cfg.tasks}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from experiments import display, recipes, texts
+from experiments import display, recipes
 from experiments.bert_tickets.config import Config
 from experiments.experiment import dataset
+from experiments.kinds import encoders
 from experiments.recipes import Setup
 from lottery_jax import (
     imp,
@@ -45,7 +46,7 @@ def repaired(setups: Mapping[str, Setup], cfg: Config, where: Where) -> Pretrain
       cfg: of the study.
       where: its folder gets `encoder/`.
     """
-    found = texts.weights(cfg)
+    found = encoders.weights(cfg)
     if "repair" not in setups:
         return found
     recipe, task, tx, _ = setups["repair"]

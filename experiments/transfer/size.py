@@ -15,6 +15,7 @@ import numpy as np
 from experiments import metrics, recipes
 from experiments.display import Judged
 from experiments.experiment import Outcome
+from experiments.kinds import images
 from experiments.transfer import compared, pairs, study
 from experiments.transfer.config import Config
 from lottery_jax import plots, verdicts
@@ -37,7 +38,7 @@ def design(cfg: Config) -> pairs.Design:
 
 def poor(cfg: Config) -> Config:
     """The recipe of the first half of the classes, with all their examples."""
-    return dataclasses.replace(cfg, classes=recipes.load_data(cfg).num_classes // 2)
+    return dataclasses.replace(cfg, classes=images.load_data(cfg).num_classes // 2)
 
 
 def one(

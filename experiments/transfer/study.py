@@ -9,9 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from experiments import recipes
 from experiments.display import Judged
 from experiments.experiment import Experiment
+from experiments.kinds import images
 from experiments.transfer import matrix, pairs
 from experiments.transfer.config import Config
 from lottery_jax import errors, verdicts
@@ -56,7 +56,7 @@ def others(cfg: Config) -> tuple[str, ...]:
 
 def examples(recipe: Config) -> int:
     """How many training examples a recipe has."""
-    return len(recipes.load_data(recipe).arrays["train"]["label"])
+    return len(images.load_data(recipe).arrays["train"]["label"])
 
 
 def subset(cfg: Config, number: int) -> tuple[str, Config]:

@@ -1,0 +1,101 @@
+"""Classification of images or vectors, from a recipe: a data set, and a network."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lottery_jax import data, errors, models, tasks
+from lottery_jax.keys import of_seed
+from lottery_jax.types import Task
+
+if TYPE_CHECKING:
+    from experiments.recipes import Recipe
+
+_DATA_FIELDS = (
+    "data",
+    "validation",
+    "subset",
+    "label_noise",
+    "blur",
+    "normalization",
+    "classes",
+    "half",
+)
+
+
+def load_data(recipe: "Recipe") -> data.Dataset:
+    """The data set of a recipe; the last ones are kept.
+
+    Raises:
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    if recipe.inputs == "grey28" and recipe.normalization != "dataset":
+        raise ValueError(
+            f"normalization={recipe.normalization!r}; it must be 'dataset' with "
+            "inputs='grey28', whose images have statistics of their own"
+        )
+    fields = (getattr(recipe, name) for name in _DATA_FIELDS)
+    return _load_data(recipe.inputs, *fields)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(inputs: str, name: str, *options: Any) -> data.Dataset:
+    if name not in data.NAMES:
+        raise ValueError(f"data={name!r}; it must be one of {', '.join(data.NAMES)}")
+    found = data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
+    errors.one_of("inputs", inputs, ("own", "grey28"))
+    return data.grey28(found) if inputs == "grey28" else found
+
+
+def make_model(recipe: "Recipe") -> nn.Module:
+    """The model of a recipe.
+
+    Raises:
+      ValueError: an unknown name or choice.
+    """
+    dataset = load_data(recipe)
+    try:
+        return models.make(
+            recipe.model,
+            dataset.num_classes,
+            initializer=recipe.initializer,
+            bias=recipe.bias,
+            norm_scale=recipe.norm_scale,
+            unbiased=recipe.unbiased_variance,
+        )
+    except ValueError as error:
+        raise ValueError(f"model={recipe.model!r}: {error}") from None
+
+
+def make_classification(recipe: "Recipe") -> Task:
+    """The classification task of a recipe.
+
+    Raises:
+      ValueError: an unknown name or a field out of range.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    dataset = load_data(recipe)
+    model = make_model(recipe)
+    try:
+        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
+            f"shape {dataset.shape}: {error}"
+        ) from None
+    return tasks.classification(
+        dataset,
+        model,
+        batch_size=recipe.batch_size,
+        augment=recipe.augment,
+        exclude=recipe.exclude,
+    )
+
+
+def note(recipe: "Recipe") -> str:
+    """What must be said of the data of a recipe; may be empty."""
+    return (recipe.data in data.NAMES and load_data(recipe).note) or ""
