@@ -13,6 +13,8 @@ Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020, sectio
 """
 
 import dataclasses
+import itertools
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,9 +24,11 @@ import numpy as np
 from experiments import display, imp, instability, metrics, presets, procedures
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome
+from experiments.experiment import dataset as recorded
 from experiments.identity import FREE
 from experiments.kinds import policies
 from experiments.recipes import Setup, metric
+from experiments.rewinding import subnetworks
 from lottery_jax import connectivity, errors, plots, verdicts
 from lottery_jax.execution import Where
 
@@ -39,6 +43,8 @@ class Config(procedures.Config, policies.Playing):
     branches: int = 2
     """Policies that go on from each of two steps, 0 and the rewind step, under different
     noise; 0 for none."""
+    branch_levels: tuple[int, ...] = (0, 5)
+    """Levels of pruning at which they do; level 0 is dense."""
     alphas: int = 11
     """Evenly spaced points of the line between two of them, the ends among them."""
     threshold: float = dataclasses.field(default=0.02, metadata=FREE)
@@ -54,49 +60,82 @@ def prepare(cfg: Config) -> Setup:
     setup = procedures.prepare(cfg)
     errors.whole("horizon", cfg.horizon, 1, setup.plan.steps, "the steps of a run")
     errors.at_least("threshold", cfg.threshold, 0)
-    if cfg.branches:
-        errors.whole("branches", cfg.branches, 2)
-        errors.whole("alphas", cfg.alphas, 2)
-        connectivity.check(plan_branches(setup))
+    if not cfg.branches:
+        return setup
+    errors.whole("branches", cfg.branches, 2)
+    errors.whole("alphas", cfg.alphas, 2)
+    errors.some_different("branch_levels", cfg.branch_levels)
+    errors.wholes("branch_levels", cfg.branch_levels, 0, imp.levels(cfg))
     return setup
-
-
-def plan_branches(setup: Setup) -> connectivity.Plan:
-    """What is branched and measured between policies of different noise."""
-    cfg, plan = setup.cfg, setup.plan
-    return connectivity.Plan(
-        steps=plan.steps,
-        rewind_steps=tuple(sorted({0, plan.rewind_step})),
-        branches=cfg.branches,
-        alphas=cfg.alphas,
-        splits=("test",),
-        seed=plan.seed,
-        every=plan.validate_every,
-    )
 
 
 def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """The study of some replicas and all that is beside it, or what is missing of it."""
-    cfg, task, tx, _ = setup
     results = procedures.one(setup, ids, where, "reinforcement")
-    if not cfg.branches:
+    if not setup.cfg.branches:
         return results
-    with display.watched(where.below("branches")) as place:
-        found = connectivity.run(
-            task, tx, plan_branches(setup), replicas=ids, where=place
+    return results.merge(between_branches(setup, ids, where))
+
+
+def between_branches(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
+    """The return on the lines between policies that differ in noise alone.
+
+    They go on from the stored tickets of some levels, with a fresh optimizer, as the next
+    level would.
+
+    Args:
+      setup: from `prepare`.
+      ids: of the replicas.
+      where: the study of these has run.
+    """
+    cfg, plan = setup.cfg, setup.plan
+    (chain,) = plan.chains
+    places = {plan.rewind_step: (where, chain.name)}
+    if "from_0" in cfg.beside:
+        places[0] = (where.below("beside"), "from_0")
+
+    def stored(step: int) -> tuple[pathlib.Path, str]:
+        place, name = places[step]
+        assert place.folder is not None
+        return place.folder, name
+
+    grid = list(itertools.product(sorted(places), cfg.branch_levels))
+    cells = subnetworks.cells(
+        setup, ids, [(*at, "ticket") for at in grid], where, stored
+    )
+    numbers = [cfg.branches] * len(cells.step)
+    done = subnetworks.train(setup, cells, numbers, ids, where)
+    ends = [
+        (first + a, first + b)
+        for first in range(0, len(done.cell), cfg.branches)
+        for a, b in itertools.combinations(range(cfg.branches), 2)
+    ]
+    with display.watched(done.where.below("paths")) as place:
+        path = connectivity.linear.paths(
+            setup.task,
+            done.networks,
+            ends,
+            connectivity.Measure(cfg.alphas, None, ("test",)),
+            masks=done.masks,
+            where=place,
         )
-    name = metric(cfg).name
-    records = instability.rising(found.records, metric(cfg))
-    lead = ("branched_at", "replica", "pair")
-    at = (0, Ellipsis, 0, 0)  # one schedule, no statistics, one split
-    along, fall = records[name][1], records["lii"][1]
-    return results.assign_coords(
-        branched_at=records["rewind_step"][1], alpha=records["alpha"][1]
-    ).assign(
+    own = metric(cfg)
+    shape = (len(places), len(cfg.branch_levels), len(ids), -1)
+    along = path.values[own.name].reshape(*shape, cfg.alphas)
+    sign = 1 if own.better == "lower" else -1
+    axes = ("branched_at", "branch_level", "replica", "pair")
+    return recorded(
+        cfg,
         {
-            f"path_{name}": ((*lead, "alpha"), along[(*at, slice(None))]),
-            "path_fall": (lead, fall[at]),
-        }
+            f"path_{own.name}": ((*axes, "alpha"), along),
+            "path_fall": (axes, connectivity.instability(sign * along)),
+        },
+        {
+            "branched_at": sorted(places),
+            "branch_level": list(cfg.branch_levels),
+            "replica": ids,
+            "alpha": path.alphas,
+        },
     )
 
 
@@ -111,17 +150,29 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     played, pairs = policies.environment(cfg), results.sizes["pair"]
     clusters = np.repeat(results["replica"].values, pairs)
     names = [f"init {c}, pair {i % pairs}" for i, c in enumerate(clusters)]
-    for step in results["branched_at"].values.tolist():
-        fall = results["path_fall"].sel(branched_at=step)
+    density = results["density"].sel(arm="ticket").isel(chain=0).mean("replica")
+    for at in _branched(results):
+        level = at["branch_level"]
         verdict = verdicts.stable(
-            instability.samples(fall),
+            instability.samples(results["path_fall"].sel(at)),
             cfg.threshold * (played.best - played.low),
             metric=metric(cfg),
             replicas=verdicts.Replicas(names, clusters),
         )
-        where = {"branched_at": step, "level": 0, "density": 1.0}
+        where = {
+            "branched_at": at["branched_at"],
+            "level": level,
+            "density": float(density.sel(level=level)),
+        }
         judged.append(Judged(where, "stable", verdict))
     return judged
+
+
+def _branched(results: "xr.Dataset") -> list[dict[str, int]]:
+    """Where policies branch: a step and a level each."""
+    axes = ("branched_at", "branch_level")
+    values = (results[axis].values.tolist() for axis in axes)
+    return [dict(zip(axes, at)) for at in itertools.product(*values)]
 
 
 def of_paths(judged: list[Judged]) -> list[Judged]:
@@ -139,7 +190,13 @@ def conclusions(outcome: Outcome) -> list[str]:
     paths = of_paths(outcome.judged)
     lines = imp.conclusions(outcome._replace(judged=of_tickets(outcome.judged)))
     if paths:
-        text = display.answers(paths, "k = {}", lambda j: str(j.where["branched_at"]))
+        text = display.answers(
+            paths,
+            "{}",
+            lambda j: (
+                f"k = {j.where['branched_at']} with {100 * j.where['density']:.1f}%"
+            ),
+        )
         below = paths[0].verdict.tolerance
         lines.append(
             f"stable (the return between two branches of step k falls by less than "
@@ -162,17 +219,15 @@ def tables(outcome: Outcome) -> list[Rows]:
     title = f"Test {shown.text}: {number}"
     found = [Rows(title, ["level", "density %", *lines], rows)]
     if "path_fall" in results:
-        along, rows = results["path_return"], []
-        for step in results["branched_at"].values:
-            own = along.sel(branched_at=step)
-            ends = own.isel(alpha=[0, -1]).mean("alpha")
-            fall = results["path_fall"].sel(branched_at=step)
-            values = (ends, own.min("alpha"), fall)
-            rows.append(
-                [str(int(step)), *(display.mean_range(x.values, 1) for x in values)]
-            )
-        title = f"Dense policies that differ in noise from step k on: {number}"
-        header = ["k", "return at the ends", "lowest between them", "fall"]
+        rows = []
+        for at in _branched(results):
+            along, fall = (results[f"path_{x}"].sel(at) for x in ("return", "fall"))
+            ends = along.isel(alpha=[0, -1]).mean("alpha")
+            values = (ends, along.min("alpha"), fall)
+            row = [str(at["branched_at"]), str(at["branch_level"])]
+            rows.append(row + [display.mean_range(x.values, 1) for x in values])
+        title = f"Policies that differ in noise from step k on: {number}"
+        header = ["k", "level", "return at the ends", "lowest between them", "fall"]
         found.append(Rows(title, header, rows))
     return found
 
@@ -210,10 +265,10 @@ def figures(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
         figure = plots.along_path(
             results["alpha"].values,
             {
-                f"from step {step}": instability.samples(
-                    along.sel(branched_at=step), "alpha"
+                f"k = {at['branched_at']}, level {at['branch_level']}": (
+                    instability.samples(along.sel(at), "alpha")
                 )
-                for step in results["branched_at"].values.tolist()
+                for at in _branched(results)
             },
             ylabel="test return",
             title=f"{about}: policies that differ in noise\nmean and standard deviation "
@@ -258,7 +313,8 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     default="cartpole",
     tiny="--model actor-critic-4 --batch-size 4 --horizon 2 --episodes 2 --steps 3it "
-    "--rewind-step 1it --validate-every 3 --levels 1 --replicas 2 --alphas 2",
+    "--rewind-step 1it --validate-every 3 --levels 1 --replicas 2 --alphas 2 "
+    "--branch-levels 0 1",
     prepare=prepare,
     one=one,
     judge=judge,
