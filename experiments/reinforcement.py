@@ -94,7 +94,7 @@ def between_branches(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset"
     if "from_0" in cfg.beside:
         places[0] = (where.below("beside"), "from_0")
 
-    def stored(step: int) -> tuple[pathlib.Path, str]:
+    def stored(step: int) -> tuple[pathlib.Path | str, str]:
         place, name = places[step]
         assert place.folder is not None
         return place.folder, name
@@ -209,12 +209,16 @@ def tables(outcome: Outcome) -> list[Rows]:
     """The return at each density, of each arm and other procedure; and between branches."""
     results = outcome.results
     lines, shown = procedures.lines(results, "test_return"), metrics.level(RETURN)
+
+    def written(*values: "xr.DataArray") -> list[str]:
+        return [display.mean_range(x.values, 1) for x in values]
+
     rows = []
-    at = zip(results["level"].values, procedures.densities(results))
-    for level, density in at:
-        values = (x.sel(level=level).values for x in lines.values())
+    for level, density in zip(
+        results["level"].values, procedures.densities(results), strict=True
+    ):
         row = [str(int(level)), f"{100 * density:.1f}"]
-        rows.append(row + [display.mean_range(x, 1) for x in values])
+        rows.append(row + written(*(x.sel(level=level) for x in lines.values())))
     number = f"mean [min, max] of {results.sizes['replica']} replicas"
     title = f"Test {shown.text}: {number}"
     found = [Rows(title, ["level", "density %", *lines], rows)]
@@ -223,9 +227,8 @@ def tables(outcome: Outcome) -> list[Rows]:
         for at in _branched(results):
             along, fall = (results[f"path_{x}"].sel(at) for x in ("return", "fall"))
             ends = along.isel(alpha=[0, -1]).mean("alpha")
-            values = (ends, along.min("alpha"), fall)
             row = [str(at["branched_at"]), str(at["branch_level"])]
-            rows.append(row + [display.mean_range(x.values, 1) for x in values])
+            rows.append(row + written(ends, along.min("alpha"), fall))
         title = f"Policies that differ in noise from step k on: {number}"
         header = ["k", "level", "return at the ends", "lowest between them", "fall"]
         found.append(Rows(title, header, rows))

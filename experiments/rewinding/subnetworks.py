@@ -68,7 +68,7 @@ def cells(
     ids: Sequence[int],
     wanted: Sequence[tuple[int, int, str]],
     where: Where,
-    stored: Callable[[int], tuple[pathlib.Path, str]] | None = None,
+    stored: Callable[[int], tuple[pathlib.Path | str, str]] | None = None,
 ) -> Cells:
     """What each subnetwork starts from.
 
@@ -86,7 +86,7 @@ def cells(
     at = [(*cell, replica) for cell in wanted for replica in range(len(ids))]
     like = task.shapes[:2]
 
-    def of_find(step: int) -> tuple[pathlib.Path, str]:
+    def of_find(step: int) -> tuple[pathlib.Path | str, str]:
         assert where.folder is not None
         return where.folder, chain_name(step)
 

@@ -389,6 +389,7 @@ def _of_model(
         params: Params, state: ModelState, seen: Array, *, train: bool, key: Key | None
     ) -> tuple[Array, ModelState]:
         # What is checked is one array.
+        out: Any
         out, after = used.apply(params, state, seen, train=train, key=key)
         if not isinstance(out, tuple) or len(out) != 2:
             must = "two arrays, (logits, value)"
@@ -487,13 +488,13 @@ def actor_critic(
     )
     of = f"the longest episode of {environment.name}"
     horizon = errors.whole("horizon", horizon, 1, environment.limit, of)
-    weights = (
-        ("gamma", gamma),
-        ("entropy_weight", entropy_weight),
-        ("value_weight", value_weight),
-        ("reward_scale", reward_scale),
-    )
-    for field, value in weights:
+    weights = {
+        "gamma": gamma,
+        "entropy_weight": entropy_weight,
+        "value_weight": value_weight,
+        "reward_scale": reward_scale,
+    }
+    for field, value in weights.items():
         errors.at_least(field, value, 0)
         if not math.isfinite(value):
             raise errors.wrong(field, value, "a finite number")
@@ -519,18 +520,16 @@ def actor_critic(
     if head is None:
         paths = trees.paths(params)
         head = tuple(p for p in _HEAD if any(re.search(p, path) for path in paths))
-    patterns = {
-        "exclude": _models.patterns("exclude", exclude),
-        "head": _models.patterns("head", head),
-    }
-    _models.check_found(params, **patterns)
+    exclude = _models.patterns("exclude", exclude)
+    head = _models.patterns("head", head)
+    _models.check_found(params, exclude=exclude, head=head)
     static = _ActorCritic(
         environment,
         used,
         games,
         horizon,
-        *(float(value) for _, value in weights),
-        actions == "greedy",
+        greedy=actions == "greedy",
+        **{field: float(value) for field, value in weights.items()},
     )
     seeds = np.arange(3 * episodes, dtype=np.uint32).reshape(3, episodes)
     data = dict(zip(("train", "test", "validation"), ({"seed": own} for own in seeds)))
@@ -545,6 +544,7 @@ def actor_critic(
         evaluate=static.evaluate,
         steps_per_epoch=-(-environment.limit // horizon),
         prunable=prunable,
-        **patterns,
+        exclude=exclude,
+        head=head,
         validates=validation,
     )
