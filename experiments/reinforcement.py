@@ -9,7 +9,7 @@ mask of the same layer densities, and the surviving weights shuffled. Then the s
 late rewinding, and in one shot: is it the procedure that finds the ticket? And policies that
 differ in nothing but their noise: by how much does the return fall on the line between them?
 
-Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020, section 5.
+Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020.
 """
 
 import dataclasses

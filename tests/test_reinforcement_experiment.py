@@ -311,7 +311,7 @@ def test_the_fields_of_a_recipe_reach_task_and_network():
 
 
 def test_the_paper_s_preset_has_its_numbers():
-    """Yu et al. 2020, section 5 and its appendix."""
+    """Yu et al. 2020, on classic control."""
     cfg = reinforcement.PRESETS["cartpole-paper"].config
     setup = reinforcement.prepare(cfg)
     assert (cfg.optimizer, cfg.learning_rate, cfg.epsilon) == ("rmsprop", 1e-4, 1e-8)

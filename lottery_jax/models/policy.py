@@ -18,7 +18,7 @@ from lottery_jax.types import Array
 class ActorCritic(nn.Module):
     """Dense layers with ReLU, and two output layers: of the actions, and of the value.
 
-    The networks of Yu et al. 2020, section 5, have 3 layers of 128 for CartPole and of 256
+    The networks of Yu et al. 2020 have 3 layers of 128 for CartPole and of 256
     for Acrobot. Layers: `dense_0`, ..., `policy`, `value`.
 
     Attributes:

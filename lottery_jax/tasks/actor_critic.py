@@ -11,7 +11,7 @@ where an episode is over. So the noise key and the step say all that is drawn: a
 resets, and what an environment itself draws.
 
 Mnih et al., Asynchronous methods for deep reinforcement learning, 2016, in its synchronous
-form; Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020, section 5,
+form; Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020,
 prune the policies that it trains.
 """
 
