@@ -242,6 +242,26 @@ def make_task(recipe: Recipe) -> Task:
     return task
 
 
+def as_task(recipe: C, task: str) -> C:
+    """A recipe of another kind: fields that it does not use have their defaults.
+
+    Args:
+      recipe: of a study that trains several kinds.
+      task: a name of `TASKS`.
+    """
+    errors.one_of("task", task, TASKS)
+    fields = _unused(recipe, TASKS[task])
+    unused: dict[str, Any] = {field.name: field.default for field in fields}
+    return dataclasses.replace(recipe, task=task, **unused)
+
+
+def _unused(recipe: Recipe, kind: Kind) -> list[dataclasses.Field]:
+    """The fields of a recipe that other kinds of tasks use, and this one does not."""
+    others = {name for other in TASKS.values() for name in other.fields}
+    own = dataclasses.fields(recipe)
+    return [f for f in own if f.name in others and f.name not in kind.fields]
+
+
 def _check_used(recipe: Recipe, kind: Kind) -> None:
     """Raises a ValueError for a field that the task of a recipe would ignore, or lacks."""
     if missing := [name for name in kind.fields if not hasattr(recipe, name)]:
@@ -249,10 +269,8 @@ def _check_used(recipe: Recipe, kind: Kind) -> None:
             f"another: it is told by {missing}, which are no fields of this experiment"
         )
         raise errors.wrong("task", repr(recipe.task), must)
-    for field in dataclasses.fields(recipe):
-        elsewhere = any(field.name in other.fields for other in TASKS.values())
-        value = getattr(recipe, field.name)
-        if elsewhere and field.name not in kind.fields and value != field.default:
+    for field in _unused(recipe, kind):
+        if (value := getattr(recipe, field.name)) != field.default:
             must = f"{field.default!r}: task={recipe.task!r} does not use it"
             raise errors.wrong(field.name, repr(value), must)
 

@@ -22,7 +22,7 @@ from experiments.transfer.config import Config
 from lottery_jax import errors, imp, keys, masks, records, tickets, training, trees
 from lottery_jax import transfer as grafts
 from lottery_jax.execution import Where
-from lottery_jax.types import Mask, Params, Prunable, Task
+from lottery_jax.types import Mask, Network, Params, Prunable, Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +91,7 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
     own = design(cfg)
     setups = {}
     for name, recipe in own.recipes.items():
-        task = _body(recipes.make_task(recipe))
+        task = body(recipes.make_task(recipe))
         protocol = plan(recipe, task.steps_per_epoch)
         imp.check_task(task, protocol, max(levels))
         tx = recipes.make_optimizer(recipe, task.steps_per_epoch)
@@ -131,7 +131,7 @@ class _Body:
         return masks.prunable(params, exclude=self.head)
 
 
-def _body(task: Task) -> Task:
+def body(task: Task) -> Task:
     """The task with nothing of its head among the weights that count.
 
     So that networks are equally dense where it counts, whatever their numbers of classes.
@@ -160,7 +160,12 @@ class Found(NamedTuple):
 
 
 def find(
-    name: str, recipe: Recipe, setup: Setup, ids: Sequence[int], where: Where
+    name: str,
+    recipe: Recipe,
+    setup: Setup,
+    ids: Sequence[int],
+    where: Where,
+    start: Network | None = None,
 ) -> Found:
     """Runs iterative pruning of a network, or what is missing of it.
 
@@ -170,6 +175,7 @@ def find(
       setup: likewise.
       ids: of the replicas.
       where: its folder gets the tickets.
+      start: what it begins with, `[R, ...]`; None for draws of the initialisation.
     """
     _, task, tx, protocol = setup
     levels: tuple[int, ...] = setup.cfg.levels
@@ -184,6 +190,7 @@ def find(
             protocol,
             levels=max(levels),
             replicas=ids,
+            start=start,
             metadata={"model": recipe.model, "task": name, "config": config},
             where=place,
         )
@@ -422,14 +429,60 @@ def _broken(found: Found, levels: Sequence[int]) -> np.ndarray:
 # --- masks ----------------------------------------------------------------------------
 
 
+class Common(NamedTuple):
+    """How many weights of masks survive in others, too.
+
+    Attributes:
+      alive: surviving weights of a mask, `[source, layer, level, replica]`.
+      both: those that survive in another, too, `[source, other, layer, level, replica]`.
+      chance: as many as would by chance: where weights survive in each layer at random,
+        as many of them as do in each of the two.
+      layers: the names of the leaves.
+    """
+
+    alive: np.ndarray
+    both: np.ndarray
+    chance: np.ndarray
+    layers: list[str]
+
+
+def common(
+    found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
+    setups: Mapping[str, Setup],
+) -> Common:
+    """What masks of several sources have in common, layer by layer.
+
+    Args:
+      found: tickets by source, level and replica.
+      setups: of the sources; the layers that count are those of each.
+    """
+    tasks = {name: setups[name].task for name in found}
+    flat = [_bodies(found[name], task) for name, task in tasks.items()]
+    first = next(iter(tasks.values()))
+    flags = masks.resolve(first.shapes[0], masks.of_task(first))
+    layers = [path for path, on in zip(trees.paths(first.shapes[0]), flags) if on]
+
+    def counted(count: Callable[..., float], *sets: Any) -> np.ndarray:
+        """A count of each layer, `[layer, level, replica]`."""
+        each = [
+            [[count(*leaves) for leaves in zip(*masks_)] for masks_ in zip(*rows)]
+            for rows in zip(*sets)
+        ]
+        return np.moveaxis(np.array(each, np.float64), 2, 0)
+
+    def pairs(count: Callable[..., float]) -> np.ndarray:
+        return np.array([[counted(count, a, b) for b in flat] for a in flat])
+
+    alive = np.array([counted(np.sum, a) for a in flat])
+    both = pairs(lambda x, y: np.sum(x & y))
+    return Common(alive, both, pairs(lambda x, y: x.sum() * y.mean()), layers)
+
+
 def overlaps(
     found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
     setups: Mapping[str, Setup],
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much masks of two sources have in common, and what they would have by chance.
-
-    By chance, weights survive in
-    each layer at random, as many of them as do in each of the two.
 
     Args:
       found: tickets by source, level and replica.
@@ -437,22 +490,11 @@ def overlaps(
 
     Returns:
       Two arrays `[source, source, level, replica]`: the share of the surviving weights of
-      the first that survive in the second, too.
+      the first that survive in the second, too; and by chance, see `Common`.
     """
-    sets = list(found)
-    flat = {name: _bodies(found[name], setups[name].task) for name in sets}
-    levels = list(found[sets[0]])
-    shape = (len(sets), len(sets), len(levels), len(found[sets[0]][levels[0]]))
-    shared, chance = np.empty(shape), np.empty(shape)
-    for (i, a), (j, b) in itertools.product(enumerate(sets), repeat=2):
-        for level, r in itertools.product(range(shape[2]), range(shape[3])):
-            of_a, of_b = flat[a][level][r], flat[b][level][r]
-            alive = sum(int(x.sum()) for x in of_a)
-            both = sum(int((x & y).sum()) for x, y in zip(of_a, of_b))
-            expected = sum(float(x.sum() * y.mean()) for x, y in zip(of_a, of_b))
-            shared[i, j, level, r] = both / alive
-            chance[i, j, level, r] = expected / alive
-    return shared, chance
+    alive, both, chance, _ = common(found, setups)
+    whole = alive.sum(1)[:, None]
+    return both.sum(2) / whole, chance.sum(2) / whole
 
 
 def _bodies(
