@@ -11,7 +11,7 @@ import optax
 
 from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from experiments.kinds import encoders, images, language_models
+from experiments.kinds import contrasts, encoders, images, language_models
 from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
@@ -206,10 +206,15 @@ _IMAGES = (
     "norm_scale",
     "unbiased_variance",
 )
+# Without labels; flips and crops are views there.
+_VIEWED = tuple(name for name in _IMAGES if name not in ("label_noise", "augment"))
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
     "classification": Kind(images.make_classification, images.note, fields=_IMAGES),
+    "contrastive": Kind(
+        contrasts.make_contrastive, images.note, fields=(*_VIEWED, *contrasts.FIELDS)
+    ),
     "masked_lm": Kind(
         encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
     ),
@@ -303,7 +308,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
       JSON-able: `model` and `task`, the names of the network and the data; `recipe`, the
       fields that `Recipe` has; `experiment` and `config`, its name and the other fields
       that determine its numbers; `training`, the recipe in words; `pretrained_sha256`, of
-      weights that it starts from; `dataset`, of a classifier of images: the shape of an
+      weights that it starts from; `dataset`, of a network of images: the shape of an
       example, classes, statistics, and numbers of examples.
     """
     kind = type(recipe)
@@ -320,7 +325,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     }
     if begins := start_digest(recipe):
         found["pretrained_sha256"] = begins
-    if recipe.task == "classification":
+    if recipe.task in ("classification", "contrastive"):
         dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,

@@ -51,24 +51,40 @@ def _load_data(inputs: str, name: str, *options: Any) -> data.Dataset:
     return data.grey28(found) if inputs == "grey28" else found
 
 
-def make_model(recipe: "Recipe") -> nn.Module:
-    """The model of a recipe.
+def make_model(
+    recipe: "Recipe", outputs: int | None = None, **choices: Any
+) -> nn.Module:
+    """The model of a recipe, which fits its data.
+
+    Args:
+      recipe: the recipe.
+      outputs: how many numbers its head gives; None for the number of classes.
+      **choices: fields of `models.Choices` that no recipe has.
 
     Raises:
-      ValueError: an unknown name or choice.
+      ValueError: an unknown name or choice, or a model that does not fit.
     """
     dataset = load_data(recipe)
     try:
-        return models.make(
+        model = models.make(
             recipe.model,
-            dataset.num_classes,
+            dataset.num_classes if outputs is None else outputs,
             initializer=recipe.initializer,
             bias=recipe.bias,
             norm_scale=recipe.norm_scale,
             unbiased=recipe.unbiased_variance,
+            **choices,
         )
     except ValueError as error:
         raise ValueError(f"model={recipe.model!r}: {error}") from None
+    try:
+        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
+            f"shape {dataset.shape}: {error}"
+        ) from None
+    return model
 
 
 def make_classification(recipe: "Recipe") -> Task:
@@ -78,18 +94,9 @@ def make_classification(recipe: "Recipe") -> Task:
       ValueError: an unknown name or a field out of range.
       FileNotFoundError: data that are not prepared; says how to.
     """
-    dataset = load_data(recipe)
-    model = make_model(recipe)
-    try:
-        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
-            f"shape {dataset.shape}: {error}"
-        ) from None
     return tasks.classification(
-        dataset,
-        model,
+        load_data(recipe),
+        make_model(recipe),
         batch_size=recipe.batch_size,
         augment=recipe.augment,
         exclude=recipe.exclude,
