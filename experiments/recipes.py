@@ -47,12 +47,14 @@ class Recipe:
     """Factor by which training images are blurred; None for none."""
     normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
     """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
-    inputs: Literal["own", "grey28"] = _later("own")
-    """Images as they are, or all as 28x28 grey ones: resized, or padded."""
+    inputs: Literal["own", "grey28", "colour32"] = _later("own")
+    """Images as they are, or all as 28x28 grey or 32x32 colour ones: resized, or padded."""
     classes: int | None = _later(None)
     """Use examples of the first so many classes alone; None for all."""
     half: Literal["a", "b"] | None = _later(None)
     """One of two disjoint halves of the training examples; None for both."""
+    from_class: int = _later(0)
+    """Leave out the classes before this one; the others are renumbered from 0."""
     augment: tuple[Literal["flip", "crop"], ...] = ()
     """Augmentation, in this order."""
     model: str = "mlp-100-100"
@@ -200,6 +202,7 @@ _IMAGES = (
     "inputs",
     "classes",
     "half",
+    "from_class",
     "augment",
     "initializer",
     "bias",

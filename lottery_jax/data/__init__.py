@@ -7,6 +7,7 @@
 
 from lottery_jax.data import text as text
 from lottery_jax.data import views as views
+from lottery_jax.data.adapted import colour32 as colour32
 from lottery_jax.data.adapted import grey28 as grey28
 from lottery_jax.data.augment import flip as flip
 from lottery_jax.data.augment import flip_and_crop as flip_and_crop

@@ -81,6 +81,10 @@ class Views:
             raise errors.wrong("aspect", self.aspect, "a range that 1 lies in")
 
 
+SIMCLR = Views()
+"""Chen et al. 2020, appendix B.9: as for CIFAR-10."""
+
+
 # --- drawn ----------------------------------------------------------------------------
 
 

@@ -225,7 +225,7 @@ def contrastive(
     apply: Callable[..., Any] | None = None,
     batch_size: int,
     temperature: float = 0.5,
-    views: Views | Viewer = Views(),
+    views: Views | Viewer = seen.SIMCLR,
     evaluation_batch: int | None = None,
     prunable: Callable[[Params], PyTree] | None = None,
     exclude: tuple[str, ...] = (),
