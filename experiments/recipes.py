@@ -11,7 +11,7 @@ import optax
 
 from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from experiments.kinds import encoders, images, language_models
+from experiments.kinds import contrasts, encoders, images, language_models
 from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
@@ -47,12 +47,14 @@ class Recipe:
     """Factor by which training images are blurred; None for none."""
     normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
     """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
-    inputs: Literal["own", "grey28"] = _later("own")
-    """Images as they are, or all as 28x28 grey ones: resized, or padded."""
+    inputs: Literal["own", "grey28", "colour32"] = _later("own")
+    """Images as they are, or all as 28x28 grey or 32x32 colour ones: resized, or padded."""
     classes: int | None = _later(None)
     """Use examples of the first so many classes alone; None for all."""
     half: Literal["a", "b"] | None = _later(None)
     """One of two disjoint halves of the training examples; None for both."""
+    from_class: int = _later(0)
+    """Leave out the classes before this one; the others are renumbered from 0."""
     augment: tuple[Literal["flip", "crop"], ...] = ()
     """Augmentation, in this order."""
     model: str = "mlp-100-100"
@@ -200,16 +202,22 @@ _IMAGES = (
     "inputs",
     "classes",
     "half",
+    "from_class",
     "augment",
     "initializer",
     "bias",
     "norm_scale",
     "unbiased_variance",
 )
+# Without labels; flips and crops are views there.
+_VIEWED = tuple(name for name in _IMAGES if name not in ("label_noise", "augment"))
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
     "classification": Kind(images.make_classification, images.note, fields=_IMAGES),
+    "contrastive": Kind(
+        contrasts.make_contrastive, images.note, fields=(*_VIEWED, *contrasts.FIELDS)
+    ),
     "masked_lm": Kind(
         encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
     ),
@@ -321,7 +329,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
       JSON-able: `model` and `task`, the names of the network and the data; `recipe`, the
       fields that `Recipe` has; `experiment` and `config`, its name and the other fields
       that determine its numbers; `training`, the recipe in words; `pretrained_sha256`, of
-      weights that it starts from; `dataset`, of a classifier of images: the shape of an
+      weights that it starts from; `dataset`, of a network of images: the shape of an
       example, classes, statistics, and numbers of examples.
     """
     kind = type(recipe)
@@ -338,7 +346,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     }
     if begins := start_digest(recipe):
         found["pretrained_sha256"] = begins
-    if recipe.task == "classification":
+    if recipe.task in ("classification", "contrastive"):
         dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,
