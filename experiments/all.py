@@ -16,6 +16,7 @@ from experiments import (
     language,
     liu,
     ma,
+    pretraining,
     rewinding,
     strong_lth,
     supermask,
@@ -41,4 +42,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
+    pretraining.EXPERIMENT,
 )

@@ -82,9 +82,7 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
       ValueError: a field that makes no sense, or a source and a target that differ in
         more than their heads; names them.
     """
-    levels = errors.wholes("levels", cfg.levels, 1)
-    if not levels or sorted(set(levels)) != list(levels):
-        raise ValueError(f"levels={levels}; there must be some, and they must rise")
+    levels = check_levels(cfg.levels)
     errors.some_different("carried", cfg.carried)
     if "ticket" not in cfg.carried:
         raise ValueError(f"carried={cfg.carried}; 'ticket' must be among them")
@@ -100,9 +98,17 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
     return setups
 
 
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Levels whose tickets travel; refuses them unless they rise from 1 or later."""
+    found = errors.wholes("levels", levels, 1)
+    if not found or sorted(set(found)) != list(found):
+        raise ValueError(f"levels={found}; there must be some, and they must rise")
+    return found
+
+
 def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
     """Raises a ValueError if an unpruned network of a source does not fit a target."""
-    key, seen = keys.of_seed(0), set()
+    seen = set()
 
     def leaves(name: str) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         named = trees.by_path(setups[name].task.shapes[:2])
@@ -113,30 +119,41 @@ def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
         if kind in seen:  # networks of these shapes fit
             continue
         seen.add(kind)
-        params, state, _ = setups[source].task.init(key)
-        ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
-        try:
-            grafts.graft(ticket, _landing(design, setups[target].task), key)
-        except ValueError as error:
-            raise ValueError(f"from {source} to {target}: {error}") from None
+        landing = _landing(design, setups[target].task)
+        check_graft(f"from {source} to {target}", setups[source].task, landing)
+
+
+def check_graft(name: str, source: Task, target: Task) -> None:
+    """Raises a ValueError, by this name, if a network of one task does not fit another."""
+    key = keys.of_seed(0)
+    params, state, _ = source.init(key)
+    ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
+    try:
+        grafts.graft(ticket, target, key)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """The prunable leaves of a task that travel; equal for equal heads."""
+    """The prunable leaves of a task that travel; equal for equal patterns."""
 
-    head: tuple[str, ...]
+    without: tuple[str, ...]
 
     def __call__(self, params: Params) -> Prunable:
-        return masks.prunable(params, exclude=self.head)
+        return masks.prunable(params, exclude=self.without)
 
 
-def body(task: Task) -> Task:
+def body(task: Task, without: tuple[str, ...] = ()) -> Task:
     """The task with nothing of its head among the weights that count.
 
     So that networks are equally dense where it counts, whatever their numbers of classes.
+
+    Args:
+      task: the task.
+      without: patterns of other leaves that do not count, and are never cut.
     """
-    return task._replace(prunable=_Body(task.head))
+    return task._replace(prunable=_Body((*task.head, *without)))
 
 
 def _landing(design: Design, task: Task) -> Task:
@@ -323,13 +340,13 @@ def on_target(target: str, setup: Setup, ready: Sources, where: Where) -> Arrays
     axes = ("carried", "source", "level", "replica")
     out: Arrays = {name: (axes, square(at[name])) for name in kept}
     out["density"] = (axes[1:], square(at["density"])[0])
-    broken = [_broken(found[source], levels) for source in design.sources]
-    out["diverged"] = (axes, out["diverged"][1] | np.stack(broken))
+    gone = [broken(found[source], levels) for source in design.sources]
+    out["diverged"] = (axes, out["diverged"][1] | np.stack(gone))
 
     native = {f"level {level}": found[target].tickets[level] for level in levels}
     both = ("ticket", grafts.CARRIED["random ticket"])
     at = again(setup, native, both, ids, where.below("own"), f"{target}: ")
-    at["diverged"] |= _broken(found[target], levels)[:, None]
+    at["diverged"] |= broken(found[target], levels)[:, None]
     for i, prefix in enumerate(("native", "random")):
         out |= {f"{prefix}_{name}": (axes[2:], at[name][:, i]) for name in kept}
     level_0 = found[target].study.records
@@ -420,7 +437,7 @@ def one(
     return records.dataset(out, coordinates, attributes)
 
 
-def _broken(found: Found, levels: Sequence[int]) -> np.ndarray:
+def broken(found: Found, levels: Sequence[int]) -> np.ndarray:
     """Whether a ticket's mask was made from weights that diverged, `[level, replica]`."""
     diverged = found.study.records["diverged"][1][0, 0]
     return diverged[:, np.array(levels) - 1].T
