@@ -111,7 +111,8 @@ def represented(
 
         def some(rows: Array) -> Array:
             batch = data.gather({"image": images}, rows)["image"]
-            return model.apply(variables, data.normalize(batch, mean, std))
+            found: Any = model.apply(variables, data.normalize(batch, mean, std))
+            return found
 
         found = jax.lax.map(some, data.sequential(len(images), size))
         return found.reshape(-1, found.shape[-1])[: len(images)]
@@ -162,7 +163,7 @@ def nearest(
     def build(execution: Execution) -> Callable[..., Any]:
         return program(voted, classes, neighbours, float(temperature), execution)
 
-    labels = (np.int32(train_label), np.int32(test_label))
+    labels = tuple(np.asarray(x, np.int32) for x in (train_label, test_label))
     return _each(where, "nearest neighbours", build, labels, (train, test))
 
 
@@ -243,7 +244,7 @@ def linear(
     def build(execution: Execution) -> Callable[..., Any]:
         return program(fitted, classes, float(penalty), steps, execution)
 
-    labels = (np.int32(train_label), np.int32(test_label))
+    labels = tuple(np.asarray(x, np.int32) for x in (train_label, test_label))
     return _each(where, "linear evaluation", build, labels, (train, test))
 
 
