@@ -49,6 +49,7 @@ ARROWS = {
     "connectivity": ("training", "tasks", "units"),
     "strong": ("masks", "keys"),
     "transfer": ("imp",),
+    "probes": ("training", "models"),
     "pretrained": ("training", "models", "storage"),
     # What is said of results, and networks put to use.
     "verdicts": ("types",),
