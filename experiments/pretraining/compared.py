@@ -138,7 +138,7 @@ def densities(results: "xr.Dataset") -> np.ndarray:
 
 def tables(outcome: Outcome) -> list[Rows]:
     """Accuracy downstream at each density; the probes; common weights; pre-training."""
-    return [_levels(outcome), _overlap(outcome), _pretrained(outcome)]
+    return [_levels(outcome), _probes(outcome), _overlap(outcome), _pretrained(outcome)]
 
 
 def _levels(outcome: Outcome) -> Rows:

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments import recipes
 from experiments.experiment import dataset
+from experiments.kinds import images
 from experiments.pretraining.config import (
     RANDOM,
     Config,
@@ -18,7 +19,7 @@ from experiments.pretraining.config import (
 from experiments.recipes import Setup
 from experiments.transfer import pairs
 from experiments.transfer.pairs import Arrays, Found
-from lottery_jax import tickets, trees
+from lottery_jax import keys, probes, tickets, trees
 from lottery_jax import transfer as grafts
 from lottery_jax.execution import Where
 from lottery_jax.types import Network, Task
@@ -125,6 +126,45 @@ def on_target(
     return out, own
 
 
+PROBES = ("nearest neighbours", "linear")
+"""What is read from dense starts, of which nothing is trained."""
+
+
+def probed(
+    name: str, setup: Setup, ready: Points, ids: list[int], where: Where
+) -> np.ndarray:
+    """What a target's labels say of the representations of dense starts.
+
+    Args:
+      name: of the target.
+      setup: of it.
+      ready: the pre-trained networks.
+      ids: of the replicas.
+      where: it runs.
+
+    Returns:
+      Errors on the test split, `[origin, probe, replica]`; of what diverged nan.
+    """
+    cfg, recipe = setup.cfg, target(setup.cfg, name)
+    found, model = images.load_data(recipe), images.make_model(recipe)
+    init = keys.of_replicas(cfg.seed, ids).init
+    drawn = [Network(*setup.task.init(init[i])[:2]) for i in range(len(ids))]
+    starts = {one: begun(given) for one, given in ready.items()}
+    starts[RANDOM] = trees.stack([trees.host(network) for network in drawn])
+    train, test = found.arrays["train"], found.arrays["test"]
+    errors = []
+    for origin in origins(cfg):
+        seen, unseen = (
+            probes.features(model, starts[origin], x["image"], found, where=where)
+            for x in (train, test)
+        )
+        both = (seen, train["label"], unseen, test["label"])
+        number = min(cfg.neighbours, len(train["label"]))
+        near = probes.nearest(*both, neighbours=number, where=where)
+        errors.append([near, probes.linear(*both, where=where)])
+    return np.array(errors)
+
+
 def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     """The whole study, or what is missing of it.
 
@@ -136,10 +176,11 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
     Returns:
       What `on_target` returns with an axis of the targets; `pretraining_error` and its
       `pretraining_density [source, replica, level]`, of the tickets of a pre-training on
-      the pre-training itself; and what masks have in common in each layer, those of
-      pre-trainings, and those of the first target from each start: `alive [mask, layer,
-      travelling, replica]`, `both` and `chance [mask, other, layer, travelling, replica]`,
-      where `travelling` are the levels whose tickets are taken downstream.
+      the pre-training itself; `probe_error [target, origin, probe, replica]`; and what masks
+      have in common in each layer, those of pre-trainings, and those of the first target
+      from each start: `alive [mask, layer, travelling, replica]`, `both` and `chance [mask,
+      other, layer, travelling, replica]`, where `travelling` are the levels whose tickets
+      are taken downstream.
     """
     cfg: Config = next(iter(setups.values())).cfg
     ready = points(setups, ids, where.below("points"))
@@ -149,11 +190,12 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
         )
         for name in cfg.pretrainings
     }
-    parts, masks_of, tasks_of = [], dict(found), dict(setups)
+    parts, probes_, masks_of, tasks_of = [], [], dict(found), dict(setups)
     for name in cfg.targets:
         place = where.below("targets").below(name)
         part, own = on_target(name, setups[name], ready, found, ids, place)
         parts.append(part)
+        probes_.append(probed(name, setups[name], ready, ids, where))
         if name == cfg.targets[0]:
             named = {f"{name} from {origin}": at for origin, at in own.items()}
             masks_of |= named
@@ -169,6 +211,7 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
         out[f"pretraining_{name}"] = (own_axes, np.stack(each))
     layers = ("layer", "travelling", "replica")
     out |= {
+        "probe_error": (("target", "origin", "probe", "replica"), np.stack(probes_)),
         "alive": (("mask", *layers), common.alive),
         "both": (("mask", "other", *layers), common.both),
         "chance": (("mask", "other", *layers), common.chance),
@@ -177,6 +220,7 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
         "target": list(cfg.targets),
         "origin": list(origins(cfg)),
         "source": list(cfg.pretrainings),
+        "probe": list(PROBES),
         "arm": ["ticket", *cfg.controls],
         "carried": list(CARRIED),
         "level": list(range(max(cfg.levels) + 1)),
