@@ -16,6 +16,7 @@ from experiments import (
     language,
     liu,
     ma,
+    pretraining,
     reinforcement,
     rewinding,
     strong_lth,
@@ -43,4 +44,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
     reinforcement.EXPERIMENT,
+    pretraining.EXPERIMENT,
 )

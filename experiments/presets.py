@@ -847,3 +847,39 @@ REINFORCEMENT: Table = {
         },
     ),
 }
+
+PRETRAINING: Table = {
+    "resnet8-cifar10": (
+        "ResNet-8 of width 8 pre-trained on the images of five classes of CIFAR-10, by SimCLR "
+        "and by their labels, 1,500 steps; CIFAR-10 and Fashion-MNIST of 5,000 labels, four "
+        "densities down to 4%, 3 replicas. About an hour on 2 cores.",
+        dict(
+            batch_size=64, steps="200it", drops=("100it", "150it"), warmup="10it",
+            augment=("flip", "crop"),
+        ),
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20, 100 epochs of SimCLR, ten levels of 20% and all labels of four targets. "
+        "For a GPU (not run).",
+        dict(
+            model="resnet-20", simclr_batch_size=512, supervised_batch_size=512,
+            simclr_steps="100ep", simclr_level_steps="10ep", supervised_steps="100ep",
+            supervised_level_steps="10ep", batch_size=256, labels=None, steps="30ep",
+            drops=("15ep", "22ep"), warmup="1ep", augment=("flip", "crop"),
+            targets=("cifar10", "held_out", "fashion_mnist", "mnist"), fraction=0.2,
+            levels=(2, 4, 6, 8, 10, 12),
+        ),
+    ),
+    "resnet18-cifar10": (
+        "Nearer to Chen et al.: ResNet-18, SimCLR and labels of all classes, 10 epochs a "
+        "level, 182 epochs downstream, 18 levels of 20% down to 1.8%. For a GPU (not run).",
+        dict(
+            model="imagenet-resnet-18", classes=None, simclr_batch_size=512,
+            supervised_batch_size=256, simclr_steps="200ep", simclr_level_steps="10ep",
+            supervised_steps="182ep", supervised_level_steps="10ep", batch_size=256,
+            labels=None, steps="182ep", drops=("91ep", "136ep"), warmup="1ep",
+            augment=("flip", "crop"), targets=("cifar10", "fashion_mnist"), fraction=0.2,
+            levels=(4, 8, 12, 15, 18),
+        ),
+    ),
+}

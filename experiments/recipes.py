@@ -11,7 +11,7 @@ import optax
 
 from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from experiments.kinds import encoders, images, language_models, policies
+from experiments.kinds import contrasts, encoders, images, language_models, policies
 from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
@@ -47,12 +47,14 @@ class Recipe:
     """Factor by which training images are blurred; None for none."""
     normalization: Literal["dataset", "imagenet", "none", "unit_l2"] = "dataset"
     """Statistics that images are normalised with; open_lth uses imagenet on CIFAR."""
-    inputs: Literal["own", "grey28"] = _later("own")
-    """Images as they are, or all as 28x28 grey ones: resized, or padded."""
+    inputs: Literal["own", "grey28", "colour32"] = _later("own")
+    """Images as they are, or all as 28x28 grey or 32x32 colour ones: resized, or padded."""
     classes: int | None = _later(None)
     """Use examples of the first so many classes alone; None for all."""
     half: Literal["a", "b"] | None = _later(None)
     """One of two disjoint halves of the training examples; None for both."""
+    from_class: int = _later(0)
+    """Leave out the classes before this one; the others are renumbered from 0."""
     augment: tuple[Literal["flip", "crop"], ...] = ()
     """Augmentation, in this order."""
     model: str = "mlp-100-100"
@@ -200,16 +202,22 @@ _IMAGES = (
     "inputs",
     "classes",
     "half",
+    "from_class",
     "augment",
     "initializer",
     "bias",
     "norm_scale",
     "unbiased_variance",
 )
+# Without labels; flips and crops are views there.
+_VIEWED = tuple(name for name in _IMAGES if name not in ("label_noise", "augment"))
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
     "classification": Kind(images.make_classification, images.note, fields=_IMAGES),
+    "contrastive": Kind(
+        contrasts.make_contrastive, images.note, fields=(*_VIEWED, *contrasts.FIELDS)
+    ),
     "masked_lm": Kind(
         encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
     ),
@@ -245,6 +253,26 @@ def make_task(recipe: Recipe) -> Task:
     return task
 
 
+def as_task(recipe: C, task: str) -> C:
+    """A recipe of another kind: fields that it does not use have their defaults.
+
+    Args:
+      recipe: of a study that trains several kinds.
+      task: a name of `TASKS`.
+    """
+    errors.one_of("task", task, TASKS)
+    fields = _unused(recipe, TASKS[task])
+    unused: dict[str, Any] = {field.name: field.default for field in fields}
+    return dataclasses.replace(recipe, task=task, **unused)
+
+
+def _unused(recipe: Recipe, kind: Kind) -> list[dataclasses.Field]:
+    """The fields of a recipe that other kinds of tasks use, and this one does not."""
+    others = {name for other in TASKS.values() for name in other.fields}
+    own = dataclasses.fields(recipe)
+    return [f for f in own if f.name in others and f.name not in kind.fields]
+
+
 def _check_used(recipe: Recipe, kind: Kind) -> None:
     """Raises a ValueError for a field that the task of a recipe would ignore, or lacks."""
     if missing := [name for name in kind.fields if not hasattr(recipe, name)]:
@@ -252,10 +280,8 @@ def _check_used(recipe: Recipe, kind: Kind) -> None:
             f"another: it is told by {missing}, which are no fields of this experiment"
         )
         raise errors.wrong("task", repr(recipe.task), must)
-    for field in dataclasses.fields(recipe):
-        elsewhere = any(field.name in other.fields for other in TASKS.values())
-        value = getattr(recipe, field.name)
-        if elsewhere and field.name not in kind.fields and value != field.default:
+    for field in _unused(recipe, kind):
+        if (value := getattr(recipe, field.name)) != field.default:
             must = f"{field.default!r}: task={recipe.task!r} does not use it"
             raise errors.wrong(field.name, repr(value), must)
 
@@ -306,7 +332,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
       JSON-able: `model` and `task`, the names of the network and the data; `recipe`, the
       fields that `Recipe` has; `experiment` and `config`, its name and the other fields
       that determine its numbers; `training`, the recipe in words; `pretrained_sha256`, of
-      weights that it starts from; `dataset`, of a classifier of images: the shape of an
+      weights that it starts from; `dataset`, of a network of images: the shape of an
       example, classes, statistics, and numbers of examples.
     """
     kind = type(recipe)
@@ -323,7 +349,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     }
     if begins := start_digest(recipe):
         found["pretrained_sha256"] = begins
-    if recipe.task == "classification":
+    if recipe.task in ("classification", "contrastive"):
         dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,

@@ -73,8 +73,8 @@ def to_bcoo(
 
     if not has_matrices(model):
         raise ValueError(
-            f"model={type(model).__name__}; it must be an MLP, whose kernels are matrices "
-            "(convolutions and residual connections: export_dense)"
+            f"model={type(model).__name__}; it must be an MLP with a linear head, whose "
+            "kernels are matrices (convolutions and residual connections: export_dense)"
         )
     masks.check(network.mask, network.params)
     kernels, biases = [], []
@@ -123,8 +123,8 @@ def apply_bcoo(network: SparseMLP, x: Array) -> Array:
 
 
 def has_matrices(model: nn.Module) -> bool:
-    """Whether `to_bcoo` takes a model: whether it is an `MLP`."""
-    return isinstance(model, models.MLP)
+    """Whether `to_bcoo` takes a model: whether it is an `MLP` with a linear head."""
+    return isinstance(model, models.MLP) and model.choices.head == "linear"
 
 
 def nbytes(tree: PyTree) -> int:

@@ -50,6 +50,7 @@ ARROWS = {
     "connectivity": ("training", "tasks", "units"),
     "strong": ("masks", "keys"),
     "transfer": ("imp",),
+    "probes": ("training", "models"),
     "pretrained": ("training", "models", "storage"),
     # What is said of results, and networks put to use.
     "verdicts": ("types",),

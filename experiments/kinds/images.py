@@ -1,6 +1,7 @@
 """Classification of images or vectors, from a recipe: a data set, and a network."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -23,7 +24,15 @@ _DATA_FIELDS = (
     "normalization",
     "classes",
     "half",
+    "from_class",
 )
+
+ADAPTED: Mapping[str, Callable[[data.Dataset], data.Dataset]] = {
+    "own": lambda dataset: dataset,
+    "grey28": data.grey28,
+    "colour32": data.colour32,
+}
+"""Shapes of images, by the names of `Recipe.inputs`."""
 
 
 def load_data(recipe: "Recipe") -> data.Dataset:
@@ -33,10 +42,11 @@ def load_data(recipe: "Recipe") -> data.Dataset:
       ValueError: an unknown name or a field out of range.
       FileNotFoundError: data that are not prepared; says how to.
     """
-    if recipe.inputs == "grey28" and recipe.normalization != "dataset":
+    errors.one_of("inputs", recipe.inputs, ADAPTED)
+    if recipe.inputs != "own" and recipe.normalization != "dataset":
         raise ValueError(
             f"normalization={recipe.normalization!r}; it must be 'dataset' with "
-            "inputs='grey28', whose images have statistics of their own"
+            f"inputs={recipe.inputs!r}, whose images have statistics of their own"
         )
     fields = (getattr(recipe, name) for name in _DATA_FIELDS)
     return _load_data(recipe.inputs, *fields)
@@ -46,29 +56,43 @@ def load_data(recipe: "Recipe") -> data.Dataset:
 def _load_data(inputs: str, name: str, *options: Any) -> data.Dataset:
     if name not in data.NAMES:
         raise ValueError(f"data={name!r}; it must be one of {', '.join(data.NAMES)}")
-    found = data.load(name, **dict(zip(_DATA_FIELDS[1:], options)))
-    errors.one_of("inputs", inputs, ("own", "grey28"))
-    return data.grey28(found) if inputs == "grey28" else found
+    return ADAPTED[inputs](data.load(name, **dict(zip(_DATA_FIELDS[1:], options))))
 
 
-def make_model(recipe: "Recipe") -> nn.Module:
-    """The model of a recipe.
+def make_model(
+    recipe: "Recipe", outputs: int | None = None, **choices: Any
+) -> nn.Module:
+    """The model of a recipe, which fits its data.
+
+    Args:
+      recipe: the recipe.
+      outputs: how many numbers its head gives; None for the number of classes.
+      **choices: fields of `models.Choices` that no recipe has.
 
     Raises:
-      ValueError: an unknown name or choice.
+      ValueError: an unknown name or choice, or a model that does not fit.
     """
     dataset = load_data(recipe)
     try:
-        return models.make(
+        model = models.make(
             recipe.model,
-            dataset.num_classes,
+            dataset.num_classes if outputs is None else outputs,
             initializer=recipe.initializer,
             bias=recipe.bias,
             norm_scale=recipe.norm_scale,
             unbiased=recipe.unbiased_variance,
+            **choices,
         )
     except ValueError as error:
         raise ValueError(f"model={recipe.model!r}: {error}") from None
+    try:
+        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
+            f"shape {dataset.shape}: {error}"
+        ) from None
+    return model
 
 
 def make_classification(recipe: "Recipe") -> Task:
@@ -78,18 +102,9 @@ def make_classification(recipe: "Recipe") -> Task:
       ValueError: an unknown name or a field out of range.
       FileNotFoundError: data that are not prepared; says how to.
     """
-    dataset = load_data(recipe)
-    model = make_model(recipe)
-    try:
-        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
-            f"shape {dataset.shape}: {error}"
-        ) from None
     return tasks.classification(
-        dataset,
-        model,
+        load_data(recipe),
+        make_model(recipe),
         batch_size=recipe.batch_size,
         augment=recipe.augment,
         exclude=recipe.exclude,

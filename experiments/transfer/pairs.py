@@ -22,7 +22,7 @@ from experiments.transfer.config import Config
 from lottery_jax import errors, imp, keys, masks, records, tickets, training, trees
 from lottery_jax import transfer as grafts
 from lottery_jax.execution import Where
-from lottery_jax.types import Mask, Params, Prunable, Task
+from lottery_jax.types import Mask, Network, Params, Prunable, Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,16 +82,14 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
       ValueError: a field that makes no sense, or a source and a target that differ in
         more than their heads; names them.
     """
-    levels = errors.wholes("levels", cfg.levels, 1)
-    if not levels or sorted(set(levels)) != list(levels):
-        raise ValueError(f"levels={levels}; there must be some, and they must rise")
+    levels = check_levels(cfg.levels)
     errors.some_different("carried", cfg.carried)
     if "ticket" not in cfg.carried:
         raise ValueError(f"carried={cfg.carried}; 'ticket' must be among them")
     own = design(cfg)
     setups = {}
     for name, recipe in own.recipes.items():
-        task = _body(recipes.make_task(recipe))
+        task = body(recipes.make_task(recipe))
         protocol = plan(recipe, task.steps_per_epoch)
         imp.check_task(task, protocol, max(levels))
         tx = recipes.make_optimizer(recipe, task.steps_per_epoch)
@@ -100,9 +98,17 @@ def prepare(design: Callable[[Config], Design], cfg: Config) -> dict[str, Setup]
     return setups
 
 
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Levels whose tickets travel; refuses them unless they rise from 1 or later."""
+    found = errors.wholes("levels", levels, 1)
+    if not found or sorted(set(found)) != list(found):
+        raise ValueError(f"levels={found}; there must be some, and they must rise")
+    return found
+
+
 def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
     """Raises a ValueError if an unpruned network of a source does not fit a target."""
-    key, seen = keys.of_seed(0), set()
+    seen = set()
 
     def leaves(name: str) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         named = trees.by_path(setups[name].task.shapes[:2])
@@ -113,30 +119,41 @@ def _check_grafts(design: Design, setups: Mapping[str, Setup]) -> None:
         if kind in seen:  # networks of these shapes fit
             continue
         seen.add(kind)
-        params, state, _ = setups[source].task.init(key)
-        ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
-        try:
-            grafts.graft(ticket, _landing(design, setups[target].task), key)
-        except ValueError as error:
-            raise ValueError(f"from {source} to {target}: {error}") from None
+        landing = _landing(design, setups[target].task)
+        check_graft(f"from {source} to {target}", setups[source].task, landing)
+
+
+def check_graft(name: str, source: Task, target: Task) -> None:
+    """Raises a ValueError, by this name, if a network of one task does not fit another."""
+    key = keys.of_seed(0)
+    params, state, _ = source.init(key)
+    ticket = tickets.Ticket(masks.ones_like(params), params, state, {})
+    try:
+        grafts.graft(ticket, target, key)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """The prunable leaves of a task that travel; equal for equal heads."""
+    """The prunable leaves of a task that travel; equal for equal patterns."""
 
-    head: tuple[str, ...]
+    without: tuple[str, ...]
 
     def __call__(self, params: Params) -> Prunable:
-        return masks.prunable(params, exclude=self.head)
+        return masks.prunable(params, exclude=self.without)
 
 
-def _body(task: Task) -> Task:
+def body(task: Task, without: tuple[str, ...] = ()) -> Task:
     """The task with nothing of its head among the weights that count.
 
     So that networks are equally dense where it counts, whatever their numbers of classes.
+
+    Args:
+      task: the task.
+      without: patterns of other leaves that do not count, and are never cut.
     """
-    return task._replace(prunable=_Body(task.head))
+    return task._replace(prunable=_Body((*task.head, *without)))
 
 
 def _landing(design: Design, task: Task) -> Task:
@@ -160,7 +177,12 @@ class Found(NamedTuple):
 
 
 def find(
-    name: str, recipe: Recipe, setup: Setup, ids: Sequence[int], where: Where
+    name: str,
+    recipe: Recipe,
+    setup: Setup,
+    ids: Sequence[int],
+    where: Where,
+    start: Network | None = None,
 ) -> Found:
     """Runs iterative pruning of a network, or what is missing of it.
 
@@ -170,6 +192,7 @@ def find(
       setup: likewise.
       ids: of the replicas.
       where: its folder gets the tickets.
+      start: what it begins with, `[R, ...]`; None for draws of the initialisation.
     """
     _, task, tx, protocol = setup
     levels: tuple[int, ...] = setup.cfg.levels
@@ -184,6 +207,7 @@ def find(
             protocol,
             levels=max(levels),
             replicas=ids,
+            start=start,
             metadata={"model": recipe.model, "task": name, "config": config},
             where=place,
         )
@@ -316,13 +340,13 @@ def on_target(target: str, setup: Setup, ready: Sources, where: Where) -> Arrays
     axes = ("carried", "source", "level", "replica")
     out: Arrays = {name: (axes, square(at[name])) for name in kept}
     out["density"] = (axes[1:], square(at["density"])[0])
-    broken = [_broken(found[source], levels) for source in design.sources]
-    out["diverged"] = (axes, out["diverged"][1] | np.stack(broken))
+    gone = [broken(found[source], levels) for source in design.sources]
+    out["diverged"] = (axes, out["diverged"][1] | np.stack(gone))
 
     native = {f"level {level}": found[target].tickets[level] for level in levels}
     both = ("ticket", grafts.CARRIED["random ticket"])
     at = again(setup, native, both, ids, where.below("own"), f"{target}: ")
-    at["diverged"] |= _broken(found[target], levels)[:, None]
+    at["diverged"] |= broken(found[target], levels)[:, None]
     for i, prefix in enumerate(("native", "random")):
         out |= {f"{prefix}_{name}": (axes[2:], at[name][:, i]) for name in kept}
     level_0 = found[target].study.records
@@ -413,7 +437,7 @@ def one(
     return records.dataset(out, coordinates, attributes)
 
 
-def _broken(found: Found, levels: Sequence[int]) -> np.ndarray:
+def broken(found: Found, levels: Sequence[int]) -> np.ndarray:
     """Whether a ticket's mask was made from weights that diverged, `[level, replica]`."""
     diverged = found.study.records["diverged"][1][0, 0]
     return diverged[:, np.array(levels) - 1].T
@@ -422,14 +446,60 @@ def _broken(found: Found, levels: Sequence[int]) -> np.ndarray:
 # --- masks ----------------------------------------------------------------------------
 
 
+class Common(NamedTuple):
+    """How many weights of masks survive in others, too.
+
+    Attributes:
+      alive: surviving weights of a mask, `[source, layer, level, replica]`.
+      both: those that survive in another, too, `[source, other, layer, level, replica]`.
+      chance: as many as would by chance: where weights survive in each layer at random,
+        as many of them as do in each of the two.
+      layers: the names of the leaves.
+    """
+
+    alive: np.ndarray
+    both: np.ndarray
+    chance: np.ndarray
+    layers: list[str]
+
+
+def common(
+    found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
+    setups: Mapping[str, Setup],
+) -> Common:
+    """What masks of several sources have in common, layer by layer.
+
+    Args:
+      found: tickets by source, level and replica.
+      setups: of the sources; the layers that count are those of each.
+    """
+    tasks = {name: setups[name].task for name in found}
+    flat = [_bodies(found[name], task) for name, task in tasks.items()]
+    first = next(iter(tasks.values()))
+    flags = masks.resolve(first.shapes[0], masks.of_task(first))
+    layers = [path for path, on in zip(trees.paths(first.shapes[0]), flags) if on]
+
+    def counted(count: Callable[..., float], *sets: Any) -> np.ndarray:
+        """A count of each layer, `[layer, level, replica]`."""
+        each = [
+            [[count(*leaves) for leaves in zip(*masks_)] for masks_ in zip(*rows)]
+            for rows in zip(*sets)
+        ]
+        return np.moveaxis(np.array(each, np.float64), 2, 0)
+
+    def pairs(count: Callable[..., float]) -> np.ndarray:
+        return np.array([[counted(count, a, b) for b in flat] for a in flat])
+
+    alive = np.array([counted(np.sum, a) for a in flat])
+    both = pairs(lambda x, y: np.sum(x & y))
+    return Common(alive, both, pairs(lambda x, y: x.sum() * y.mean()), layers)
+
+
 def overlaps(
     found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
     setups: Mapping[str, Setup],
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much masks of two sources have in common, and what they would have by chance.
-
-    By chance, weights survive in
-    each layer at random, as many of them as do in each of the two.
 
     Args:
       found: tickets by source, level and replica.
@@ -437,22 +507,11 @@ def overlaps(
 
     Returns:
       Two arrays `[source, source, level, replica]`: the share of the surviving weights of
-      the first that survive in the second, too.
+      the first that survive in the second, too; and by chance, see `Common`.
     """
-    sets = list(found)
-    flat = {name: _bodies(found[name], setups[name].task) for name in sets}
-    levels = list(found[sets[0]])
-    shape = (len(sets), len(sets), len(levels), len(found[sets[0]][levels[0]]))
-    shared, chance = np.empty(shape), np.empty(shape)
-    for (i, a), (j, b) in itertools.product(enumerate(sets), repeat=2):
-        for level, r in itertools.product(range(shape[2]), range(shape[3])):
-            of_a, of_b = flat[a][level][r], flat[b][level][r]
-            alive = sum(int(x.sum()) for x in of_a)
-            both = sum(int((x & y).sum()) for x, y in zip(of_a, of_b))
-            expected = sum(float(x.sum() * y.mean()) for x, y in zip(of_a, of_b))
-            shared[i, j, level, r] = both / alive
-            chance[i, j, level, r] = expected / alive
-    return shared, chance
+    alive, both, chance, _ = common(found, setups)
+    whole = alive.sum(1)[:, None]
+    return both.sum(2) / whole, chance.sum(2) / whole
 
 
 def _bodies(

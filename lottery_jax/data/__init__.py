@@ -6,6 +6,8 @@
 """
 
 from lottery_jax.data import text as text
+from lottery_jax.data import views as views
+from lottery_jax.data.adapted import colour32 as colour32
 from lottery_jax.data.adapted import grey28 as grey28
 from lottery_jax.data.augment import flip as flip
 from lottery_jax.data.augment import flip_and_crop as flip_and_crop
@@ -23,3 +25,4 @@ from lottery_jax.data.sets import NAMES as NAMES
 from lottery_jax.data.sets import Dataset as Dataset
 from lottery_jax.data.sets import available as available
 from lottery_jax.data.sets import load as load
+from lottery_jax.data.views import Views as Views

@@ -113,6 +113,7 @@ def load(
     normalization: Normalization = "dataset",
     classes: int | None = None,
     half: Literal["a", "b"] | None = None,
+    from_class: int = 0,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set, with a validation split carved from its training set.
@@ -145,6 +146,9 @@ def load(
         None for all.
       half: one of two disjoint halves of the training split, equally large; None for
         both. `subset` is then of that half.
+      from_class: leave out the examples of the classes below this one, too; two at least
+        remain. The others are renumbered, so that labels begin with 0: with
+        `from_class=5` the second half of ten classes.
       seed: fixes the split, the subset and the label noise, in [0, 2**32); no relation
         to any replica's keys.
 
@@ -181,15 +185,22 @@ def load(
         )
     if classes is not None:
         classes = errors.whole("classes", classes, 2, spec.num_classes)
+    end = classes or spec.num_classes
+    from_class = errors.whole(
+        "from_class", from_class, 0, end - 2, f"two of {end} classes must remain"
+    )
+    some = from_class > 0 or classes is not None
     errors.one_of("half", half, ("a", "b", None))
 
     order = random_state(seed, "split").permutation(num_examples)
     held_rows, rows = order[:held_out], order[held_out:]
     test_rows = np.arange(len(test["label"]))
-    if classes is not None:
+    if some:
         # Afterwards, so that an example is in the same split whatever the classes are.
-        held_rows, rows = (r[full["label"][r] < classes] for r in (held_rows, rows))
-        test_rows = test_rows[test["label"] < classes]
+        held_rows, rows = (
+            r[_within(full["label"][r], from_class, end)] for r in (held_rows, rows)
+        )
+        test_rows = test_rows[_within(test["label"], from_class, end)]
     if half is not None:
         size = len(rows) // 2
         rows = rows[:size] if half == "a" else rows[size : 2 * size]
@@ -198,21 +209,26 @@ def load(
             f"subset={subset}; it must lie in [1, {len(rows)}] for {name!r} with "
             f"validation={held_out}"
             + (f", classes={classes}" if classes is not None else "")
+            + (f", from_class={from_class}" if from_class else "")
             + (f", half={half!r}" if half is not None else "")
         )
     train = _take(full, rows[:subset])
-    num_classes = classes or spec.num_classes
+    num_classes = end - from_class
+    held = _take(full, held_rows)
+    if some:
+        test = _take(test, test_rows)
+    if from_class:
+        for split in (train, held, test):
+            split["label"] = split["label"] - np.int32(from_class)
     if label_noise:
         train["label"] = perturb.randomize_labels(
             train["label"], label_noise, num_classes, seed
         )
     if blur is not None:
         train["image"] = perturb.blur(train["image"], blur)
-    if classes is not None:
-        test = _take(test, test_rows)
     arrays = {"train": train, "test": test}
     if held_out:
-        arrays = {"train": train, "validation": _take(full, held_rows), "test": test}
+        arrays = {"train": train, "validation": held, "test": test}
     if normalization == "unit_l2":
         for split in arrays.values():
             split["image"] = _unit_l2(split["image"])
@@ -354,6 +370,10 @@ def moments(values: np.ndarray) -> tuple[float, float]:
 
 def _take(split: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     return {field: array[rows] for field, array in split.items()}
+
+
+def _within(labels: np.ndarray, first: int, end: int) -> np.ndarray:
+    return (labels >= first) & (labels < end)
 
 
 def _unit_l2(images: np.ndarray) -> np.ndarray:

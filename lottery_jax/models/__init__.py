@@ -2,7 +2,8 @@
 
 All are called as `model.apply(variables, x, train, weights)`, with `x` of shape
 `[B, H, W, C]` (or `[B, ...]` for dense networks) and example weights `[B]` that
-BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`.
+BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`; it
+may be a projection instead, for pre-training, and `headless` is a network without it.
 Networks that read texts are those of `bert` and of `language`, those that play are those
 of `policy`.
 
@@ -10,6 +11,7 @@ A new architecture is a file: its module, its `unit_plan()` (see `lottery_jax.un
 it is named, and one line in `FAMILIES`.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -73,7 +75,7 @@ def make(name: str, num_classes: int, **choices: Any) -> nn.Module:
     Args:
       name: one of `FORMS`: "lenet-300-100", "conv-4", "vgg-16", "resnet-20",
         "resnet-20-32" (twice the usual width), "imagenet-resnet-50" ...
-      num_classes: number of logits.
+      num_classes: number of logits, or of what a projection has.
       **choices: fields of `Choices`, which differ between papers; `OPEN_LTH` and
         `FRANKLE_CARBIN` are two sets of them.
 
@@ -83,6 +85,26 @@ def make(name: str, num_classes: int, **choices: Any) -> nn.Module:
     """
     settings = {"num_classes": num_classes, "choices": Choices(**choices)}
     return families.named(name, FAMILIES, settings)
+
+
+def headless(model: nn.Module) -> nn.Module:
+    """The same network without its head: what comes out is its representation.
+
+    It is applied to the parameters of the whole network, of which it leaves the head's
+    unread; `[B, width]`, float32.
+
+    Args:
+      model: a model of images, with `choices`.
+
+    Raises:
+      ValueError: a model without them.
+    """
+    choices = getattr(model, "choices", None)
+    must = "a model of images of lottery_jax.models, with `choices`"
+    if not isinstance(choices, Choices):
+        raise errors.wrong("model", type(model).__name__, must)
+    bare = dataclasses.replace(choices, head="none", hidden=None)
+    return model.clone(choices=bare)
 
 
 def narrow(model: nn.Module, params: Params, count: int) -> tuple[Params, Mask]:

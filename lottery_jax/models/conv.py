@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import convolution, units
-from lottery_jax.models.layers import Choices, Conv, Dense, doubled, head
+from lottery_jax.models.layers import Choices, Conv, Dense, doubled, head, in_sequence
 from lottery_jax.types import Array
 
 
@@ -43,14 +43,14 @@ class ConvNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
-        return head(self.num_classes, self.choices)(x)
+        return head(x, self.num_classes, self.choices)
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:
         """The first dense layer reads every channel once per pixel."""
         convs = [f"conv_{i}" for i in range(2 * len(self.widths))]
         dense = [f"dense_{i}" for i in range(len(self.dense))]
-        return units.in_sequence([(name, None) for name in convs + dense])
+        return in_sequence([(name, None) for name in convs + dense], self.choices)
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "ConvNet | None":

@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         x = activations.wide(_norm("norm")(x))
         if self.tied:
             return jnp.matmul(x, embeddings.word.embedding.T)
-        return head(self.vocabulary, _LAW)(x)
+        return head(x, self.vocabulary, _LAW)
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "Decoder | None":

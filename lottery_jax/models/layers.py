@@ -3,14 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from lottery_jax import activations, convolution
+from lottery_jax import activations, convolution, errors, units
 from lottery_jax.models import initializers
 from lottery_jax.models.normalization import BatchNorm
 from lottery_jax.types import Array
+
+Head: TypeAlias = Literal["linear", "projection", "none"]
+"""What a network makes of its representation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,12 @@ class Choices:
       momentum: weight of the old value in running statistics, in [0, 1]. With 0 they
         are the last batch's own.
       epsilon: added to variances before the root.
+      head: what is made of the representation: "linear", one layer; "projection", two
+        with a ReLU between (`Projection`), as in Chen et al. 2020, section 2.1; "none",
+        the representation itself. All other parameters are the same ones, and the same
+        draws from one key.
+      hidden: units of the first layer of a projection; None for as many as the
+        representation has.
     """
 
     initializer: str = "kaiming_normal"
@@ -34,14 +45,22 @@ class Choices:
     unbiased: bool = True
     momentum: float = 0.9
     epsilon: float = 1e-5
+    head: Head = "linear"
+    hidden: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses unknown names and momenta outside of [0, 1] (ValueError)."""
+        """Refuses unknown names and numbers out of range (ValueError)."""
         initializers.kernel(self.initializer)
         initializers.bias(self.bias, fan_in=1)
         initializers.scale(self.norm_scale)
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}; it must lie in [0, 1]")
+        errors.one_of("head", self.head, get_args(Head))
+        if self.hidden is not None:
+            errors.whole("hidden", self.hidden, 1)
+            if self.head != "projection":
+                must = f"None: head={self.head!r} has no hidden layer"
+                raise errors.wrong("hidden", self.hidden, must)
 
 
 def _width(layer: nn.Module, features: int) -> int:
@@ -147,9 +166,77 @@ def doubled(width: Sequence[int], stages: int) -> tuple[int, ...]:
     return tuple(width[0] * 2**i for i in range(stages))
 
 
-def head(num_classes: int, choices: Choices) -> Dense:
-    """The output layer, `head`, which has all its classes whatever it is given."""
-    return Dense(num_classes, choices, narrows=False, stores=False, name="head")
+class Projection(nn.Module):
+    """A head of two layers, `hidden` and `output`, with a ReLU between.
+
+    The projection g of Chen et al. 2020, section 2.1, without a norm.
+
+    Attributes:
+      outputs: numbers that come out.
+      choices: initialisation, and how many units are hidden.
+    """
+
+    outputs: int
+    choices: Choices = Choices()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, width]` to `[B, outputs]`, float32."""
+        width = self.choices.hidden or x.shape[-1]
+        if self.has_variable("params", "hidden"):
+            # What it is given says it: `x` may be without its dead units.
+            width = self.get_variable("params", "hidden")["kernel"].shape[-1]
+        x = jax.nn.relu(Dense(width, self.choices, name="hidden")(x))
+        output = Dense(
+            self.outputs, self.choices, narrows=False, stores=False, name="output"
+        )
+        return output(x)
+
+
+def head(x: Array, num_classes: int, choices: Choices) -> Array:
+    """What the network says, from its representation; all parameters are below `head`.
+
+    Args:
+      x: the representation, `[B, width]`.
+      num_classes: outputs of the head, which has all of them whatever it is given.
+      choices: which head.
+
+    Returns:
+      `[B, num_classes]`; the representation in float32 where there is no head.
+    """
+    if choices.head == "none":
+        return activations.wide(x)
+    if choices.head == "projection":
+        return Projection(num_classes, choices, name="head")(x)
+    return Dense(num_classes, choices, narrows=False, stores=False, name="head")(x)
+
+
+def head_units(reads: str | None, choices: Choices) -> units.Layers:
+    """The layers of a head, for the `unit_plan()` of a network.
+
+    Args:
+      reads: the group of units that it reads.
+      choices: which head.
+
+    Raises:
+      ValueError: there is no head; the units of the representation are outputs then, and
+        none of them may be missing.
+    """
+    if choices.head == "none":
+        must = "'linear' or 'projection': without a head units are outputs"
+        raise errors.wrong("choices.head", repr(choices.head), must)
+    if choices.head == "projection":
+        hidden = units.Layer("head/hidden", reads, "head/hidden")
+        return [hidden, units.Layer("head/output", "head/hidden", None)]
+    return [units.Layer("head", reads, None)]
+
+
+def in_sequence(
+    layers: Sequence[tuple[str, str | None]], choices: Choices
+) -> units.Layers:
+    """`units.in_sequence` with the head that a network has."""
+    *body, last = units.in_sequence(layers)
+    return [*body, *head_units(last.reads, choices)]
 
 
 def mean_of_pixels(x: Array) -> Array:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import units
-from lottery_jax.models.layers import Choices, Dense, head
+from lottery_jax.models.layers import Choices, Dense, head, head_units, in_sequence
 from lottery_jax.types import Array
 
 
@@ -35,14 +35,13 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths):
             x = jax.nn.relu(Dense(width, self.choices, name=f"dense_{i}")(x))
-        return head(self.num_classes, self.choices)(x)
+        return head(x, self.num_classes, self.choices)
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:
         """Every layer makes units of its own."""
-        return units.in_sequence(
-            [(f"dense_{i}", None) for i in range(len(self.widths))]
-        )
+        layers = [(f"dense_{i}", None) for i in range(len(self.widths))]
+        return in_sequence(layers, self.choices)
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "MLP | None":
@@ -74,7 +73,7 @@ class ResidualMLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = jax.nn.relu(Dense(self.width, self.choices, name="dense_0")(x))
         x = x + jax.nn.relu(Dense(self.width, self.choices, name="dense_1")(x))
-        return head(self.num_classes, self.choices)(x)
+        return head(x, self.num_classes, self.choices)
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:
@@ -82,7 +81,7 @@ class ResidualMLP(nn.Module):
         return [
             units.Layer("dense_0", None, "stream"),
             units.Layer("dense_1", "stream", "stream"),
-            units.Layer("head", "stream", None),
+            *head_units("stream", self.choices),
         ]
 
     @staticmethod

@@ -118,7 +118,7 @@ class Recurrent(nn.Module):
             logits = convolution.dense(x, embed.embedding.T)
             logits = _Bias(self.units, name="head")(logits)
         else:
-            logits = head(self.vocabulary, _LAW)(x)
+            logits = head(x, self.vocabulary, _LAW)
         return logits, tuple(jnp.stack(states) for states in zip(*after, strict=True))
 
     @staticmethod

@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax
 
 from lottery_jax import units
-from lottery_jax.models.layers import Choices, Conv, batch_norm, head, mean_of_pixels
+from lottery_jax.models.layers import (
+    Choices,
+    Conv,
+    batch_norm,
+    head,
+    head_units,
+    mean_of_pixels,
+)
 from lottery_jax.types import Array
 
 IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -122,7 +129,7 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{i}",
                 )
                 x = block(x, train, weights)
-        return head(self.num_classes, self.choices)(mean_of_pixels(x))
+        return head(mean_of_pixels(x), self.num_classes, self.choices)
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:
@@ -147,7 +154,7 @@ class ResNet(nn.Module):
                     layers.append(
                         units.Layer(shortcut, before, stream, f"{shortcut}_norm")
                     )
-        return [*layers, units.Layer("head", stream, None)]
+        return [*layers, *head_units(stream, self.choices)]
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "ResNet | None":

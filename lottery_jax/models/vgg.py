@@ -13,6 +13,7 @@ from lottery_jax.models.layers import (
     batch_norm,
     doubled,
     head,
+    in_sequence,
     mean_of_pixels,
 )
 from lottery_jax.types import Array
@@ -62,13 +63,14 @@ class VGG(nn.Module):
                     batch_norm(self.choices, f"norm_{i}")(x, train, weights)
                 )
                 i += 1
-        return head(self.num_classes, self.choices)(mean_of_pixels(x))
+        return head(mean_of_pixels(x), self.num_classes, self.choices)
 
     @nn.nowrap
     def unit_plan(self) -> units.Layers:
         """Every convolution makes channels of its own, normalised by its norm."""
         convs = range(sum(self.layers))
-        return units.in_sequence([(f"conv_{i}", f"norm_{i}") for i in convs])
+        layers = [(f"conv_{i}", f"norm_{i}") for i in convs]
+        return in_sequence(layers, self.choices)
 
     @staticmethod
     def named(numbers: Sequence[int], **settings: Any) -> "VGG | None":

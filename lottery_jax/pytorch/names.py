@@ -92,6 +92,9 @@ def modules(model: Any, names: str | Mapping[str, str] = "open_lth") -> dict[str
         if type(model) not in known:
             must = f"the modules of {layers} by layer: it has no {type(model).__name__}"
             raise errors.wrong("names", repr(names), must)
+        if model.choices.head != "linear":
+            must = f"'linear', as in {names}; name modules by layer"
+            raise errors.wrong("model.choices.head", repr(model.choices.head), must)
         found = known[type(model)](model)
         return {layer: found[layer] for layer in layers}
     errors.is_a("names", names, Mapping, "a convention, or modules by layer")

@@ -5,6 +5,8 @@ from lottery_jax.tasks.anchored import Anchored as Anchored
 from lottery_jax.tasks.anchored import anchor as anchor
 from lottery_jax.tasks.anchored import anchored as anchored
 from lottery_jax.tasks.classification import classification as classification
+from lottery_jax.tasks.contrastive import contrastive as contrastive
+from lottery_jax.tasks.contrastive import nt_xent as nt_xent
 from lottery_jax.tasks.curve import Ends as Ends
 from lottery_jax.tasks.curve import between as between
 from lottery_jax.tasks.curve import coefficients as coefficients

@@ -511,14 +511,17 @@ def check_found(params: Params, **fields: tuple[str, ...]) -> None:
 
 
 def check(
-    model: Linen | Functions, inputs: PyTree, outputs: tuple[int, ...], axes: str
+    model: Linen | Functions,
+    inputs: PyTree,
+    outputs: tuple[int | None, ...],
+    axes: str,
 ) -> Params:
     """Refuses a model that does not fit the data, before anything is compiled.
 
     Args:
       model: the model.
       inputs: shapes and dtypes of one batch.
-      outputs: the shape of what it must say of one.
+      outputs: the shape of what it must say of one; None for an axis of any size.
       axes: what the axes of that shape are, for messages.
 
     Returns:
@@ -529,6 +532,7 @@ def check(
         or no real dtype, in training or in evaluation, its state does not keep its form,
         or it draws random numbers in evaluation.
     """
+    wanted = str(outputs).replace("None", "any")
     examples = jax.tree.leaves(inputs)[0].shape[:1]
     weights = jax.ShapeDtypeStruct(examples, jnp.float32)
 
@@ -549,11 +553,14 @@ def check(
     def _check_logits(what: str, logits: Any) -> None:
         if not hasattr(logits, "shape") or not hasattr(logits, "dtype"):
             raise ValueError(
-                f"{what} are {errors.shown(logits)}; it must be one array {outputs}, {axes}"
+                f"{what} are {errors.shown(logits)}; it must be one array {wanted}, {axes}"
             )
-        if logits.shape != outputs:
+        sizes = logits.shape
+        if len(sizes) == len(outputs):
+            sizes = tuple(n if m is None else m for n, m in zip(sizes, outputs))
+        if logits.shape != sizes or len(sizes) != len(outputs) or 0 in sizes:
             raise ValueError(
-                f"{what} have shape {logits.shape}; it must be {outputs}, {axes}"
+                f"{what} have shape {logits.shape}; it must be {wanted}, {axes}"
             )
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(f"{what} have dtype {logits.dtype}; it must be real")
