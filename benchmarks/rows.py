@@ -22,11 +22,13 @@ class Sizes(NamedTuple):
     held_out: int = 0  # in the validation set
     test: int = 0
     batch: int = 60  # examples per step, or at once
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # SGD with momentum
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"  # SGD with momentum
     learning_rate: float = 1.2e-3
     rates: tuple[float, ...] = ()  # instead of one: each trains a share of the replicas
     density: float = 0.2  # of the random masks on the kernels
-    head: str = ""  # "masked_lm" or "classes": of an encoder, of `shape` tokens
+    head: str = (
+        ""  # "masked_lm" or "classes": of an encoder, of `shape` tokens; "policy"
+    )
     vocabulary: int = 30_522  # its token ids
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
     rule: str = ""  # that prunes during training, by a name of `sides_jax.RULES`
@@ -45,7 +47,7 @@ class Sizes(NamedTuple):
     alphas: int = 30  # points of a path
     operations: float = 1.5e10  # about how many a ruler does in a call
     squares: tuple[int, ...] = (256, 512, 1024, 2048)  # products that may be the peak
-    data: str = ""  # a data set
+    data: str = ""  # a data set, or an environment
     seconds: float = 0.3  # that short calls should take together, about
     fused: bool = False  # PyTorch's fused Adam, and masks by one call
     channels_last: bool = False  # PyTorch's memory format
@@ -894,6 +896,42 @@ _ENCODER = Row(
     needs=TORCH,
 )
 
+
+# policies
+
+GAMES, HORIZON = 32, 4
+"""Games that a policy plays at once, and time steps of each in a step of training."""
+
+_PLAYED = {
+    "CartPole": {"data": "cartpole-v0", "model": "actor-critic-128-128-128"},
+    "Acrobot": {"data": "acrobot-v1", "model": "actor-critic-256-256-256"},
+}
+
+_POLICY = Row(
+    "A step of advantage actor-critic, RMSprop, 32 games for 4 time steps, which are played "
+    "on the device; one network on one device. CartPole: 3 layers of 128; Acrobot: of 256. "
+    "lottery_jax: its task in its compiled loop, random masks of density 0.05 on the "
+    "kernels. Plain JAX: the same network and environment without masks, all steps in one "
+    "compiled loop. Ratios are of time: 1.05 is 5% more.",
+    Sizes(
+        head="policy", optimizer="rmsprop", learning_rate=1e-3, density=0.05, steps=300
+    ),
+    {"model": "actor-critic-8", "steps": 2},
+    {
+        f"{what}, {who}": side
+        for what, own in _PLAYED.items()
+        for who, side in (
+            (US, _jax("train", 1, **own)),
+            (_PLAIN_JAX, Side("sides_policy:plain", change=own, devices=1)),
+        )
+    },
+    ratios=[
+        Ratio(f"{what}, {US}", f"{what}, {_PLAIN_JAX}", Target("<=", 1.25), time=True)
+        for what in _PLAYED
+    ],
+    turns=7,
+)
+
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
@@ -917,5 +955,6 @@ ROWS: Mapping[str, Row] = {
     "transfer": _TRANSFER,
     "dynamic": _DYNAMIC,
     "encoder": _ENCODER,
+    "policy": _POLICY,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

@@ -25,12 +25,22 @@ from scipy import stats
 
 import lottery_jax as lj
 from benchmarks import encoders, profile
-from benchmarks.rows import GROWTH, MORE, OPERATIONS, STEP, TRAINED, Sizes
+from benchmarks.rows import (
+    GAMES,
+    GROWTH,
+    HORIZON,
+    MORE,
+    OPERATIONS,
+    STEP,
+    TRAINED,
+    Sizes,
+)
 from benchmarks.run import Compiling, Programs, Spread, spread
 from lottery_jax import (
     connectivity,
     convolution,
     dynamic,
+    environments,
     granularity,
     imp,
     masks,
@@ -87,7 +97,10 @@ RULES: dict[str, Callable[[Sizes], dynamic.MaskUpdate]] = {
 
 
 def make_task(sizes: Sizes) -> Task:
-    """Classification of noise: uint8 images, or float32 vectors; or an encoder's task."""
+    """Classification of noise: uint8 images, or float32 vectors; or an encoder's task, or
+    a policy's."""
+    if sizes.head == "policy":
+        return _of_games(sizes)
     if sizes.head:
         return _of_texts(sizes)
     generator = np.random.default_rng(0)
@@ -121,6 +134,13 @@ def _of_texts(sizes: Sizes) -> Task:
     return lj.tasks.sentences(texts, model, batch_size=sizes.batch)
 
 
+def _of_games(sizes: Sizes) -> Task:
+    """An actor-critic."""
+    game = environments.make(sizes.data)
+    model = lj.models.policy.make(sizes.model, game.actions)
+    return lj.tasks.actor_critic(game, model, games=GAMES, horizon=HORIZON)
+
+
 def make_encoder(sizes: Sizes) -> Bert:
     """An encoder with its head, dropout rates as published."""
     layers, width, heads, inner = encoders.sizes_of(sizes.model)
@@ -145,6 +165,8 @@ def make_tx(sizes: Sizes) -> optax.GradientTransformation:
         return optax.sgd(sizes.learning_rate, 0.9)
     if sizes.optimizer == "adamw":
         return optax.adamw(sizes.learning_rate, weight_decay=0.01)
+    if sizes.optimizer == "rmsprop":
+        return optax.rmsprop(sizes.learning_rate, 0.99, eps_in_sqrt=False)
     return optax.adam(sizes.learning_rate)
 
 
@@ -183,7 +205,8 @@ def make_arguments(task: Task, sizes: Sizes) -> tuple[Any, ...]:
     execution, number = make_execution(sizes), sizes.replicas
     generator = np.random.default_rng(2)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    params, model_state, stream = draw(generator, number, shapes)
+    params, model_state = draw(generator, number, shapes[:2])
+    stream = jax.tree.map(lambda x: np.zeros((number, *x.shape), x.dtype), shapes[2])
     method = METHODS[sizes.method] if sizes.method else None
     if isinstance(method, supermask.EdgePopup):  # how many each layer keeps is state
         keep = np.array(method.counts(shapes[1].weights), np.int32)

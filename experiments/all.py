@@ -16,7 +16,11 @@ from experiments import (
     language,
     liu,
     ma,
+<<<<<<< HEAD
     pretraining,
+=======
+    reinforcement,
+>>>>>>> play
     rewinding,
     strong_lth,
     supermask,
@@ -42,5 +46,9 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
+<<<<<<< HEAD
     pretraining.EXPERIMENT,
+=======
+    reinforcement.EXPERIMENT,
+>>>>>>> play
 )

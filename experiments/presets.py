@@ -808,6 +808,7 @@ LANGUAGE: Table = {
     ),
 }
 
+<<<<<<< HEAD
 PRETRAINING: Table = {
     "resnet8-cifar10": (
         "ResNet-8 of width 8 pre-trained on the images of five classes of CIFAR-10, by SimCLR "
@@ -841,5 +842,44 @@ PRETRAINING: Table = {
             augment=("flip", "crop"), targets=("cifar10", "fashion_mnist"), fraction=0.2,
             levels=(4, 8, 12, 15, 18),
         ),
+=======
+# Glorot's law: from Kaiming's, whose first values are larger, some dense runs get nowhere.
+# Biases as in PyTorch: they are pruned with the kernels, and none would survive at 0.
+_POLICIES: Fields = dict(
+    task="actor_critic", optimizer="rmsprop", learning_rate=1e-3, batch_size=128,
+    initializer="glorot_normal", bias="torch",
+    arms=("ticket", "reinit", "random_mask", "shuffled_weights"),
+)
+REINFORCEMENT: Table = {
+    "cartpole": (
+        "The demo: 3 layers of 128 on CartPole-v0, RMSprop 1e-3, 2,500 steps of 32 games x 4, "
+        "rewound to 125, 7 levels of 45% to 1.5% of all weights, 5 replicas. Minutes on 2 "
+        "cores.",
+        dict(
+            **_POLICIES, data="cartpole-v0", model="actor-critic-128-128-128",
+            steps="2500it", rewind_step="125it", fraction=0.45, levels=7,
+            validate_every=500,
+        ),
+    ),
+    "acrobot": (
+        "3 layers of 256 on Acrobot-v1, the same, 5,000 steps, rewound to 250, 3 replicas. "
+        "Half an hour on 2 cores (not run).",
+        dict(
+            **_POLICIES, data="acrobot-v1", model="actor-critic-256-256-256",
+            steps="5000it", rewind_step="250it", fraction=0.45, levels=7, replicas=3,
+            validate_every=1000,
+        ),
+    ),
+    "cartpole-paper": (
+        "Yu et al.: the same network and batch, RMSprop 1e-4, 20 epochs of 160 games (at "
+        "full length 5,000 steps), rewound to epoch 1, 20 levels of 20%, 3 replicas. Hours on "
+        "2 cores (not run).",
+        {
+            **_POLICIES, "data": "cartpole-v0", "model": "actor-critic-128-128-128",
+            "learning_rate": 1e-4, "steps": "5000it", "rewind_step": "250it",
+            "fraction": 0.2, "levels": 20, "replicas": 3, "validate_every": 500,
+            "arms": ("ticket", "reinit", "random_mask"),
+        },
+>>>>>>> play
     ),
 }

@@ -11,7 +11,11 @@ import optax
 
 from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
+<<<<<<< HEAD
 from experiments.kinds import contrasts, encoders, images, language_models
+=======
+from experiments.kinds import encoders, images, language_models, policies
+>>>>>>> play
 from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
@@ -230,6 +234,9 @@ TASKS: Mapping[str, Kind] = {
         language_models.note,
         lambda _: LOSS,
         ("length", "dropout", "embeddings"),
+    ),
+    "actor_critic": Kind(
+        policies.make_actor_critic, policies.note, policies.metric, policies.FIELDS
     ),
 }
 """What can be trained, by the name that a recipe gives."""

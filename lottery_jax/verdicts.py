@@ -138,6 +138,11 @@ SPEARMAN = Metric(
 )
 """The correlation of the ranks of predicted and true numbers; likewise."""
 
+RETURN = Metric("return", "reward", "higher", tolerance=5.0, digits=1)
+"""The mean return of a policy's episodes, in the reward of its environment: unbounded. A
+tolerance cannot hold for all of them: 5 is 2.5% of what CartPole-v0 has at most (200), and
+1% of the range of Acrobot (-500 to 0)."""
+
 STEPS = Metric("steps", "steps", "lower", tolerance=0.0, bounds=(0, math.inf), digits=1)
 """Steps of training, such as that of early stopping."""
 
@@ -156,6 +161,7 @@ METRICS: Mapping[str, Metric] = {
         EXACT_MATCH,
         PEARSON,
         SPEARMAN,
+        RETURN,
     )
 }
 """What networks are compared by, by the name under which a task measures it."""

@@ -43,7 +43,8 @@ ARROWS = {
     "data": ("keys", "permutations"),
     "units": ("trees",),
     "models": ("convolution", "activations", "data", "units"),
-    "tasks": ("models", "masks"),
+    "environments": ("keys", "trees"),
+    "tasks": ("models", "masks", "environments"),
     # Methods.
     "imp": ("training", "at_init"),
     "connectivity": ("training", "tasks", "units"),

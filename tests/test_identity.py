@@ -119,6 +119,11 @@ HASHES = {
         "wikitext2-lstm": "39d43730",
         "wikitext2-lstm-paper": "1ff3b577",
     },
+    "reinforcement": {
+        "cartpole": "8c72fa12",
+        "acrobot": "fdb3481e",
+        "cartpole-paper": "39ed5cfc",
+    },
     "bert_tickets": {
         "bert-tiny": "46a8f270",
         "minilm": "c1a621b6",
@@ -154,6 +159,7 @@ FREE = {
     "liu": {"tolerance", "replicas"},
     "gale": {"tolerance", "replicas"},
     "language": {"levels", "target_density", "tolerance", "replicas"},
+    "reinforcement": {"levels", "target_density", "tolerance", "threshold", "replicas"},
     "bert_tickets": {"tolerance"},
 }
 """What changes no number of a replica, beside where and how it runs."""

@@ -17,7 +17,15 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import connectivity, data, imp, supermask, training, transfer
+from lottery_jax import (
+    connectivity,
+    data,
+    environments,
+    imp,
+    supermask,
+    training,
+    transfer,
+)
 from lottery_jax.connectivity import Measure, branches, points
 from lottery_jax.types import Network, Task
 
@@ -1332,6 +1340,58 @@ ENTRANCES = {
             "start": _NO_START,
             "every": [(0, "every=0; it must be 1 or more")],
             "where": _NO_WHERE,
+        },
+    ),
+    "environments.adapted": (
+        environments.adapted,
+        lambda g: dict(
+            reset=lambda key, params: (jnp.zeros(2), 0),
+            step=lambda key, state, action, params: (jnp.zeros(2), 0, 1, False, {}),
+            params=None,
+            name="still",
+            actions=2,
+            limit=5,
+            low=0.0,
+            best=5.0,
+        ),
+        {
+            "reset": [(3, "reset=3; it must be a function")],
+            "step": [("step", "step='?step'?; it must be a function")],
+            "params": [([1], r"params=\[1\]; it must be hashable")],
+            "name": [(3, "name=3; it must be the name of an environment")],
+            "actions": [(2.0, "still: actions=2.0; it must be a whole number, 2 or")],
+            "limit": [(None, "still: limit=None; it must be a whole number, 1 or")],
+            "low": [(5.0, "still: best=5.0; it must be above low=5.0")],
+            "best": [("much", "still: .*='?much'?; it must be a finite number")],
+        },
+    ),
+    "tasks.actor_critic": (
+        lj.tasks.actor_critic,
+        lambda g: dict(
+            environment=environments.cartpole(),
+            model=lj.models.policy.make("actor-critic-3", 2),
+        ),
+        {
+            "environment": [
+                ("cartpole", "environment='?cartpole'?; it must be an env")
+            ],
+            "model": [(3, "model=3; it must be a Linen module")],
+            "init": [(linear, "given are .'model', 'init'.; it must be either")],
+            "apply": [(product, "given are .'model', 'apply'.; it must be either")],
+            "games": [(1.5, "games=1.5; it must be a whole number, 1 or more")],
+            "horizon": [(300, "horizon=300; it must be between 1 and 200, the long")],
+            "gamma": [("0.9", "gamma='?0.9'?; it must be a number")],
+            "entropy_weight": [(None, "entropy_weight=None; it must be a number")],
+            "value_weight": [(-1, "value_weight=-1; it must be 0 or more")],
+            "reward_scale": [(0, "reward_scale=0; it must be above 0")],
+            "episodes": [(True, "episodes=True; it must be a whole number")],
+            "validation": [(0, "validation=0; it must be True or False")],
+            "actions": [(2, "actions=2; it must be one of sampled, greedy")],
+            "leaves": [("biases", "leaves='biases'; it must be one of kernels, all")],
+            "critic": [(False, "critic=False; it must be one of pruned, kept")],
+            "prunable": [("kernel", "prunable='?kernel'?; it must be a function")],
+            "exclude": [(("body",), "exclude=.*: pattern 'body' matches no leaf")],
+            "head": [({"head": 1}, "head=a dict; it must be a tuple of names")],
         },
     ),
     "tasks.classification": (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import language, recipes
+from experiments import language, procedures, recipes
 from experiments.experiment import Outcome
 from experiments.kinds import language_models
 from lottery_jax import masks
@@ -165,10 +165,10 @@ def results(ticket, others):
 )
 def test_each_claim_says_what_the_losses_say(ticket, others, better, matching):
     cfg = language.PRESETS["shakespeare-lstm"].config
-    judged = language.judge(results(ticket, others), cfg)
+    judged = procedures.judge(results(ticket, others), cfg)
     found = {(one.claim, one.where["level"]): one.verdict for one in judged}
-    for claim in language.PROCEDURES:
-        name = f"better than {language.PROCEDURES[claim][0]}"
+    for claim in procedures.PROCEDURES:
+        name = f"better than {procedures.PROCEDURES[claim][0]}"
         # At the first level one shot is the ticket itself.
         assert {level for own, level in found if own == name} == (
             {2} if claim == "one_shot" else {1, 2}
@@ -188,7 +188,7 @@ def test_a_network_that_diverged_is_left_out_by_name():
     cfg = language.PRESETS["shakespeare-lstm"].config
     (verdict,) = (
         one.verdict
-        for one in language.judge(made, cfg)
+        for one in procedures.judge(made, cfg)
         if one.claim == "better than rewinding to step 0" and one.where["level"] == 2
     )
     assert verdict.excluded == ("replica 1",) and verdict.n == 2
@@ -198,9 +198,9 @@ def test_tables_and_figures_of_results_show_every_line():
     pytest.importorskip("matplotlib")
     cfg = language.PRESETS["shakespeare-lstm"].config
     made = results(2.0, 2.5)
-    outcome = Outcome(made, cfg, "shakespeare-lstm", language.judge(made, cfg))
+    outcome = Outcome(made, cfg, "shakespeare-lstm", procedures.judge(made, cfg))
     names = ["ticket", "reinit", "random mask"]
-    names += [label for _, label in language.PROCEDURES.values()]
+    names += [label for _, label in procedures.PROCEDURES.values()]
     (table,) = language.tables(outcome)
     assert table.header == ["per token", "level", "density %", *names]
     assert [row[2] for row in table.rows] == 3 * ["100.0", "40.0", "16.0"]
@@ -245,7 +245,7 @@ def test_tables_and_figures_of_results_show_every_line():
 )
 def test_fields_that_make_no_sense_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        language.prepare(config(**changes))
+        procedures.prepare(config(**changes))
 
 
 def test_the_fields_of_a_recipe_reach_task_and_network():
@@ -272,7 +272,7 @@ def test_the_paper_s_preset_has_its_numbers(monkeypatch):
     made = text.Texts(arrays, text.Vocabulary(33_278), "wikitext2")
     monkeypatch.setattr(language_models, "_read", lambda name: made)
     cfg = language.PRESETS["wikitext2-lstm-paper"].config
-    setup = language.prepare(cfg)
+    setup = procedures.prepare(cfg)
     assert setup.task.steps_per_epoch == 1392
     assert (setup.plan.steps, setup.plan.rewind_step) == (13_920, 1392)
     (chain,) = setup.plan.chains
@@ -281,7 +281,7 @@ def test_the_paper_s_preset_has_its_numbers(monkeypatch):
     params = setup.task.shapes[0]
     everything = sum(x.size for x in lj.trees.by_path(params).values())
     assert masks.total(params, masks.of_task(setup.task)) == everything == 50_065_078
-    beside = language.plan_beside(setup)
+    beside = procedures.plan_beside(setup)
     assert beside.rewind_steps == (0, 1392) and beside.arms == ("ticket",)
     assert [one.one_shot for one in beside.chains] == [False, True]
 

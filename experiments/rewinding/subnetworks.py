@@ -7,7 +7,8 @@ instability between branches, and the barrier between successive levels.
 """
 
 import itertools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -67,6 +68,7 @@ def cells(
     ids: Sequence[int],
     wanted: Sequence[tuple[int, int, str]],
     where: Where,
+    stored: Callable[[int], tuple[pathlib.Path | str, str]] | None = None,
 ) -> Cells:
     """What each subnetwork starts from.
 
@@ -75,17 +77,22 @@ def cells(
       ids: of the replicas.
       wanted: (rewind step, level, arm), for all replicas each.
       where: the folder is the one in which `find` put the tickets.
+      stored: of a rewind step the folder and the chain of its tickets, where another
+        study found them; None for those of `find`.
     """
     task, tx, plan = setup.task, setup.tx, setup.plan
     own = keys.of_replicas(plan.seed, ids)
     steps = sorted({step for step, _, _ in wanted})
     at = [(*cell, replica) for cell in wanted for replica in range(len(ids))]
     like = task.shapes[:2]
-    assert where.folder is not None
+
+    def of_find(step: int) -> tuple[pathlib.Path | str, str]:
+        assert where.folder is not None
+        return where.folder, chain_name(step)
 
     def ticket(step: int, level: int, replica: int) -> tickets.Ticket:
-        path = imp.ticket_path(where.folder, chain_name(step), level, ids[replica])  # type: ignore[arg-type]
-        return tickets.load(path, like)
+        place = (stored or of_find)(step)
+        return tickets.load(imp.ticket_path(*place, level, ids[replica]), like)
 
     found = [ticket(step, level, r) for step, level, _, r in at]
     dense = [ticket(step, 0, r) for step, _, _, r in at]
@@ -156,10 +163,9 @@ def train(
     Branch b of a replica has the same noise in every cell, so cells are compared under
     the same noise.
     """
-    cfg = setup.cfg
     cell = np.repeat(np.arange(len(numbers)), numbers)
     branch = np.concatenate([np.arange(n) for n in numbers])
-    noise = keys.of_replicas(cfg.seed, ids).noise
+    noise = keys.of_replicas(setup.plan.seed, ids).noise
     noise = jax.vmap(lambda key: keys.branch_keys(key, max(numbers)))(noise)
     states = trees.rows(subnetworks.states, cell)
     runs = training.Runs(
@@ -174,7 +180,7 @@ def train(
             setup.tx,
             runs,
             setup.plan.steps,
-            every=cfg.every,
+            every=setup.plan.validate_every,
             stage="branches",
             where=place,
         )

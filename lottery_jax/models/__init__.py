@@ -4,7 +4,8 @@ All are called as `model.apply(variables, x, train, weights)`, with `x` of shape
 `[B, H, W, C]` (or `[B, ...]` for dense networks) and example weights `[B]` that
 BatchNorm respects, and return logits `[B, num_classes]`. The output layer is `head`; it
 may be a projection instead, for pre-training, and `headless` is a network without it.
-Networks that read texts are those of `bert` and of `language`.
+Networks that read texts are those of `bert` and of `language`, those that play are those
+of `policy`.
 
 A new architecture is a file: its module, its `unit_plan()` (see `lottery_jax.units`), how
 it is named, and one line in `FAMILIES`.
@@ -18,6 +19,7 @@ import flax.linen as nn
 from lottery_jax import errors
 from lottery_jax.models import families, initializers
 from lottery_jax.models import language as language
+from lottery_jax.models import policy as policy
 from lottery_jax.models.bert import Bert as Bert
 from lottery_jax.models.bert import BertShape as BertShape
 from lottery_jax.models.conv import ConvNet as ConvNet
@@ -26,6 +28,7 @@ from lottery_jax.models.layers import Choices as Choices
 from lottery_jax.models.mlp import MLP as MLP
 from lottery_jax.models.mlp import ResidualMLP as ResidualMLP
 from lottery_jax.models.normalization import BatchNorm as BatchNorm
+from lottery_jax.models.policy import ActorCritic as ActorCritic
 from lottery_jax.models.recurrent import Recurrent as Recurrent
 from lottery_jax.models.resnet import ResNet as ResNet
 from lottery_jax.models.vgg import VGG as VGG
