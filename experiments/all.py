@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments import (
+    adversarial,
     alignment,
     at_init,
     bert_tickets,
@@ -41,4 +42,5 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
+    adversarial.EXPERIMENT,
 )
