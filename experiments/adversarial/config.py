@@ -11,7 +11,7 @@ import jax
 from experiments import recipes
 from experiments.identity import FREE, Where
 from experiments.kinds import adversaries
-from experiments.kinds.adversaries import AttackName, Attacked
+from experiments.kinds.adversaries import Attacked, AttackName
 from experiments.recipes import Recipe, Setup
 from lottery_jax import errors, imp, masks, prune, scores
 from lottery_jax.types import Mask, Params, Task
@@ -139,7 +139,7 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
     if cfg.validation == 0:
         must = "1 or more: what is reached when is read off the validation split"
         raise errors.wrong("validation", cfg.validation, must)
-    setups = {}
+    setups = dict[str, Setup]()
     for finder in cfg.finders:
         recipe = finding(cfg, finder)
         task = recipes.make_task(recipe)

@@ -123,7 +123,7 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
     """
     cfg: Config = setups[next(iter(setups))].cfg
     place = where.below("found")
-    found = {
+    found: dict[str, Found] = {
         finder: find(finder, setups[finder], ids, place.below(finder))
         for finder in cfg.finders
     }
@@ -147,7 +147,9 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
 
     first, after = ("rate", "length"), ("finder", "density", "arm", "replica")
     fields = (*MEASURED, "diverged")
-    out = {field: ((*first, *after), together(field)) for field in fields}
+    out: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        field: ((*first, *after), together(field)) for field in fields
+    }
     out |= {
         f"dense_{field}": ((*first, "replica"), together(f"dense_{field}"))
         for field in fields

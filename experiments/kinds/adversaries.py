@@ -46,6 +46,10 @@ FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Attac
 """Their names."""
 
 
+_WHITE = {"digits": 16}
+"""The pixel that is 1 of data sets that do not fill 0 to 255."""
+
+
 def make_attack(recipe: Any) -> tasks.Attack | None:
     """The attack of training; None for natural training.
 
@@ -92,6 +96,7 @@ def make_adversarial(recipe: "Recipe") -> Task:
       FileNotFoundError: data that are not prepared; says how to.
     """
     own = cast(Any, recipe)
+    white = _WHITE.get(recipe.data, 255)
     return tasks.adversarial(
         images.make_classification(recipe),
         images.load_data(recipe),
@@ -99,4 +104,5 @@ def make_adversarial(recipe: "Recipe") -> Task:
         measured=make_measured(own),
         examples=own.examples,
         batch_norm=own.attack_batch_norm,
+        white=white,
     )

@@ -95,10 +95,15 @@ class Attack:
         if restarts > 1 and not self.random_start:
             must = "1 without a random start: all restarts would be the same"
             raise errors.wrong("restarts", restarts, must)
-        own = (float(self.radius), float(self.step_size), steps)
-        own += (bool(self.random_start), restarts)
-        for field, value in zip(dataclasses.fields(self), own):
-            object.__setattr__(self, field.name, value)
+        own = {
+            "radius": float(self.radius),
+            "step_size": float(self.step_size),
+            "steps": steps,
+            "random_start": bool(self.random_start),
+            "restarts": restarts,
+        }
+        for field, value in own.items():
+            object.__setattr__(self, field, value)
 
     @classmethod
     def fgsm(cls, radius: float) -> "Attack":
@@ -168,7 +173,8 @@ def attacked(
     Returns:
       Images of the same shape: within the radius and within [0, 1], to rounding.
     """
-    center, scale = (jnp.asarray(np.asarray(x, np.float32)) for x in (mean, std))
+    axes = (1,) * (images.ndim - 1) + (-1,)
+    center, scale = (np.asarray(x, np.float32).reshape(axes) for x in (mean, std))
     radius = attack.radius / scale
     low = jnp.maximum(images - radius, (0 - center) / scale)
     high = jnp.minimum(images + radius, (1 - center) / scale)
@@ -200,6 +206,7 @@ class _Adversarial:
     examples: int
     batch_norm: BatchNorm
     classes: int
+    white: int
 
     def loss(
         self,
@@ -236,7 +243,9 @@ class _Adversarial:
         attack: Attack,
         offset: Array | None,
     ) -> Array:
-        mean, std = self.batches.mean, self.batches.std
+        scale = 255 / self.white
+        mean = tuple(scale * x for x in self.batches.mean)
+        std = tuple(scale * x for x in self.batches.std)
         gradient = jax.grad(loss)
         return attacked(gradient, images, attack, offset, mean=mean, std=std)
 
@@ -287,14 +296,12 @@ class _Adversarial:
             # The image itself is in the ball, so it counts as well.
             before = (clean, answer != label)
             loss, wrong = jax.lax.fori_loop(0, attack.restarts, restart, before)
-            classes = jnp.arange(self.classes, dtype=answer.dtype)
+            answers = jax.nn.one_hot(answer, self.classes, dtype=jnp.float32)
             return {
                 "loss": jnp.sum(loss * weight),
                 "error": jnp.sum(wrong * weight),
                 "clean_error": jnp.sum(before[1] * weight),
-                "answers": jnp.sum(
-                    (answer[:, None] == classes) * weight[:, None], axis=0
-                ),
+                "answers": jnp.sum(answers * weight[:, None], axis=0),
             }
 
         found = jax.tree.map(
@@ -311,6 +318,7 @@ def adversarial(
     measured: Attack | None = None,
     examples: int = 1000,
     batch_norm: BatchNorm = "train",
+    white: int = 255,
     evaluation_batch: int = 500,
 ) -> Task:
     """A classification task whose networks are trained, and measured, under attack.
@@ -340,6 +348,8 @@ def adversarial(
         training step ("train": the attack climbs the loss that is then trained; what it
         leaves in the running statistics is thrown away), or by its running statistics
         ("evaluation", without dropout).
+      white: the stored pixel that is 1, in [1, 255]: 16 for "digits". Radius, steps and the
+        box are in pixels of [0, 1] between 0 and this one.
       evaluation_batch: examples attacked at once.
 
     Raises:
@@ -360,7 +370,8 @@ def adversarial(
     errors.is_a("measured", measured, Attack, "a tasks.Attack, or None")
     examples = errors.whole("examples", examples, 1)
     errors.one_of("batch_norm", batch_norm, ("train", "evaluation"))
-    dataset = _with_range(dataset)
+    white = errors.whole("white", white, 1, 255)
+    dataset = _with_range(dataset, white)
     _check_data(task, dataset)
     batches = _batches.of(
         dataset,
@@ -378,6 +389,7 @@ def adversarial(
         examples,
         batch_norm,
         dataset.num_classes,
+        white,
     )
     return task._replace(loss=static.loss, evaluate=static.evaluate)
 
@@ -385,17 +397,17 @@ def adversarial(
 # --- what can be attacked -------------------------------------------------------------
 
 
-def _with_range(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The data set, if its pixels have a known range; else a ValueError that names it."""
+def _with_range(dataset: datasets.Dataset, white: int) -> datasets.Dataset:
+    """The data set, if its pixels have this range; else a ValueError that names it."""
     dataset = datasets.check(dataset)
     images = dataset.arrays["train"]["image"]
-    must = "a data set of uint8 images: a radius is in pixels of a known range"
     if images.dtype != np.uint8:
+        must = "a data set of uint8 images: a radius is in pixels of a known range"
         raise errors.wrong("dataset", f"{dataset.name!r} ({images.dtype})", must)
-    if (largest := int(np.max(images))) < 128:
-        found = f"{dataset.name!r} (its largest pixel is {largest})"
-        must = "a data set of images that fill 0 to 255: these end far below"
-        raise errors.wrong("dataset", found, must)
+    largest = max(int(np.max(own["image"])) for own in dataset.arrays.values())
+    if not largest <= white < 2 * largest:
+        must = f"{largest} or a little more, the largest pixel of {dataset.name!r}"
+        raise errors.wrong("white", white, must)
     return dataset
 
 
