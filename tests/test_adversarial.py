@@ -88,7 +88,8 @@ class InNumpy:
 
     def __init__(self, params):
         self.first, self.last = (
-            np.asarray(params[name]["kernel"], np.float64) for name in ("hidden", "head")
+            np.asarray(params[name]["kernel"], np.float64)
+            for name in ("hidden", "head")
         )
 
     def says(self, image, label):
@@ -156,7 +157,12 @@ def test_the_loss_and_its_gradients_are_those_of_images_attacked_in_numpy(attack
 def test_what_is_measured_is_the_worst_of_the_first_examples_in_numpy():
     measured = Attack.pgd(0.1, 3, random_start=False)
     task = adversarial(
-        classification(), DATA, None, measured=measured, examples=25, evaluation_batch=10
+        classification(),
+        DATA,
+        None,
+        measured=measured,
+        examples=25,
+        evaluation_batch=10,
     )
     params, state, _ = task.init(KEY)
     found = task.evaluate(params, state, task.data, KEY, "test")
@@ -222,7 +228,10 @@ def test_no_attack_leaves_the_radius_or_the_range_of_pixels(seed):
     colours = int(rng.choice([1, 3]))
     mean = tuple(rng.uniform(0, 1, colours).tolist())
     std = tuple(rng.uniform(0.05, 2, colours).tolist())
-    radius, steps = float(rng.choice([1 / 255, 0.03, 0.3, 1.0])), int(rng.integers(1, 6))
+    radius, steps = (
+        float(rng.choice([1 / 255, 0.03, 0.3, 1.0])),
+        int(rng.integers(1, 6)),
+    )
     step = float(rng.uniform(radius / steps, 2 * radius))
     attack = Attack(radius, step, steps, bool(seed % 2))
     image = rng.integers(0, 256, (16, 5, 5, colours)).astype(np.uint8)
@@ -324,9 +333,9 @@ def test_the_attack_leaves_nothing_in_the_states(batch_norm):
         return lambda params, state, *rest: function(params, state["inner"], *rest)
 
     counted = inner._replace(
-        init=lambda key: (
-            lambda p, s, n: (p, {"inner": s, "calls": jnp.int32(0)}, n)
-        )(*inner.init(key)),
+        init=lambda key: (lambda p, s, n: (p, {"inner": s, "calls": jnp.int32(0)}, n))(
+            *inner.init(key)
+        ),
         loss=loss,
         outputs=of_inner(inner.outputs),
         evaluate=of_inner(inner.evaluate),
@@ -426,9 +435,15 @@ def test_pixels_that_end_at_another_white():
         (lambda: Attack.fgsm("8/255"), r"radius='8/255'; it must be a number"),
         (lambda: Attack.pgd(0.1, 0), r"steps=0; it must be 1 or more"),
         (lambda: Attack.pgd(0.1, 2.0), r"steps=2.0; it must be a whole number"),
-        (lambda: Attack.pgd(0.1, 3, 0.0), r"step_size=0.0; it must be 0.0333333 or more"),
+        (
+            lambda: Attack.pgd(0.1, 3, 0.0),
+            r"step_size=0.0; it must be 0.0333333 or more",
+        ),
         (lambda: Attack.pgd(0.1, 3, 0.02), r"step_size=0.02; .* do not reach the edge"),
-        (lambda: Attack.pgd(0.1, 3, 0.3), r"step_size=0.3; it must be between 0 and 0.2"),
+        (
+            lambda: Attack.pgd(0.1, 3, 0.3),
+            r"step_size=0.3; it must be between 0 and 0.2",
+        ),
         (
             lambda: Attack.pgd(0.1, 3, random_start=False, restarts=2),
             r"restarts=2; it must be 1 without a random start",
@@ -445,8 +460,13 @@ def test_attacks_that_make_no_sense_are_refused(make, message):
         make()
 
 
-def wrapped(task=None, data=DATA, attack=Attack.fgsm(0.1), **options):
-    return adversarial(classification() if task is None else task, data, attack, **options)
+FGSM = Attack.fgsm(0.1)
+
+
+def wrapped(task=None, data=DATA, attack=FGSM, **options):
+    return adversarial(
+        classification() if task is None else task, data, attack, **options
+    )
 
 
 OTHER = DATA._replace(arrays=DATA.arrays | {"test": dataset().arrays["train"]})
@@ -457,7 +477,10 @@ SCALED = DATA._replace(mean=(0.0,), std=(1.0,))
     "make, message",
     [
         (lambda: wrapped(task=3), r"task=3; it must be a lottery_jax.Task"),
-        (lambda: wrapped(attack="pgd"), r"attack='pgd'; it must be a tasks.Attack, or None"),
+        (
+            lambda: wrapped(attack="pgd"),
+            r"attack='pgd'; it must be a tasks.Attack, or None",
+        ),
         (lambda: wrapped(attack=None), r"measured=None; it must be a tasks.Attack"),
         (lambda: wrapped(measured=10), r"measured=10; it must be a tasks.Attack"),
         (
