@@ -327,7 +327,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
     }
     if begins := start_digest(recipe):
         found["pretrained_sha256"] = begins
-    if recipe.task in ("classification", "adversarial"):
+    if recipe.task == "classification":
         dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,
