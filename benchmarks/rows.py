@@ -31,6 +31,7 @@ class Sizes(NamedTuple):
     )
     vocabulary: int = 30_522  # its token ids
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
+    attack: int = 0  # steps of PGD in every step of training; 1 for FGSM
     rule: str = ""  # that prunes during training, by a name of `sides_jax.RULES`
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
@@ -932,6 +933,56 @@ _POLICY = Row(
     turns=7,
 )
 
+
+# attacks
+
+_ATTACKS = {"plain": 0, "FGSM": 1, "PGD-7": 7, "PGD-10": 10}
+_ATTACKED = {
+    "LeNet-300-100": Sizes(batch=128, steps=60),
+    "ResNet-8-8": RESNET._replace(model="resnet-8-8", batch=128, steps=3),
+}
+_STOCK_ATTACK = "ResNet-8-8, PGD-7, stock convolutions"
+
+
+def _attacked(function: str, own: Sizes, attack: int) -> Side:
+    return _jax(
+        function,
+        1,
+        model=own.model,
+        shape=own.shape,
+        optimizer=own.optimizer,
+        batch=own.batch,
+        steps=own.steps,
+        attack=attack,
+    )
+
+
+_ADVERSARIAL = Row(
+    "A step of training under attack against a plain step of the same network, batch 128, in "
+    "the library's compiled loop, one replica on one device. FGSM: one gradient in the "
+    "images before the step; PGD: 7 and 10 of them, from random starts; radius 8/255. Images "
+    "of MNIST's shape and of CIFAR-10's (noise); ResNet-8-8: 8 channels, BatchNorm by the "
+    "batch inside of the attack. Ratios are of time; a target is 1 and the number of the "
+    "attack's gradients: each pass counted as a step. Stock convolutions: the same attack "
+    "and step through `jax.lax`'s, one jitted call per step.",
+    Sizes(examples=10_000, density=1.0),
+    TINY,
+    {
+        f"{name}, {kind}": _attacked("train", own, steps)
+        for name, own in _ATTACKED.items()
+        for kind, steps in _ATTACKS.items()
+    }
+    | {_STOCK_ATTACK: _attacked("stock", _ATTACKED["ResNet-8-8"], 7)},
+    ratios=[
+        Ratio(f"{name}, {kind}", f"{name}, plain", Target("<=", 1 + steps), time=True)
+        for name in _ATTACKED
+        for kind, steps in _ATTACKS.items()
+        if steps
+    ]
+    + [Ratio("ResNet-8-8, PGD-7", _STOCK_ATTACK, time=True)],
+    turns=7,
+)
+
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
@@ -956,5 +1007,6 @@ ROWS: Mapping[str, Row] = {
     "dynamic": _DYNAMIC,
     "encoder": _ENCODER,
     "policy": _POLICY,
+    "adversarial": _ADVERSARIAL,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

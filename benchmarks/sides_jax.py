@@ -119,7 +119,18 @@ def make_task(sizes: Sizes) -> Task:
     arrays = {name: split(number) for name, number in numbers.items() if number}
     channels = sizes.shape[-1] if image else 1
     mean, std = ((0.5,) * channels, (0.3,) * channels) if image else ((0.0,), (1.0,))
-    return classification(Dataset(arrays, 10, sizes.shape, mean, std, "noise"), sizes)
+    dataset = Dataset(arrays, 10, sizes.shape, mean, std, "noise")
+    task = classification(dataset, sizes)
+    return _under_attack(task, dataset, sizes.attack) if sizes.attack else task
+
+
+def _under_attack(task: Task, dataset: Dataset, steps: int) -> Task:
+    """The task with an attack of so many steps in its loss."""
+    radius = 8 / 255
+    attack = lj.tasks.Attack.fgsm(radius)
+    if steps > 1:
+        attack = lj.tasks.Attack.pgd(radius, steps)
+    return lj.tasks.adversarial(task, dataset, attack)
 
 
 def _of_texts(sizes: Sizes) -> Task:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments import (
+    adversarial,
     alignment,
     at_init,
     bert_tickets,
@@ -16,11 +17,8 @@ from experiments import (
     language,
     liu,
     ma,
-<<<<<<< HEAD
     pretraining,
-=======
     reinforcement,
->>>>>>> play
     rewinding,
     strong_lth,
     supermask,
@@ -46,9 +44,7 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
-<<<<<<< HEAD
     pretraining.EXPERIMENT,
-=======
     reinforcement.EXPERIMENT,
->>>>>>> play
+    adversarial.EXPERIMENT,
 )

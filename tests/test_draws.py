@@ -19,6 +19,7 @@ from lottery_jax.connectivity import alignment
 from lottery_jax.execution import Execution
 from lottery_jax.models import initializers
 from lottery_jax.tasks import classification, curve
+from lottery_jax.tasks.adversarial import _offset
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,7 @@ DRAWS = {
         models.units(models.make("mlp-6", 4), PLAIN.shapes[0]),
         *(PLAIN.shapes[0], keys.of_seed(10)),
     ),
+    "starts of attacks": lambda: _offset(keys.of_seed(11), (3, 2)),
     "programs": drawn_by_programs,
 }
 
