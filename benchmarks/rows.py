@@ -26,11 +26,12 @@ class Sizes(NamedTuple):
     learning_rate: float = 1.2e-3
     rates: tuple[float, ...] = ()  # instead of one: each trains a share of the replicas
     density: float = 0.2  # of the random masks on the kernels
-    head: str = (
-        ""  # "masked_lm" or "classes": of an encoder, of `shape` tokens; "policy"
-    )
+    # "masked_lm" or "classes": of an encoder, of `shape` tokens; "projection": of images;
+    # "policy"
+    head: str = ""
     vocabulary: int = 30_522  # its token ids
     method: str = ""  # "bernoulli" or "edge-popup": what is trained are masks
+    attack: int = 0  # steps of PGD in every step of training; 1 for FGSM
     rule: str = ""  # that prunes during training, by a name of `sides_jax.RULES`
     augment: bool = False  # flip and crop on the device
     replicas: int = 1  # trained together, a multiple of the devices
@@ -932,6 +933,96 @@ _POLICY = Row(
     turns=7,
 )
 
+
+# attacks
+
+_ATTACKS = {"plain": 0, "FGSM": 1, "PGD-7": 7, "PGD-10": 10}
+_ATTACKED = {
+    "LeNet-300-100": Sizes(batch=128, steps=60),
+    "ResNet-8-8": RESNET._replace(model="resnet-8-8", batch=128, steps=3),
+}
+_STOCK_ATTACK = "ResNet-8-8, PGD-7, stock convolutions"
+
+
+def _attacked(function: str, own: Sizes, attack: int) -> Side:
+    return _jax(
+        function,
+        1,
+        model=own.model,
+        shape=own.shape,
+        optimizer=own.optimizer,
+        batch=own.batch,
+        steps=own.steps,
+        attack=attack,
+    )
+
+
+_ADVERSARIAL = Row(
+    "A step of training under attack against a plain step of the same network, batch 128, in "
+    "the library's compiled loop, one replica on one device. FGSM: one gradient in the "
+    "images before the step; PGD: 7 and 10 of them, from random starts; radius 8/255. Images "
+    "of MNIST's shape and of CIFAR-10's (noise); ResNet-8-8: 8 channels, BatchNorm by the "
+    "batch inside of the attack. Ratios are of time; a target is 1 and the number of the "
+    "attack's gradients: each pass counted as a step. Stock convolutions: the same attack "
+    "and step through `jax.lax`'s, one jitted call per step.",
+    Sizes(examples=10_000, density=1.0),
+    TINY,
+    {
+        f"{name}, {kind}": _attacked("train", own, steps)
+        for name, own in _ATTACKED.items()
+        for kind, steps in _ATTACKS.items()
+    }
+    | {_STOCK_ATTACK: _attacked("stock", _ATTACKED["ResNet-8-8"], 7)},
+    ratios=[
+        Ratio(f"{name}, {kind}", f"{name}, plain", Target("<=", 1 + steps), time=True)
+        for name in _ATTACKED
+        for kind, steps in _ATTACKS.items()
+        if steps
+    ]
+    + [Ratio("ResNet-8-8, PGD-7", _STOCK_ATTACK, time=True)],
+    turns=7,
+)
+
+
+# contrastive
+
+_SIMCLR = "SimCLR"
+
+_CONTRASTIVE = Row(
+    "A training step of ResNet-8 of width 8 on noise of 32 x 32 x 3, batch 128, SGD with "
+    "momentum, one network with all cores. SimCLR: two views of each image, so 256 go "
+    "through the network, a projection 32-128-64 and the contrastive loss; supervised: the "
+    "same network with 10 classes, not augmented. lottery_jax: its tasks in its compiled "
+    "loop, random masks of density 0.2. Plain JAX: the same network and views without "
+    "masks under optax, one jitted call per step, its state donated. Ratios are of time: "
+    "1.05 is 5% more.",
+    Sizes(
+        model="resnet-8-8",
+        shape=(32, 32, 3),
+        examples=10_000,
+        batch=128,
+        optimizer="sgd",
+        learning_rate=0.01,
+        steps=4,
+    ),
+    TINY_RESNET,
+    {
+        f"{_SIMCLR}, {US}": _jax("train", 1, head="projection"),
+        f"{_SIMCLR}, {_PLAIN_JAX}": Side("sides_contrastive:plain", devices=1),
+        f"supervised, {US}": _jax("train", 1),
+    },
+    ratios=[
+        Ratio(
+            f"{_SIMCLR}, {US}",
+            f"{_SIMCLR}, {_PLAIN_JAX}",
+            Target("<=", 1.10),
+            time=True,
+        ),
+        Ratio(f"{_SIMCLR}, {US}", f"supervised, {US}", time=True),
+    ],
+    turns=9,
+)
+
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
@@ -956,5 +1047,7 @@ ROWS: Mapping[str, Row] = {
     "dynamic": _DYNAMIC,
     "encoder": _ENCODER,
     "policy": _POLICY,
+    "adversarial": _ADVERSARIAL,
+    "contrastive": _CONTRASTIVE,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""

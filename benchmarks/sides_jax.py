@@ -16,6 +16,7 @@ from functools import lru_cache, partial, wraps
 from typing import Any
 from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,12 +98,26 @@ RULES: dict[str, Callable[[Sizes], dynamic.MaskUpdate]] = {
 
 
 def make_task(sizes: Sizes) -> Task:
-    """Classification of noise: uint8 images, or float32 vectors; or an encoder's task, or
-    a policy's."""
+    """A task on noise: uint8 images or float32 vectors; an encoder's, or a policy's."""
     if sizes.head == "policy":
         return _of_games(sizes)
-    if sizes.head:
+    if sizes.head not in ("", "projection"):
         return _of_texts(sizes)
+    dataset = make_dataset(sizes)
+    if sizes.head:
+        model = make_contrasted(sizes)
+        return lj.tasks.contrastive(dataset, model, batch_size=sizes.batch)
+    task = classification(dataset, sizes)
+    return _under_attack(task, dataset, sizes.attack) if sizes.attack else task
+
+
+def make_contrasted(sizes: Sizes) -> nn.Module:
+    """A network with a projection, for contrastive pre-training."""
+    return lj.models.make(sizes.model, 64, head="projection", hidden=128)
+
+
+def make_dataset(sizes: Sizes) -> Dataset:
+    """Noise: uint8 images, or float32 vectors."""
     generator = np.random.default_rng(0)
     image = len(sizes.shape) == 3
 
@@ -119,7 +134,16 @@ def make_task(sizes: Sizes) -> Task:
     arrays = {name: split(number) for name, number in numbers.items() if number}
     channels = sizes.shape[-1] if image else 1
     mean, std = ((0.5,) * channels, (0.3,) * channels) if image else ((0.0,), (1.0,))
-    return classification(Dataset(arrays, 10, sizes.shape, mean, std, "noise"), sizes)
+    return Dataset(arrays, 10, sizes.shape, mean, std, "noise")
+
+
+def _under_attack(task: Task, dataset: Dataset, steps: int) -> Task:
+    """The task with an attack of so many steps in its loss."""
+    radius = 8 / 255
+    attack = lj.tasks.Attack.fgsm(radius)
+    if steps > 1:
+        attack = lj.tasks.Attack.pgd(radius, steps)
+    return lj.tasks.adversarial(task, dataset, attack)
 
 
 def _of_texts(sizes: Sizes) -> Task:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments import (
+    adversarial,
     alignment,
     at_init,
     bert_tickets,
@@ -43,6 +44,7 @@ EXPERIMENTS: tuple[Experiment[Any], ...] = (
     gale.EXPERIMENT,
     bert_tickets.EXPERIMENT,
     language.EXPERIMENT,
-    reinforcement.EXPERIMENT,
     pretraining.EXPERIMENT,
+    reinforcement.EXPERIMENT,
+    adversarial.EXPERIMENT,
 )

@@ -11,7 +11,14 @@ import optax
 
 from experiments import identity
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
-from experiments.kinds import contrasts, encoders, images, language_models, policies
+from experiments.kinds import (
+    adversaries,
+    contrasts,
+    encoders,
+    images,
+    language_models,
+    policies,
+)
 from lottery_jax import errors, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
@@ -103,7 +110,9 @@ class Recipe:
     drop_factor: float = 0.1
     """See `schedule`."""
     warmup: str = "0it"
-    """Linear warm-up from 0 over this many steps."""
+    """Linear warm-up from 0, or `warmup_from`, over this many steps."""
+    warmup_from: float = _later(0.0)
+    """The learning rate that a warm-up begins with, no more than the peak."""
     sweep_learning_rate: tuple[float, ...] = _later(())
     """Peak learning rates, instead of one: all settings train side by side."""
     sweep_weight_decay: tuple[float, ...] = _later(())
@@ -217,6 +226,11 @@ TASKS: Mapping[str, Kind] = {
     "classification": Kind(images.make_classification, images.note, fields=_IMAGES),
     "contrastive": Kind(
         contrasts.make_contrastive, images.note, fields=(*_VIEWED, *contrasts.FIELDS)
+    ),
+    "adversarial": Kind(
+        adversaries.make_adversarial,
+        images.note,
+        fields=(*_IMAGES, *adversaries.FIELDS),
     ),
     "masked_lm": Kind(
         encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
@@ -373,7 +387,8 @@ def in_words(recipe: Recipe) -> str:
     }
     law = laws[recipe.schedule]
     if recipe.warmup.rstrip("itep").strip("0"):
-        law += f", warm-up over {recipe.warmup}"
+        begin = f" from {recipe.warmup_from:g}" if recipe.warmup_from else ""
+        law += f", warm-up{begin} over {recipe.warmup}"
     parts = [f"{recipe.optimizer} at {recipe.learning_rate:g} ({law})"]
     if recipe.optimizer == "sgd" and recipe.momentum:
         parts.append(f"momentum {recipe.momentum:g}")
@@ -522,6 +537,12 @@ def make_optimizer(
             field, getattr(recipe, field), "empty: there is no sweep here"
         )
     fixed = parse_step(recipe, "warmup", steps_per_epoch)
+    errors.within("warmup_from", recipe.warmup_from, 0.0, recipe.learning_rate)
+    if recipe.warmup_from and (swept or not fixed):
+        must = "0 in a sweep" if swept else f"0 with warmup={recipe.warmup!r}"
+        raise errors.wrong("warmup_from", recipe.warmup_from, must)
+    # Of the peak; 0 where the peak is.
+    first = recipe.warmup_from / (recipe.learning_rate or 1.0)
     law = _law(recipe, steps_per_epoch)
 
     def there(name: str, value: float) -> bool:
@@ -536,7 +557,7 @@ def make_optimizer(
     ) -> optax.GradientTransformation:
         rate = law(learning_rate)
         if there("warmup", warmup):
-            rate = _warmed(rate, warmup)
+            rate = _warmed(rate, warmup, first)
         elif recipe.schedule == "constant":
             # At a constant rate optax keeps no counter, and levels start alike.
             rate = learning_rate
@@ -574,7 +595,15 @@ def _law(recipe: Recipe, steps_per_epoch: int) -> Callable[[float], Any]:
     return optax.constant_schedule
 
 
-def _warmed(law: Any, warmup: Any) -> Any:
+def _warmed(law: Any, warmup: Any, first: float) -> Any:
+    """A schedule after its warm-up, which begins at this share of its peak."""
+    if first:
+
+        def from_first(step: Array) -> Array:
+            risen = jnp.minimum(1.0, step / warmup)
+            return law(step) * (first + (1.0 - first) * risen)
+
+        return from_first
     # The first step is taken at rate 0, as in open_lth.
     if isinstance(warmup, jax.Array):  # swept, and perhaps 0
         return lambda step: (

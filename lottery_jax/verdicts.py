@@ -99,6 +99,11 @@ class Metric:
 ERROR = Metric("error", "points", "lower", tolerance=0.002, bounds=(0, 1), scale=100)
 """The share of wrong answers, a fraction in [0, 1], shown in points (hundredths)."""
 
+CLEAN_ERROR = Metric(
+    "clean_error", "points", "lower", tolerance=0.002, bounds=(0, 1), scale=100
+)
+"""The same on images as they are, where `error` is that under attack."""
+
 ACCURACY = Metric(
     "accuracy", "points", "higher", tolerance=0.002, bounds=(0, 1), scale=100
 )
@@ -153,6 +158,7 @@ METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         ERROR,
+        CLEAN_ERROR,
         ACCURACY,
         LOSS,
         PERPLEXITY,

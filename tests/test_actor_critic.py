@@ -302,7 +302,9 @@ def played_in_numpy(task, params, split, greedy=False):
     return np.array(found)
 
 
-@pytest.mark.parametrize("acting", ["sampled", "greedy"])
+@pytest.mark.parametrize(
+    "acting", ["sampled", pytest.param("greedy", marks=pytest.mark.slow)]
+)
 def test_a_policy_is_measured_by_the_episodes_of_fixed_seeds(acting):
     task = made(actions=acting)
     params = task.init(key_of(0))[0]
@@ -355,7 +357,9 @@ class Deaf(nn.Module):
         return Linear()(jnp.nan_to_num(x, posinf=0.0, neginf=0.0))
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, pytest.param(-np.inf, marks=pytest.mark.slow)]
+)
 def test_an_observation_that_is_not_finite_is_a_divergence(value):
     task = made(Deaf(), spoiled(value))
     own = keys.of_replicas(0, range(1))
@@ -456,6 +460,7 @@ def test_rewinding_restores_the_games():
     toys.assert_equal(begun, of().init(key_of(0))[2])
 
 
+@pytest.mark.slow
 def test_it_learns_what_pays():
     """Of two actions one pays, and which one is seen."""
 
@@ -492,6 +497,7 @@ def _two_keys():
 # --- models, and what of them counts --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_functions_of_any_library_are_a_policy():
     def init(key):
         return Linear().init(key, jnp.zeros((1, 2)))["params"]
@@ -506,6 +512,7 @@ def test_functions_of_any_library_are_a_policy():
     assert task.head == module.head == ("(^|/)policy/", "(^|/)value/")
 
 
+@pytest.mark.slow
 def test_a_state_of_the_model_is_that_of_the_observations_it_learned_from():
     class Normed(nn.Module):
         @nn.compact

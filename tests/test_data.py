@@ -437,6 +437,74 @@ def test_what_is_no_image_is_not_adapted(images, found):
         data.grey28(dataset_of(images))
 
 
+def test_as_colour_images_grey_ones_are_repeated_and_smaller_ones_padded():
+    images = draw_images(28, 16, 1)
+    adapted = data.colour32(dataset_of(images))
+    expected = np.zeros((4, 32, 32, 3), np.uint8)
+    expected[:, 2:30, 8:24] = images
+    for split in adapted.arrays.values():
+        np.testing.assert_array_equal(split["image"], expected)
+    assert adapted.shape == (32, 32, 3) and adapted.note == "a note"
+
+
+def test_as_colour_images_those_of_the_right_shape_stay_and_larger_ones_are_resized():
+    images = draw_images(32, 32, 3)
+    adapted = data.colour32(dataset_of(images))
+    np.testing.assert_array_equal(adapted.arrays["test"]["image"], images)
+    values = images / 255.0
+    np.testing.assert_allclose(adapted.mean, values.mean((0, 1, 2)))
+    np.testing.assert_allclose(adapted.std, values.std((0, 1, 2)))
+    large = draw_images(40, 32, 3)
+    adapted = data.colour32(dataset_of(large)).arrays["train"]["image"]
+    np.testing.assert_array_equal(adapted, perturb.resized(large, 32, 32))
+
+
+def test_what_is_no_image_becomes_no_colour_image():
+    vectors = np.zeros((4, 40), np.float32)
+    with pytest.raises(ValueError, match="to become 32x32 colour ones"):
+        data.colour32(dataset_of(vectors))
+
+
+# --- the later classes ----------------------------------------------------------------
+
+
+def test_the_later_classes_are_the_others_renumbered():
+    whole = data.load("digits")
+    first, later = data.load("digits", classes=5), data.load("digits", from_class=5)
+    assert (first.num_classes, later.num_classes) == (5, 5)
+    for split, own in whole.arrays.items():
+        above = own["label"] >= 5
+        np.testing.assert_array_equal(later.arrays[split]["image"], own["image"][above])
+        found = later.arrays[split]["label"]
+        np.testing.assert_array_equal(found, own["label"][above] - 5)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(
+            first.arrays[split]["image"], own["image"][~above]
+        )
+    middle = data.load("digits", from_class=3, classes=5)
+    assert middle.num_classes == 2
+    assert set(middle.arrays["train"]["label"]) == {0, 1}
+    assert data.load("digits", from_class=0).arrays["train"]["label"].max() == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"from_class": 9}, "from_class=9; it must be between 0 and 8, two of 10"),
+        ({"from_class": -1}, "from_class=-1; it must be between 0 and 8"),
+        ({"from_class": 4, "classes": 5}, "from_class=4; it must be between 0 and 3"),
+        ({"from_class": 5.0}, "from_class=5.0; it must be a whole number"),
+        (
+            {"from_class": 5, "subset": 5000},
+            r"subset=5000; it must lie in \[1, \d+\] .*, from_class=5",
+        ),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", **options)
+
+
 # --- USPS -----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from lottery_jax.connectivity import alignment
 from lottery_jax.execution import Execution
 from lottery_jax.models import initializers
 from lottery_jax.tasks import classification, curve
+from lottery_jax.tasks.adversarial import _offset
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,7 @@ KERNELS = {
     "b": {"kernel": np.ones((200, 2), np.float32)},
 }
 IMAGES = np.arange(6 * 8 * 8 * 3, dtype=np.int32).reshape(6, 8, 8, 3)
+FLOATS = (IMAGES / IMAGES.max()).astype(np.float32)
 
 
 def init_of(task):
@@ -108,6 +110,7 @@ DRAWS = {
     "flip": lambda: data.flip(keys.of_seed(8), IMAGES),
     "crop": lambda: data.shift_crop(keys.of_seed(8), IMAGES),
     "flip and crop": lambda: data.flip_and_crop(keys.of_seed(8), IMAGES),
+    "views": lambda: data.views.two(keys.of_seed(8), FLOATS, data.Views(blur=0.5)),
     "order": lambda: TASK.order(keys.of_seed(9), jnp.int32(6)),
     "batch": lambda: toys.classification().batch(
         toys.dataset().arrays, jnp.arange(3, dtype=jnp.int32), keys.of_seed(9), 1
@@ -116,6 +119,7 @@ DRAWS = {
         models.units(models.make("mlp-6", 4), PLAIN.shapes[0]),
         *(PLAIN.shapes[0], keys.of_seed(10)),
     ),
+    "starts of attacks": lambda: _offset(keys.of_seed(11), (3, 2)),
     "programs": drawn_by_programs,
 }
 

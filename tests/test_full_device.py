@@ -27,6 +27,7 @@ from lottery_jax import (
     keys,
     models,
     pretrained,
+    probes,
     training,
     trees,
 )
@@ -222,6 +223,31 @@ def given(where):
     return start, where.room.within(where.execution), ()
 
 
+def probed(where):
+    dataset = toys.pictures()
+    model = models.ResNet(4, (1,), 2)
+
+    def init(key):
+        made = dict(model.init(key, np.zeros((1, *dataset.shape), np.float32)))
+        return lj.Network(made.pop("params"), made)
+
+    networks = trees.host(jax.vmap(init)(keys.of_replicas(0, range(3)).init))
+    train, test = (
+        probes.features(
+            model, networks, dataset.arrays[s]["image"], dataset, where=where
+        )
+        for s in ("train", "test")
+    )
+    labels = [dataset.arrays[split]["label"] for split in ("train", "test")]
+    given = (train, labels[0], test, labels[1])
+    found = {
+        "nearest": probes.nearest(*given, neighbours=5, where=where),
+        "linear": probes.linear(*given, steps=5, where=where),
+        "features": test,
+    }
+    return found, where.room.within(where.execution), ()
+
+
 SCENARIOS = (
     study,
     retraining,
@@ -230,6 +256,7 @@ SCENARIOS = (
     measured,
     pruned_at_init,
     given,
+    probed,
 )
 
 

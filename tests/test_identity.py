@@ -129,6 +129,14 @@ HASHES = {
         "minilm": "c1a621b6",
         "bert-base-paper": "f607f392",
     },
+    "adversarial": {
+        "lenet-fashion": "38002cb3",
+        "collapse-mnist": "125b2de7",
+        "boosting-fashion": "df0bd61b",
+        "resnet20-cifar10": "c2bc9e23",
+        "vgg16-cifar10-paper": "fe35dcf8",
+        "vgg16-cifar10-boosting": "863bfd53",
+    },
 }
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -161,6 +169,7 @@ FREE = {
     "language": {"levels", "target_density", "tolerance", "replicas"},
     "reinforcement": {"levels", "target_density", "tolerance", "threshold", "replicas"},
     "bert_tickets": {"tolerance"},
+    "adversarial": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""
 

@@ -1002,6 +1002,8 @@ _NO_SWEEP = [
     ({"replica": [1]}, "sweep='replica'; it must be a name that results do not have"),
     ({"learning_rate": [1]}, "tx=a Grad.*; it must be a function of learning_rate"),
 ]
+PROJECTS = lj.models.make("mlp-3", 4, head="projection")
+
 
 ENTRANCES = {
     "imp.run": (
@@ -1091,6 +1093,16 @@ ENTRANCES = {
     ),
     "data.grey28": (
         data.grey28,
+        lambda g: dict(dataset=TOY),
+        {
+            "dataset": [
+                (lambda: TOY.arrays, "dataset=a dict; it must be a .*Dataset"),
+                (lambda: TOY, r"dataset: examples of toy=float32 of shape \(8,\)"),
+            ]
+        },
+    ),
+    "data.colour32": (
+        data.colour32,
         lambda g: dict(dataset=TOY),
         {
             "dataset": [
@@ -1416,6 +1428,37 @@ ENTRANCES = {
                 (("body",), "exclude=.*: pattern 'body' matches no leaf"),
             ],
             "head": [({"head": 1}, "head=a dict; it must be a tuple of names")],
+        },
+    ),
+    "tasks.contrastive": (
+        lj.tasks.contrastive,
+        lambda g: dict(dataset=toys.pictures(), model=PROJECTS, batch_size=10),
+        {
+            "dataset": [
+                (lambda: TOY.arrays, "dataset=a dict; it must be a .*Dataset"),
+                (lambda: TOY, r"shape of an example=\(8,\); it must be \[H, W, 1\] or"),
+            ],
+            "model": [(3, "model=3; it must be a Linen module")],
+            "init": [(linear, "given are .'model', 'init'.; it must be either")],
+            "apply": [(product, "given are .'model', 'apply'.; it must be either")],
+            "batch_size": [
+                (10.0, "batch_size=10.0; it must be a whole number, between 2 and 44"),
+                (1, "batch_size=1; it must be between 2 and 44, the training images"),
+            ],
+            "temperature": [
+                ("low", "temperature='low'; it must be a number"),
+                (0.0, "temperature=0.0; it must be above 0"),
+            ],
+            "views": [
+                ("strong", "views='strong'; it must be a lottery_jax.data.Views")
+            ],
+            "evaluation_batch": [(1, "evaluation_batch=1; it must be 2 or more")],
+            "prunable": [("kernel", "prunable='kernel'; it must be a function")],
+            "exclude": [(("body",), "exclude=.*: pattern 'body' matches no leaf")],
+            "head": [
+                ({"head": 1}, "head=a dict; it must be a tuple of names"),
+                (("body",), "head=.*: pattern 'body' matches no leaf"),
+            ],
         },
     ),
     "tasks.curve": (

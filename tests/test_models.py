@@ -1,12 +1,16 @@
 """Models: published counts, BatchNorm against NumPy, the laws of initialisation."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
 
-from lottery_jax import models
+from lottery_jax import compact, masks, models, trees
+from lottery_jax.keys import of_seed
 from lottery_jax.models import initializers, layers
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -105,6 +109,111 @@ def test_one_interface(name, image, classes):
     assert logits == jax.eval_shape(evaluate, variables, batch)
     rest = {k: v for k, v in variables.items() if k != "params"}
     assert jax.tree.structure(state) == jax.tree.structure(rest)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("lenet-6-5", (8,)),
+        ("residual-mlp-5", (8,)),
+        ("conv-2-2", (4, 4, 1)),
+        ("vgg-11-2", (16, 16, 3)),
+        ("resnet-8-2", (8, 8, 3)),
+        ("imagenet-resnet-50-2", (16, 16, 3)),
+    ],
+)
+def test_only_the_head_of_a_network_differs_with_its_head(name, shape):
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    linear = models.make(name, 4)
+    projects = models.make(name, 7, head="projection", hidden=3)
+
+    def all_of(model):
+        return jax.eval_shape(model.init, of_seed(0), x)
+
+    one, other = (trees.by_path(all_of(model)) for model in (linear, projects))
+    heads = {path for path in other if path.startswith("params/head/")}
+    assert heads == {
+        f"params/head/{layer}/{leaf}"
+        for layer in ("hidden", "output")
+        for leaf in ("kernel", "bias")
+    }
+    assert other["params/head/output/kernel"].shape == (3, 7)
+    width = one["params/head/kernel"].shape[0]
+    assert other["params/head/hidden/kernel"].shape == (width, 3)
+    rest = {path: leaf for path, leaf in other.items() if path not in heads}
+    gone = ("params/head/kernel", "params/head/bias")
+    assert rest == {path: leaf for path, leaf in one.items() if path not in gone}
+    bare = models.headless(projects)
+    assert models.headless(linear) == dataclasses.replace(bare, num_classes=4)
+    said = jax.eval_shape(bare.apply, all_of(projects), x)
+    assert said.shape == (1, width)
+    # As wide as the representation, unless it is said.
+    wide = all_of(models.make(name, 7, head="projection"))
+    assert wide["params"]["head"]["hidden"]["kernel"].shape == (width, width)
+
+
+def test_a_projection_is_two_layers_with_a_relu_between():
+    model = models.make("mlp-5", 4, head="projection", hidden=3)
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    variables = model.init(of_seed(1), x)
+    found = model.apply(variables, x)
+    own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+
+    def layer(y, name):
+        return y @ name["kernel"] + name["bias"]
+
+    body = np.maximum(layer(x, own["dense_0"]), 0)
+    np.testing.assert_allclose(
+        models.headless(model).apply(variables, x), body, rtol=1e-5, atol=1e-6
+    )
+    hidden = np.maximum(layer(body, own["head"]["hidden"]), 0)
+    expected = layer(hidden, own["head"]["output"])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_without_its_dead_units_has_a_projection_too():
+    model = models.make("mlp-5", 4, head="projection")
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    params = model.init(of_seed(1), x)["params"]
+    mask = masks.ones_like(params)
+    head = mask["head"]
+    head["hidden"]["kernel"] = head["hidden"]["kernel"].at[1].set(False)
+    head["output"]["kernel"] = head["output"]["kernel"].at[2].set(False)
+    params = masks.apply(mask, params)
+    small = compact.shrink(model, compact.Subnetwork(params, mask))
+    assert small.params["dense_0"]["kernel"].shape == (8, 4)
+    assert small.params["head"]["hidden"]["kernel"].shape == (4, 4)
+    assert small.params["head"]["output"]["kernel"].shape == (4, 4)
+    np.testing.assert_allclose(
+        model.apply({"params": small.params}, x),
+        model.apply({"params": params}, x),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_units_without_a_head_are_outputs():
+    bare = models.headless(models.make("mlp-5", 4))
+    with pytest.raises(ValueError, match="choices.head='none'; it must be 'linear' or"):
+        bare.unit_plan()
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"head": "mlp"}, "head='mlp'; it must be one of linear, projection, none"),
+        ({"head": "projection", "hidden": 0}, "hidden=0; it must be 1 or more"),
+        ({"hidden": 3}, "hidden=3; it must be None: head='linear' has no hidden"),
+    ],
+)
+def test_heads_that_are_none_are_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        models.make("mlp-5", 4, **choices)
+
+
+def test_a_model_without_choices_has_no_representation():
+    with pytest.raises(ValueError, match="model=Dense; it must be a model of images"):
+        models.headless(nn.Dense(3))
 
 
 def test_where_biases_are():

@@ -202,7 +202,7 @@ def test_views_have_the_shape_and_the_range_of_images(channels):
     first, second = views.two(KEY, images, EVERYTHING)
     for one in (first, second):
         assert one.shape == images.shape and one.dtype == jnp.float32
-        assert 0 <= float(one.min()) and float(one.max()) <= 1
+        assert float(one.min()) >= 0 and float(one.max()) <= 1
     assert not np.any(np.all(np.asarray(first == second), axis=(1, 2, 3)))
 
 

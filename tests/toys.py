@@ -75,6 +75,28 @@ def dataset(seed: int = 0) -> Dataset:
     return Dataset(arrays, 4, (8,), (0.0,), (1.0,), "toy")
 
 
+def pictures(channels: int = 3, number: int = 44, side: int = 8) -> Dataset:
+    """Noise as uint8 images: some to train on, ten to validate on and eleven to test on."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: {
+            "image": rng.integers(0, 256, (n, side, side, channels), np.uint8),
+            "label": (np.arange(n) % 4).astype(np.int32),
+        }
+        for name, n in (("train", number), ("validation", 10), ("test", 11))
+    }
+    shape = (side, side, channels)
+    return Dataset(arrays, 4, shape, (0.5,), (0.25,), "pictures")
+
+
+def contrastive(model: nn.Module | None = None, **options) -> Task:
+    """Four steps an epoch of 10 pictures; prunable weights outside of the head."""
+    if model is None:
+        choices = lj.models.Choices(head="projection", hidden=5)
+        model = lj.models.ResNet(6, (1,), 2, choices=choices)
+    return lj.tasks.contrastive(pictures(), model, **{"batch_size": 10} | options)
+
+
 def classification(model: nn.Module | None = None, seed: int = 0, **options) -> Task:
     """Five steps an epoch, prunable weights 8 x 12 + 12 x 4."""
     return lj.tasks.classification(

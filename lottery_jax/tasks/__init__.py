@@ -1,6 +1,8 @@
 """Everything that is trained, as a `Task`."""
 
 from lottery_jax.tasks.actor_critic import actor_critic as actor_critic
+from lottery_jax.tasks.adversarial import Attack as Attack
+from lottery_jax.tasks.adversarial import adversarial as adversarial
 from lottery_jax.tasks.anchored import Anchored as Anchored
 from lottery_jax.tasks.anchored import anchor as anchor
 from lottery_jax.tasks.anchored import anchored as anchored
