@@ -873,8 +873,8 @@ REINFORCEMENT: Table = {
     ),
     "cartpole-paper": (
         "Yu et al.: the same network and batch, RMSprop 1e-4, 20 epochs of 160 games (at "
-        "full length 5,000 steps), rewound to epoch 1, 20 levels of 20%, 3 replicas. A quarter "
-        "of an hour on 2 cores (not run).",
+        "full length 5,000 steps), rewound to epoch 1, 20 levels of 20%, 3 replicas. A "
+        "quarter of an hour on 2 cores (not run).",
         {
             **_POLICIES, "data": "cartpole-v0", "model": "actor-critic-128-128-128",
             "learning_rate": 1e-4, "steps": "5000it", "rewind_step": "250it",
