@@ -41,8 +41,8 @@ class Config(procedures.Config, policies.Playing):
     """Everything that a study is determined by, and where and how it runs."""
 
     branches: int = 2
-    """Policies that go on from each of two steps, 0 and the rewind step, under different
-    noise; 0 for none."""
+    """Policies that go on from the rewind step, and from step 0 if that is `beside`, under
+    different noise; 0 for none."""
     branch_levels: tuple[int, ...] = (0, 5)
     """Levels of pruning at which they do; level 0 is dense."""
     alphas: int = 11
@@ -74,14 +74,40 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     results = procedures.one(setup, ids, where, "reinforcement")
     if not setup.cfg.branches:
         return results
-    return results.merge(between_branches(setup, ids, where))
+    found = between_branches(setup, ids, where)
+    for name in found:
+        found[name] = found[name].where(_sound(results, setup.cfg, found))
+    return results.merge(found)
+
+
+def _sound(results: "xr.Dataset", cfg: Config, found: "xr.Dataset") -> "xr.DataArray":
+    """Where neither a ticket diverged nor what its mask was made from.
+
+    Returns:
+      Bools, `[branched_at, branch_level, replica]`.
+    """
+    late = results["diverged"].sel(arm="ticket").isel(chain=0, drop=True)
+    steps = found["branched_at"].values.tolist()
+    flags = [
+        results["beside_diverged"].sel(procedure="from_0", drop=True)
+        if step == 0 and "from_0" in cfg.beside
+        else late
+        for step in steps
+    ]
+    levels = {"level": list(cfg.branch_levels)}
+    rows = [
+        flag.drop_vars("arm", errors="ignore").sel(levels).rename(level="branch_level")
+        for flag in flags
+    ]
+    values = [row.transpose("branch_level", "replica").values == 0 for row in rows]
+    return found["path_fall"].isel(pair=0, drop=True).copy(data=np.stack(values))
 
 
 def between_branches(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     """The return on the lines between policies that differ in noise alone.
 
-    They go on from the stored tickets of some levels, with a fresh optimizer, as the next
-    level would.
+    They go on from the stored tickets of some levels, with a fresh optimizer and fresh
+    games: a ticket's file holds none.
 
     Args:
       setup: from `prepare`.

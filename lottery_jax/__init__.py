@@ -41,8 +41,10 @@ from lottery_jax.execution import Where as Where
 # What is trained.
 from lottery_jax import convolution as convolution
 from lottery_jax import data as data
+from lottery_jax import environments as environments
 from lottery_jax import models as models
 from lottery_jax import pretrained as pretrained
+from lottery_jax import probes as probes
 from lottery_jax import tasks as tasks
 from lottery_jax import types as types
 from lottery_jax.types import Mask as Mask

@@ -129,6 +129,11 @@ HASHES = {
         "minilm": "c1a621b6",
         "bert-base-paper": "f607f392",
     },
+    "pretraining": {
+        "resnet8-cifar10": "336c35f1",
+        "resnet20-cifar10": "28ae33a2",
+        "resnet18-cifar10": "eb4d7de8",
+    },
     "adversarial": {
         "lenet-fashion": "38002cb3",
         "collapse-mnist": "125b2de7",
@@ -169,6 +174,7 @@ FREE = {
     "language": {"levels", "target_density", "tolerance", "replicas"},
     "reinforcement": {"levels", "target_density", "tolerance", "threshold", "replicas"},
     "bert_tickets": {"tolerance"},
+    "pretraining": {"tolerance", "replicas"},
     "adversarial": {"tolerance", "replicas"},
 }
 """What changes no number of a replica, beside where and how it runs."""

@@ -1,6 +1,7 @@
 """Tickets on other tasks as experiments: what trains there, and what is concluded."""
 
 import dataclasses
+import types
 import itertools
 
 import numpy as np
@@ -288,8 +289,14 @@ def test_overlap_by_chance_knows_the_density_of_each_layer():
         return tickets.Ticket(mask, params, state, {})
 
     a, b = with_densities(0.9, 0.2), with_densities(0.3, 0.8)
-    found = {name: {1: [one]} for name, one in zip("ab", (a, b))}
-    shared, chance = pairs.overlaps(found, {"a": setup, "b": setup})
+    def found(one, diverged):
+        flags = np.full((1, 1, 1, 2), diverged, np.int8)  # chain, arm, replica, level
+        study = types.SimpleNamespace(records={"diverged": ((), flags)})
+        return pairs.Found(study, {1: [one]})
+
+    both_set_up = {"a": setup, "b": setup}
+    sound = {"a": found(a, 0), "b": found(b, 0)}
+    shared, chance = pairs.overlaps(sound, both_set_up)
     parts = [
         (a.mask[layer]["kernel"], b.mask[layer]["kernel"])
         for layer in ("dense_0", "dense_1")
@@ -299,6 +306,10 @@ def test_overlap_by_chance_knows_the_density_of_each_layer():
     np.testing.assert_allclose(chance[0, 1, 0, 0], expected, rtol=1e-12)
     both = sum((x & y).sum() for x, y in parts)
     np.testing.assert_allclose(shared[0, 1, 0, 0], both / alive, rtol=1e-12)
+    # A mask of weights that diverged has nothing in common with another.
+    broken = pairs.overlaps(sound | {"b": found(b, 1)}, both_set_up)
+    for values in broken:
+        assert np.isnan(values[:, :, 0, 0]).tolist() == [[False, True], [True, True]]
 
 
 # --- what is concluded ----------------------------------------------------------------

@@ -233,7 +233,7 @@ def _mask(name: str) -> str:
 
 def _pretrained(outcome: Outcome) -> Rows:
     results = outcome.results
-    error = results["pretraining_error"]
+    error = results["pretraining_error"].where(results["pretraining_diverged"] == 0)
     rows = [
         [
             NAMES[source],
@@ -255,7 +255,7 @@ def _pretrained(outcome: Outcome) -> Rows:
 def conclusions(outcome: Outcome) -> list[str]:
     """How often each claim holds; who diverged."""
     found = display.claims(outcome.judged)
-    for name in ("native", "carried"):
+    for name in ("native", "carried", "pretraining"):
         if number := int((outcome.results[f"{name}_diverged"] != 0).sum()):
             found.append(
                 f"Diverged, or pruned by weights that did, and left out of every average: "
@@ -317,7 +317,8 @@ def _common(outcome: Outcome) -> Any:
                 continue
             at = both.sel(mask=one, other=other).transpose("replica", "layer")
             found[f"in the mask of {_mask(other)}"] = 100 * at.values
-        by_chance = chance.sel(mask=one).mean(("other", "replica"))
+        others = [other for other in names if other != one]
+        by_chance = chance.sel(mask=one, other=others).mean(("other", "replica"))
         found["by chance"] = 100 * by_chance.values[None]
         panels[f"of the {_mask(one)} ticket"] = plots.Panel(found)
     at = 100 * densities(results)[last]

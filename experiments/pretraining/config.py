@@ -91,7 +91,7 @@ class Config(Where, Contrasting, Recipe):
     """Of the nearest-neighbour probe of pre-trained networks."""
     every: int = 100
     """Steps of a segment; checkpoints are written between segments."""
-    replicas: int = 3
+    replicas: int = dataclasses.field(default=3, metadata=FREE)
     """Independent runs, each with its own initialisation, pre-training and noise."""
     tolerance: float = dataclasses.field(default=0.002, metadata=FREE)
     """How far above the dense network's error a matching ticket may be."""

@@ -174,13 +174,13 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
       where: it runs; every part has a folder of its own.
 
     Returns:
-      What `on_target` returns with an axis of the targets; `pretraining_error` and its
-      `pretraining_density [source, replica, level]`, of the tickets of a pre-training on
-      the pre-training itself; `probe_error [target, origin, probe, replica]`; and what masks
-      have in common in each layer, those of pre-trainings, and those of the first target
-      from each start: `alive [mask, layer, travelling, replica]`, `both` and `chance [mask,
-      other, layer, travelling, replica]`, where `travelling` are the levels whose tickets
-      are taken downstream.
+      What `on_target` returns with an axis of the targets; `pretraining_error`,
+      `..._density` and `..._diverged [source, replica, level]`, of the tickets of a
+      pre-training on the pre-training itself; `probe_error [target, origin, probe,
+      replica]`; and what masks have in common in each layer, those of pre-trainings, and
+      those of the first target from each start: `alive [mask, layer, travelling, replica]`,
+      `both` and `chance [mask, other, layer, travelling, replica]`, where `travelling` are
+      the levels whose tickets are taken downstream.
     """
     cfg: Config = next(iter(setups.values())).cfg
     ready = points(setups, ids, where.below("points"))
@@ -200,13 +200,14 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
             named = {f"{name} from {origin}": at for origin, at in own.items()}
             masks_of |= named
             tasks_of |= dict.fromkeys(named, setups[name])
-    common = pairs.common({k: v.tickets for k, v in masks_of.items()}, tasks_of)
+    common = pairs.common(masks_of, tasks_of)
     out: Arrays = {
         name: (("target", *axes), np.stack([part[name][1] for part in parts]))
         for name, (axes, _) in parts[0].items()
     }
     own_axes = ("source", "replica", "level")
-    for name, kept in (("error", "test_error"), ("density", "density")):
+    for name in ("error", "diverged", "density"):
+        kept = "test_error" if name == "error" else name
         each = [one.study.records[kept][1][0, 0] for one in found.values()]
         out[f"pretraining_{name}"] = (own_axes, np.stack(each))
     layers = ("layer", "travelling", "replica")

@@ -411,7 +411,7 @@ def one(
         name: (("target", *axes), np.stack([part[name][1] for part in parts]))
         for name, (axes, _) in parts[0].items()
     }
-    shared, chance = overlaps({s: found[s].tickets for s in own.sources}, setups)
+    shared, chance = overlaps({s: found[s] for s in own.sources}, setups)
     among = ("source", "other", "level", "replica")
     out |= {"overlap": (among, shared), "overlap_by_chance": (among, chance)}
     coordinates = {
@@ -463,18 +463,17 @@ class Common(NamedTuple):
     layers: list[str]
 
 
-def common(
-    found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
-    setups: Mapping[str, Setup],
-) -> Common:
+def common(found: Mapping[str, Found], setups: Mapping[str, Setup]) -> Common:
     """What masks of several sources have in common, layer by layer.
 
+    Masks that were made from weights that diverged have nothing: nan.
+
     Args:
-      found: tickets by source, level and replica.
+      found: the pruning studies of the sources.
       setups: of the sources; the layers that count are those of each.
     """
     tasks = {name: setups[name].task for name in found}
-    flat = [_bodies(found[name], task) for name, task in tasks.items()]
+    flat = [_bodies(found[name].tickets, task) for name, task in tasks.items()]
     first = next(iter(tasks.values()))
     flags = masks.resolve(first.shapes[0], masks.of_task(first))
     layers = [path for path, on in zip(trees.paths(first.shapes[0]), flags) if on]
@@ -490,19 +489,26 @@ def common(
     def pairs(count: Callable[..., float]) -> np.ndarray:
         return np.array([[counted(count, a, b) for b in flat] for a in flat])
 
+    gone = np.array([broken(one, list(one.tickets)) > 0 for one in found.values()])
     alive = np.array([counted(np.sum, a) for a in flat])
+    either = (gone[:, None] | gone)[:, :, None]
     both = pairs(lambda x, y: np.sum(x & y))
-    return Common(alive, both, pairs(lambda x, y: x.sum() * y.mean()), layers)
+    chance = pairs(lambda x, y: x.sum() * y.mean())
+    return Common(
+        np.where(gone[:, None], np.nan, alive),
+        np.where(either, np.nan, both),
+        np.where(either, np.nan, chance),
+        layers,
+    )
 
 
 def overlaps(
-    found: Mapping[str, Mapping[int, Sequence[tickets.Ticket]]],
-    setups: Mapping[str, Setup],
+    found: Mapping[str, Found], setups: Mapping[str, Setup]
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much masks of two sources have in common, and what they would have by chance.
 
     Args:
-      found: tickets by source, level and replica.
+      found: the pruning studies of the sources.
       setups: of the sources.
 
     Returns:

@@ -45,15 +45,27 @@ class _Adapted:
         observation, after, reward, terminated, *_ = self.moved(
             key, state.state, action, self.params
         )
-        # Counters of Python's numbers come back as arrays, of the dtype they began with.
-        after = jax.tree.map(
-            lambda new, old: jnp.asarray(new, old.dtype), after, state.state
-        )
+        after = jax.tree.map(_as_before, after, state.state)
         reward, ends = jnp.asarray(reward, jnp.float32), jnp.asarray(terminated)
         return _shown(after, observation), reward, ends.astype(jnp.bool_)
 
     def observe(self, state: _Shown) -> Array:
         return state.observation
+
+
+def _as_before(new: Any, old: Array) -> Array:
+    """A leaf of the next state, of the dtype that it began with.
+
+    Counters that are Python's numbers come back wider. A whole number that becomes a real
+    one is left, for `check` to refuse: it would lose what is behind the point.
+    """
+    new = jnp.asarray(new)
+    kinds = (jnp.integer, jnp.floating, jnp.bool_)
+    alike = any(
+        jnp.issubdtype(new.dtype, kind) and jnp.issubdtype(old.dtype, kind)
+        for kind in kinds
+    )
+    return new.astype(old.dtype) if alike else new
 
 
 def _shown(state: PyTree, observation: Array) -> _Shown:

@@ -194,6 +194,7 @@ class _Contrastive:
         return {"loss": jnp.mean(loss), "error": jnp.mean(error)}
 
     def outputs(self, params: Params, model_state: ModelState, batch: Batch) -> Array:
+        """Projections of both views, first all first ones: `[2 B, d]`."""
         images = _together(batch)["image"]
         return self.model.apply(params, model_state, images, train=False)[0]
 
