@@ -384,12 +384,13 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         yield f"learning_{100 * density:g}", _learning(outcome, density), sooner_
 
 
-def _title(outcome: Outcome) -> str:
+def _title(outcome: Outcome, more: str = "") -> str:
     cfg = outcome.cfg
-    title = f"{outcome.preset}: {outcome.networks}, trained again by {cfg.attack}, "
-    title += f"measured by PGD-{cfg.measured_steps} of radius {cfg.radius:.3g}"
+    attacks = f"trained again by {cfg.attack}, measured by PGD-{cfg.measured_steps}, "
+    attacks += f"radius {cfg.radius:.3g}"
     number = outcome.results.sizes["replica"]
-    return f"{title}\nmean of {number} replicas, bars: min to max"
+    means = f"mean of {number} replicas, bars: min to max{more}"
+    return f"{outcome.preset}: {outcome.networks}\n{attacks}\n{means}"
 
 
 def _over_length(outcome: Outcome, field: str) -> Any:
@@ -437,7 +438,7 @@ def _over_density(outcome: Outcome) -> Any:
         density,
         panels,
         ylabel=[f"{kind} test accuracy (%)" for kind in KINDS.values()],
-        title=f"{_title(outcome)}; {length} steps",
+        title=_title(outcome, f"; {length} steps"),
         columns=results.sizes["finder"],
     )
 
@@ -461,5 +462,5 @@ def _learning(outcome: Outcome, density: float) -> Any:
         lines,
         xlabel="step of training again",
         ylabel="robust validation accuracy (%)",
-        title=f"{_title(outcome)}; {100 * density:g}% of the weights",
+        title=_title(outcome, f"; {100 * density:g}% of the weights"),
     )
