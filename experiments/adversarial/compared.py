@@ -43,16 +43,25 @@ def accuracy(results: "xr.Dataset", field: str, of: str = "") -> "xr.DataArray":
 
 
 def steps_to(results: "xr.Dataset", reach: float, of: str = "") -> "xr.DataArray":
-    """The first validated step at which a robust accuracy is reached; nan for never.
+    """The step at which a robust accuracy is first reached; nan for never.
+
+    Between two validations by a straight line. What is reached at the first of them counts
+    as reached there: before, nothing is known.
 
     Args:
       results: of the study.
       reach: the accuracy, a fraction, on the validation split.
       of: "" for tickets and controls, or "dense_".
     """
-    there = 1 - results[f"{of}curve"] >= reach  # False where nan
-    steps = results["step"].where(there.where(results[f"{of}diverged"] == 0, 0) > 0)
-    return steps.min("point")
+    found = 1 - results[f"{of}curve"]
+    steps = results["step"].broadcast_like(found)
+    there = (found >= reach) & (results[f"{of}diverged"] == 0)  # False where nan
+    first = there.argmax("point")
+    before = (first - 1).clip(min=0)
+    low, high = found.isel(point=before), found.isel(point=first)
+    begin, end = steps.isel(point=before), steps.isel(point=first)
+    between = begin + (end - begin) * (reach - low) / (high - low)
+    return between.where(first > 0, end).where(there.any("point"))
 
 
 # --- verdicts -------------------------------------------------------------------------
@@ -111,7 +120,7 @@ def _of_longest(
     at, judged = {"rate": rate, "length": length}, list[Judged]()
     for where, reach in itertools.product(_chains(results), cfg.reach):
         steps = steps_to(results, reach).sel(at | where)
-        place = _place(results, at | where) | {"reach": reach}
+        place = _place(results, at | where) | {"accuracy": reach}
         for arm in _controls(results):
             claim = f"ticket sooner at a robust accuracy than {arm.replace('_', ' ')}"
             found = sooner(
@@ -162,7 +171,7 @@ def _of_longest(
                     claim=claim,
                     replicas=replicas,
                 )
-                judged.append(Judged(place | {"reach": reach}, claim, found))
+                judged.append(Judged(place | {"accuracy": reach}, claim, found))
     for where in _chains(results):
         place = _place(results, at | where)
         share = measured(results, "commonest_answer").sel(
@@ -318,8 +327,8 @@ def _steps(outcome: Outcome) -> Rows:
             row += [_reached(here.sel(arm=arm).values) for arm in arms]
             rows.append([*row, _reached(dense.values)])
     title = (
-        f"Steps of {length} to a robust validation accuracy, validated every "
-        f"{outcome.cfg.validate_every}: mean [min, max] of the replicas that reach it"
+        f"Steps of {length} to a robust validation accuracy, by lines between validations "
+        f"every {outcome.cfg.validate_every}: mean [min, max] of replicas that reach it"
     )
     header = ["rate", "robust accuracy %", "finder", "density %"]
     header += [*(arm.replace("_", " ") for arm in arms), "dense"]
