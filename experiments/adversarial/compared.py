@@ -286,7 +286,7 @@ def _place(results: "xr.Dataset", where: dict[str, Any]) -> dict[str, Any]:
 def tables(outcome: Outcome) -> list[Rows]:
     """Accuracies of tickets and controls; steps to robust accuracies; the finders."""
     each = [_accuracies(outcome, field) for field in KINDS]
-    return [*each, _steps(outcome), _finders(outcome)]
+    return [*each, _steps(outcome), _collapsed(outcome), _finders(outcome)]
 
 
 def _accuracies(outcome: Outcome, field: str) -> Rows:
@@ -341,6 +341,27 @@ def _reached(steps: np.ndarray) -> str:
         return "never"
     text = mean_range(steps, 0)
     return f"{text}, never {never} of {len(steps)}" if never else text
+
+
+def _collapsed(outcome: Outcome) -> Rows:
+    results = outcome.results
+    at, arms = {"rate": -1, "length": -1}, results["arm"].values.tolist()
+    field = "commonest_answer"
+    values, dense = (
+        100 * measured(results, field, of).isel(at) for of in ("", "dense_")
+    )
+    rows = []
+    for where in _chains(results):
+        row = [where["finder"], f"{100 * where['density']:g}"]
+        here = values.sel(where)
+        row += [mean_range(here.sel(arm=arm).values, 1) for arm in arms]
+        rows.append([*row, mean_range(dense.values, 1)])
+    title = (
+        "Clean test answers that are a network's commonest, in %, after the longest "
+    )
+    title += "training at the highest rate: mean [min, max]; 100 has collapsed"
+    header = ["finder", "density %", *(arm.replace("_", " ") for arm in arms), "dense"]
+    return Rows(title, header, rows)
 
 
 def _finders(outcome: Outcome) -> Rows:
