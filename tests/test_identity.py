@@ -136,7 +136,7 @@ HASHES = {
     },
     "adversarial": {
         "lenet-fashion": "38002cb3",
-        "collapse-mnist": "125b2de7",
+        "collapse-mnist": "dfdd0f7f",
         "boosting-fashion": "df0bd61b",
         "resnet20-cifar10": "c2bc9e23",
         "vgg16-cifar10-paper": "fe35dcf8",

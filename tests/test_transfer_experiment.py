@@ -1,8 +1,8 @@
 """Tickets on other tasks as experiments: what trains there, and what is concluded."""
 
 import dataclasses
-import types
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -289,6 +289,7 @@ def test_overlap_by_chance_knows_the_density_of_each_layer():
         return tickets.Ticket(mask, params, state, {})
 
     a, b = with_densities(0.9, 0.2), with_densities(0.3, 0.8)
+
     def found(one, diverged):
         flags = np.full((1, 1, 1, 2), diverged, np.int8)  # chain, arm, replica, level
         study = types.SimpleNamespace(records={"diverged": ((), flags)})

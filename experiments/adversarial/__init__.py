@@ -33,8 +33,8 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     default="lenet-fashion",
     tiny="--data digits --model mlp-4 --subset 200 --steps 2it --lengths 2it 4it "
-    "--validate-every 2 --batch-size 20 --attack-steps 2 --measured-steps 2 "
-    "--examples 20 --finders fgsm pgd --replicas 2",
+    "--validate-every 2 --batch-size 20 --attack-steps 2 --measured-steps 2 --examples 20 "
+    "--finders fgsm pgd --replicas 2",
     prepare=prepare,
     one=trained.one,
     judge=compared.judge,

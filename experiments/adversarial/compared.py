@@ -43,16 +43,25 @@ def accuracy(results: "xr.Dataset", field: str, of: str = "") -> "xr.DataArray":
 
 
 def steps_to(results: "xr.Dataset", reach: float, of: str = "") -> "xr.DataArray":
-    """The first validated step at which a robust accuracy is reached; nan for never.
+    """The step at which a robust accuracy is first reached; nan for never.
+
+    Between two validations by a straight line. What is reached at the first of them counts
+    as reached there: before, nothing is known.
 
     Args:
       results: of the study.
       reach: the accuracy, a fraction, on the validation split.
       of: "" for tickets and controls, or "dense_".
     """
-    there = 1 - results[f"{of}curve"] >= reach  # False where nan
-    steps = results["step"].where(there.where(results[f"{of}diverged"] == 0, 0) > 0)
-    return steps.min("point")
+    found = 1 - results[f"{of}curve"]
+    steps = results["step"].broadcast_like(found)
+    there = (found >= reach) & (results[f"{of}diverged"] == 0)  # False where nan
+    first = there.argmax("point")
+    before = (first - 1).clip(min=0)
+    low, high = found.isel(point=before), found.isel(point=first)
+    begin, end = steps.isel(point=before), steps.isel(point=first)
+    between = begin + (end - begin) * (reach - low) / (high - low)
+    return between.where(first > 0, end).where(there.any("point"))
 
 
 # --- verdicts -------------------------------------------------------------------------
@@ -111,7 +120,7 @@ def _of_longest(
     at, judged = {"rate": rate, "length": length}, list[Judged]()
     for where, reach in itertools.product(_chains(results), cfg.reach):
         steps = steps_to(results, reach).sel(at | where)
-        place = _place(results, at | where) | {"reach": reach}
+        place = _place(results, at | where) | {"accuracy": reach}
         for arm in _controls(results):
             claim = f"ticket sooner at a robust accuracy than {arm.replace('_', ' ')}"
             found = sooner(
@@ -162,7 +171,7 @@ def _of_longest(
                     claim=claim,
                     replicas=replicas,
                 )
-                judged.append(Judged(place | {"reach": reach}, claim, found))
+                judged.append(Judged(place | {"accuracy": reach}, claim, found))
     for where in _chains(results):
         place = _place(results, at | where)
         share = measured(results, "commonest_answer").sel(
@@ -277,7 +286,7 @@ def _place(results: "xr.Dataset", where: dict[str, Any]) -> dict[str, Any]:
 def tables(outcome: Outcome) -> list[Rows]:
     """Accuracies of tickets and controls; steps to robust accuracies; the finders."""
     each = [_accuracies(outcome, field) for field in KINDS]
-    return [*each, _steps(outcome), _finders(outcome)]
+    return [*each, _steps(outcome), _collapsed(outcome), _finders(outcome)]
 
 
 def _accuracies(outcome: Outcome, field: str) -> Rows:
@@ -318,8 +327,8 @@ def _steps(outcome: Outcome) -> Rows:
             row += [_reached(here.sel(arm=arm).values) for arm in arms]
             rows.append([*row, _reached(dense.values)])
     title = (
-        f"Steps of {length} to a robust validation accuracy, validated every "
-        f"{outcome.cfg.validate_every}: mean [min, max] of the replicas that reach it"
+        f"Steps of {length} to a robust validation accuracy, by lines between validations "
+        f"every {outcome.cfg.validate_every}: mean [min, max] of replicas that reach it"
     )
     header = ["rate", "robust accuracy %", "finder", "density %"]
     header += [*(arm.replace("_", " ") for arm in arms), "dense"]
@@ -332,6 +341,27 @@ def _reached(steps: np.ndarray) -> str:
         return "never"
     text = mean_range(steps, 0)
     return f"{text}, never {never} of {len(steps)}" if never else text
+
+
+def _collapsed(outcome: Outcome) -> Rows:
+    results = outcome.results
+    at, arms = {"rate": -1, "length": -1}, results["arm"].values.tolist()
+    field = "commonest_answer"
+    values, dense = (
+        100 * measured(results, field, of).isel(at) for of in ("", "dense_")
+    )
+    rows = []
+    for where in _chains(results):
+        row = [where["finder"], f"{100 * where['density']:g}"]
+        here = values.sel(where)
+        row += [mean_range(here.sel(arm=arm).values, 1) for arm in arms]
+        rows.append([*row, mean_range(dense.values, 1)])
+    title = (
+        "Clean test answers that are a network's commonest, in %, after the longest "
+    )
+    title += "training at the highest rate: mean [min, max]; 100 has collapsed"
+    header = ["finder", "density %", *(arm.replace("_", " ") for arm in arms), "dense"]
+    return Rows(title, header, rows)
 
 
 def _finders(outcome: Outcome) -> Rows:
@@ -384,12 +414,13 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any, Sequence[Judged]]]:
         yield f"learning_{100 * density:g}", _learning(outcome, density), sooner_
 
 
-def _title(outcome: Outcome) -> str:
+def _title(outcome: Outcome, more: str = "") -> str:
     cfg = outcome.cfg
-    title = f"{outcome.preset}: {outcome.networks}, trained again by {cfg.attack}, "
-    title += f"measured by PGD-{cfg.measured_steps} of radius {cfg.radius:.3g}"
+    attacks = f"trained again by {cfg.attack}, measured by PGD-{cfg.measured_steps}, "
+    attacks += f"radius {cfg.radius:.3g}"
     number = outcome.results.sizes["replica"]
-    return f"{title}\nmean of {number} replicas, bars: min to max"
+    means = f"mean of {number} replicas, bars: min to max{more}"
+    return f"{outcome.preset}: {outcome.networks}\n{attacks}\n{means}"
 
 
 def _over_length(outcome: Outcome, field: str) -> Any:
@@ -437,7 +468,7 @@ def _over_density(outcome: Outcome) -> Any:
         density,
         panels,
         ylabel=[f"{kind} test accuracy (%)" for kind in KINDS.values()],
-        title=f"{_title(outcome)}; {length} steps",
+        title=_title(outcome, f"; {length} steps"),
         columns=results.sizes["finder"],
     )
 
@@ -461,5 +492,5 @@ def _learning(outcome: Outcome, density: float) -> Any:
         lines,
         xlabel="step of training again",
         ylabel="robust validation accuracy (%)",
-        title=f"{_title(outcome)}; {100 * density:g}% of the weights",
+        title=_title(outcome, f"; {100 * density:g}% of the weights"),
     )
