@@ -15,7 +15,7 @@ import toys
 import lottery_jax as lj
 from experiments import identity, recipes
 from experiments.kinds import contrasts
-from lottery_jax import connectivity, imp, keys, masks, transfer, trees
+from lottery_jax import connectivity, imp, keys, masks, training, transfer, trees
 from lottery_jax.connectivity import Measure
 from lottery_jax.data import Views
 from lottery_jax.execution import Execution
@@ -254,7 +254,7 @@ def straight():
     return study((0, 1))
 
 
-def test_a_study_prunes_and_what_is_pruned_stays_away():
+def test_a_study_prunes_what_is_outside_of_the_head():
     found = straight()
     # Of the chain, by arm, replica and level; fresh draws are trained from level 1 on.
     records = {name: values[0] for name, (_, values) in found.records.items()}
@@ -270,10 +270,27 @@ def test_a_study_prunes_and_what_is_pruned_stays_away():
     (tickets,) = imp.tickets_of(found)
     for ticket in tickets:
         for path, leaf in trees.by_path(ticket.mask).items():
-            weights = np.asarray(trees.by_path(ticket.params)[path])
-            assert not weights[~np.asarray(leaf)].any()
-            if path.startswith("head/"):
-                assert leaf.all()
+            assert leaf.all() or not path.startswith("head/")
+
+
+def test_what_is_pruned_stays_away():
+    mask = imp.tickets_of(straight())[0][0].mask
+
+    def begin(key):
+        params, model_state, _ = task().init(key)
+        return training.start(TX, lj.Network(params, model_state), (), mask)
+
+    own = keys.of_replicas(0, (0, 1))
+    start = np.zeros(2, int)
+    runs = training.Runs(jax.vmap(begin)(own.init), own.noise, start, start)
+    before = trees.by_path(trees.host(runs.state.params))
+    where = lj.Where(Execution(1, 1))
+    done = training.train(task(), TX, runs, 3, every=3, where=where)
+    for path, leaf in trees.by_path(done.networks.params).items():
+        alive = np.asarray(trees.by_path(mask)[path])
+        assert not np.asarray(leaf)[:, ~alive].any()
+        if path.endswith("kernel"):
+            assert (np.asarray(leaf) != before[path])[:, alive].any()
 
 
 def test_a_study_goes_on_where_it_was_killed(tmp_path):
@@ -306,7 +323,9 @@ def test_tickets_travel_between_pre_training_and_classes():
         jax.tree.map(jnp.shape, there.params),
         jax.tree.map(lambda x: x.shape, classes.shapes[0]),
     )
-    own, theirs = trees.by_path(there.params), trees.by_path(tickets[0].params)
+    # Weights are 0 off the mask from the graft on.
+    carried = masks.apply(tickets[0].mask, tickets[0].params)
+    own, theirs = trees.by_path(there.params), trees.by_path(carried)
     for path, leaf in own.items():
         if path.startswith("head/"):
             assert trees.by_path(mask)[path].all()
