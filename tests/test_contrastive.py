@@ -15,7 +15,7 @@ import toys
 import lottery_jax as lj
 from experiments import identity, recipes
 from experiments.kinds import contrasts
-from lottery_jax import connectivity, imp, keys, masks, transfer, trees
+from lottery_jax import connectivity, imp, keys, masks, training, transfer, trees
 from lottery_jax.connectivity import Measure
 from lottery_jax.data import Views
 from lottery_jax.execution import Execution
@@ -148,14 +148,15 @@ def test_a_step_is_the_loss_of_two_views_of_the_noise():
     key = jax.random.fold_in(noise, step)
     pair = lj.data.views.two(key, jnp.asarray(images), Views())
     for name, seen in zip(("first", "second"), pair):
-        np.testing.assert_allclose(batch[name], (seen - 0.5) / 0.25, atol=1e-6)
+        # A quotient may be rounded otherwise, which the hue magnifies.
+        np.testing.assert_allclose(batch[name], (seen - 0.5) / 0.25, atol=1e-4)
     loss, (_, _, metrics) = own.loss(params, state, stream, batch, noise)
     z = [model.apply({"params": params}, batch[name]) for name in ("first", "second")]
     expected = written_out(*map(np.asarray, z), 0.2)
     np.testing.assert_allclose((loss, metrics["error"]), expected, rtol=1e-5)
     assert float(metrics["loss"]) == float(loss)
     np.testing.assert_allclose(
-        own.outputs(params, state, batch), np.concatenate(z), atol=1e-6
+        own.outputs(params, state, batch), np.concatenate(z), rtol=1e-5, atol=1e-5
     )
 
 
@@ -221,15 +222,15 @@ def test_views_of_ones_own_and_a_model_of_ones_own():
 
 
 def test_pruning_counts_what_is_outside_of_the_head():
-    flags = trees.by_path(masks.resolve(task().shapes[0], masks.of_task(task())))
-    counted = {path for path, counts in flags.items() if counts}
-    assert "stem/kernel" in counted and not any("head" in path for path in counted)
+    params = task().shapes[0]
+    flags = masks.resolve(params, masks.of_task(task()))
+    counted = {path for path, counts in zip(trees.paths(params), flags) if counts}
     kernels = {
         path
-        for path in trees.paths(task().shapes[0])
+        for path in trees.paths(params)
         if path.endswith("kernel") and not path.startswith("head/")
     }
-    assert counted == kernels
+    assert counted == kernels and "stem/kernel" in kernels
 
 
 # --- studies --------------------------------------------------------------------------
@@ -253,24 +254,43 @@ def straight():
     return study((0, 1))
 
 
-def test_a_study_prunes_and_what_is_pruned_stays_away():
+def test_a_study_prunes_what_is_outside_of_the_head():
     found = straight()
-    records = {name: values for name, (_, values) in found.records.items()}
-    assert not records["diverged"].any()
+    # Of the chain, by arm, replica and level; fresh draws are trained from level 1 on.
+    records = {name: values[0] for name, (_, values) in found.records.items()}
+    assert not records["diverged"][0].any() and not records["diverged"][1, :, 1].any()
     counted = sum(
         int(np.prod(leaf.shape))
         for path, leaf in trees.by_path(task().shapes[0]).items()
         if path.endswith("kernel") and not path.startswith("head/")
     )
-    alive = records["alive"]
-    assert set(np.unique(alive)) == {counted, round(counted * 0.5)}
+    half = round(counted * 0.5)
+    assert (records["alive"][0] == [counted, half]).all()
+    assert (records["alive"][1, :, 1] == half).all()
     (tickets,) = imp.tickets_of(found)
     for ticket in tickets:
         for path, leaf in trees.by_path(ticket.mask).items():
-            weights = np.asarray(trees.by_path(ticket.params)[path])
-            assert not weights[~np.asarray(leaf)].any()
-            if path.startswith("head/"):
-                assert leaf.all()
+            assert leaf.all() or not path.startswith("head/")
+
+
+def test_what_is_pruned_stays_away():
+    mask = imp.tickets_of(straight())[0][0].mask
+
+    def begin(key):
+        params, model_state, _ = task().init(key)
+        return training.start(TX, lj.Network(params, model_state), (), mask)
+
+    own = keys.of_replicas(0, (0, 1))
+    start = np.zeros(2, int)
+    runs = training.Runs(jax.vmap(begin)(own.init), own.noise, start, start)
+    before = trees.by_path(trees.host(runs.state.params))
+    where = lj.Where(Execution(1, 1))
+    done = training.train(task(), TX, runs, 3, every=3, where=where)
+    for path, leaf in trees.by_path(done.networks.params).items():
+        alive = np.asarray(trees.by_path(mask)[path])
+        assert not np.asarray(leaf)[:, ~alive].any()
+        if path.endswith("kernel"):
+            assert (np.asarray(leaf) != before[path])[:, alive].any()
 
 
 def test_a_study_goes_on_where_it_was_killed(tmp_path):
@@ -303,7 +323,9 @@ def test_tickets_travel_between_pre_training_and_classes():
         jax.tree.map(jnp.shape, there.params),
         jax.tree.map(lambda x: x.shape, classes.shapes[0]),
     )
-    own, theirs = trees.by_path(there.params), trees.by_path(tickets[0].params)
+    # Weights are 0 off the mask from the graft on.
+    carried = masks.apply(tickets[0].mask, tickets[0].params)
+    own, theirs = trees.by_path(there.params), trees.by_path(carried)
     for path, leaf in own.items():
         if path.startswith("head/"):
             assert trees.by_path(mask)[path].all()
