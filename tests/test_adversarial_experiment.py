@@ -115,20 +115,27 @@ def sooner(a, b):
 
 
 def test_who_never_reaches_an_accuracy_counts_as_if_at_the_last_step():
-    nan = float("nan")
+    never, gone = float("inf"), float("nan")
     plain = sooner([20, 20, 40], [60, 10, 80])
     assert (plain.answer, plain.reason) == ("undecided", "")
     assert plain.estimate == pytest.approx(-70 / 3)
     sure = sooner([20, 30, 40], [60, 70, 80])
     assert (sure.answer, sure.estimate) == ("yes", -40)
-    never = sooner([20, 20, 20], [nan, nan, nan])
-    assert (never.answer, never.estimate) == ("yes", -80)
-    assert never.reason == "never within 100 steps: 0 of 3, control 3 of 3"
-    worse = sooner([nan, nan, nan], [20, 20, 20])
+    controls = sooner([20, 20, 20], [never, never, never])
+    assert (controls.answer, controls.estimate) == ("yes", -80)
+    assert controls.reason == "never within 100 steps: 0 of 3, control 3 of 3"
+    worse = sooner([never, never, never], [20, 20, 20])
     assert (worse.answer, worse.estimate) == ("no", 80)
-    neither = sooner([nan, 20, 20], [nan, 60, 60])
+    neither = sooner([never, 20, 20], [never, 60, 60])
     assert (neither.answer, neither.n) == ("undecided", 0)
     assert "1 of 3, control 1 of 3" in neither.reason
+    # One that never arrives may have taken any time: nothing is sooner by that.
+    assert sooner([10, 10, 10, never], [90, 92, 91, 99]).answer == "undecided"
+    assert sooner([90, 92, 91, 99], [10, 10, 10, never]).answer == "undecided"
+    # What diverged is left out, and is nothing that is never reached.
+    found = sooner([20, 30, 40, 50], [60, 70, 80, gone])
+    assert (found.answer, found.n, found.excluded) == ("yes", 3, ("replica 3",))
+    assert sooner([20, 30, 40], [gone, gone, gone]).n == 0
 
 
 def test_the_first_step_at_an_accuracy_is_read_off_the_curves():
@@ -143,12 +150,12 @@ def test_the_first_step_at_an_accuracy_is_read_off_the_curves():
             ),
         }
     )
-    for reach, wanted in ((0.4, [40, np.nan]), (0.25, [30, 50]), (0.05, [20, 20])):
+    for reach, wanted in ((0.4, [40, np.inf]), (0.25, [30, 50]), (0.05, [20, 20])):
         found = compared.steps_to(results, reach).values[:, 0]
         np.testing.assert_allclose(found, wanted, err_msg=str(reach))
     gone = results.assign(diverged=(("length", "replica"), [[1], [0]]))
     found = compared.steps_to(gone, 0.3).values[:, 0]
-    np.testing.assert_allclose(found, [np.nan, 60])
+    np.testing.assert_allclose(found, [np.nan, 60])  # diverged, and reached
 
 
 @pytest.mark.slow

@@ -26,6 +26,16 @@ KINDS = {"error": "robust", "clean_error": "clean"}
 """What is measured, and what it is called."""
 
 
+def judged_by(cfg: Config) -> tuple[str, Metric]:
+    """What tickets are compared by: how robust they are, if they were trained under attack.
+
+    Networks of natural training are not robust: all would be equally bad.
+    """
+    if cfg.attack == "natural":
+        return "clean_error", CLEAN_ERROR
+    return "error", ERROR
+
+
 def measured(results: "xr.Dataset", field: str, of: str = "") -> "xr.DataArray":
     """What was measured at the end, nan where diverged.
 
@@ -43,7 +53,7 @@ def accuracy(results: "xr.Dataset", field: str, of: str = "") -> "xr.DataArray":
 
 
 def steps_to(results: "xr.Dataset", reach: float, of: str = "") -> "xr.DataArray":
-    """The step at which a robust accuracy is first reached; nan for never.
+    """The step at which a robust accuracy is first reached; inf for never, nan if diverged.
 
     Between two validations by a straight line. What is reached at the first of them counts
     as reached there: before, nothing is known.
@@ -55,13 +65,14 @@ def steps_to(results: "xr.Dataset", reach: float, of: str = "") -> "xr.DataArray
     """
     found = 1 - results[f"{of}curve"]
     steps = results["step"].broadcast_like(found)
-    there = (found >= reach) & (results[f"{of}diverged"] == 0)  # False where nan
+    there = found >= reach  # False where nan
     first = there.argmax("point")
     before = (first - 1).clip(min=0)
     low, high = found.isel(point=before), found.isel(point=first)
     begin, end = steps.isel(point=before), steps.isel(point=first)
     between = begin + (end - begin) * (reach - low) / (high - low)
-    return between.where(first > 0, end).where(there.any("point"))
+    reached = between.where(first > 0, end).where(there.any("point"), np.inf)
+    return reached.where(results[f"{of}diverged"] == 0)
 
 
 # --- verdicts -------------------------------------------------------------------------
@@ -74,41 +85,41 @@ def judge(results: "xr.Dataset", cfg: Config) -> list[Judged]:
     """
     names = [f"replica {i}" for i in results["replica"].values]
     replicas, judged = verdicts.Replicas(names), list[Judged]()
-    robust = measured(results, "error")
+    field, metric = judged_by(cfg)
+    found_, claims = measured(results, field), [("ticket matches dense", field, metric)]
+    if field == "error":
+        clean = "ticket matches dense on clean images"
+        claims.append((clean, "clean_error", CLEAN_ERROR))
     for rate, length in itertools.product(
         results["rate"].values.tolist(), results["length"].values.tolist()
     ):
         at = {"rate": rate, "length": length}
-        dense = measured(results, "error", "dense_").sel(at).values
-        clean_dense = measured(results, "clean_error", "dense_").sel(at).values
         for where in _chains(results):
             place = _place(results, at | where)
-            here = robust.sel(at | where)
-            ticket = here.sel(arm="ticket").values
+            here = found_.sel(at | where)
             for arm in _controls(results):
                 claim = f"ticket better than {arm.replace('_', ' ')}"
-                found = verdicts.better(
-                    ticket, here.sel(arm=arm).values, claim=claim, replicas=replicas
+                verdict = verdicts.better(
+                    here.sel(arm="ticket").values,
+                    here.sel(arm=arm).values,
+                    claim=claim,
+                    metric=metric,
+                    replicas=replicas,
                 )
-                judged.append(Judged(place, claim, found))
-            clean = measured(results, "clean_error").sel(at | where | {"arm": "ticket"})
-            for claim, a, b, metric in (
-                ("ticket matches dense", ticket, dense, ERROR),
-                (
-                    "ticket matches dense on clean images",
-                    clean,
-                    clean_dense,
-                    CLEAN_ERROR,
-                ),
-            ):
-                found = verdicts.matching(
-                    a, b, cfg.tolerance, metric=metric, replicas=replicas
+                judged.append(Judged(place, claim, verdict))
+            for claim, name, its in claims:
+                verdict = verdicts.matching(
+                    measured(results, name).sel(at | where | {"arm": "ticket"}).values,
+                    measured(results, name, "dense_").sel(at).values,
+                    cfg.tolerance,
+                    metric=its,
+                    replicas=replicas,
                 )
-                judged.append(Judged(place, claim, found._replace(claim=claim)))
+                judged.append(Judged(place, claim, verdict._replace(claim=claim)))
     for rate in results["rate"].values.tolist():
         judged += _of_longest(results, cfg, rate, replicas)
     if results.sizes["rate"] > 1:
-        judged += _boosted(results, replicas)
+        judged += _boosted(results, cfg, replicas)
     return judged
 
 
@@ -118,7 +129,9 @@ def _of_longest(
     """The verdicts on the longest training at one rate."""
     length = int(results["length"].values[-1])
     at, judged = {"rate": rate, "length": length}, list[Judged]()
-    for where, reach in itertools.product(_chains(results), cfg.reach):
+    field, metric = judged_by(cfg)
+    reached = cfg.reach if field == "error" else ()  # the curves are of robust accuracy
+    for where, reach in itertools.product(_chains(results), reached):
         steps = steps_to(results, reach).sel(at | where)
         place = _place(results, at | where) | {"accuracy": reach}
         for arm in _controls(results):
@@ -131,7 +144,7 @@ def _of_longest(
                 replicas=replicas,
             )
             judged.append(Judged(place, claim, found))
-    ticket = measured(results, "error").sel(at | {"arm": "ticket"})
+    ticket = measured(results, field).sel(at | {"arm": "ticket"})
     finders = results["finder"].values.tolist()
     for density in results["density"].values.tolist():
         here = ticket.sel(density=density)
@@ -142,6 +155,7 @@ def _of_longest(
                 here.sel(finder="fgsm").values,
                 here.sel(finder="pgd").values,
                 cfg.tolerance,
+                metric=metric,
                 replicas=replicas,
             )
             judged.append(Judged(place, claim, found._replace(claim=claim)))
@@ -153,10 +167,11 @@ def _of_longest(
                 here.sel(finder=finder).values,
                 here.sel(finder="natural").values,
                 claim=claim,
+                metric=metric,
                 replicas=replicas,
             )
             judged.append(Judged(place, claim, found))
-            for reach in cfg.reach:
+            for reach in reached:
                 steps = steps_to(results, reach).sel(
                     at | {"density": density, "arm": "ticket"}
                 )
@@ -193,21 +208,21 @@ def sooner(
 ) -> Verdict:
     """Is something reached in fewer steps than by a control?
 
-    Who never reaches it counts as if at the last step: the least that it may have taken.
-    Where neither of a pair does there is no difference to speak of.
+    Who never reaches it counts as if at the last step: the least that it may have taken. So
+    it is no yes where one of `steps` never does, and no no where a control never does: what
+    they took is not known. Where neither of a pair does there is no difference to speak of.
 
     Args:
-      steps: `[R]`, nan for never.
+      steps: `[R]`, inf for never, nan for what diverged, which is left out.
       control: `[R]`, of the control of the same replica.
       length: the last step.
       claim: in words.
       replicas: their names.
 
     Returns:
-      The verdict, undecided where neither of some pair reaches it; its reason says how
-      many never do.
+      The verdict; its reason says how many never reach it.
     """
-    never, control_never = np.isnan(steps), np.isnan(control)
+    never, control_never = np.isinf(steps), np.isinf(control)
     said = (
         f"never within {length} steps: {never.sum()} of {len(steps)}, "
         f"control {control_never.sum()} of {len(control)}"
@@ -223,8 +238,11 @@ def sooner(
         metric=STEPS,
         replicas=replicas,
     )
-    any_never = never.any() or control_never.any()
-    return found._replace(reason=said) if any_never else found
+    if not (never.any() or control_never.any()):
+        return found
+    unknown = {"yes": never, "no": control_never}.get(found.answer)
+    answer = "undecided" if unknown is not None and unknown.any() else found.answer
+    return found._replace(answer=answer, reason=said)
 
 
 def _collapse(
@@ -242,18 +260,22 @@ def _collapse(
     return Judged(place, claim, found)
 
 
-def _boosted(results: "xr.Dataset", replicas: verdicts.Replicas) -> list[Judged]:
+def _boosted(
+    results: "xr.Dataset", cfg: Config, replicas: verdicts.Replicas
+) -> list[Judged]:
     """Tickets at the highest rate against the same tickets at the lowest."""
-    robust, judged = measured(results, "error").sel(arm="ticket"), list[Judged]()
+    field, metric = judged_by(cfg)
+    tickets, judged = measured(results, field).sel(arm="ticket"), list[Judged]()
     claim = "ticket at the highest rate better than at the lowest"
     for length, where in itertools.product(
         results["length"].values.tolist(), _chains(results)
     ):
-        at = robust.sel(length=length, **where)
+        at = tickets.sel(length=length, **where)
         found = verdicts.better(
             at.isel(rate=-1).values,
             at.isel(rate=0).values,
             claim=claim,
+            metric=metric,
             replicas=replicas,
         )
         place = _place(results, {"length": length} | where)
@@ -336,10 +358,10 @@ def _steps(outcome: Outcome) -> Rows:
 
 
 def _reached(steps: np.ndarray) -> str:
-    never = int(np.isnan(steps).sum())
+    never = int(np.isinf(steps).sum())
     if never == len(steps):
         return "never"
-    text = mean_range(steps, 0)
+    text = mean_range(steps, 0)  # of finite ones
     return f"{text}, never {never} of {len(steps)}" if never else text
 
 

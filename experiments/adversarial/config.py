@@ -132,8 +132,10 @@ def prepare(cfg: Config) -> Mapping[str, Setup]:
         for value in getattr(cfg, field):
             errors.share(field, value)
     errors.within("warmup_share", cfg.warmup_share, 0.0, 1.0)
-    for rate in cfg.rates:
-        errors.at_least("rates", rate, 0.0)
+    if min(cfg.rates) <= 0:
+        raise errors.wrong("rates", cfg.rates, "above 0")
+    if "ticket" not in cfg.arms:
+        raise errors.wrong("arms", cfg.arms, "some with 'ticket' among them")
     if list(cfg.rates) != sorted(cfg.rates):
         raise errors.wrong("rates", cfg.rates, "rising")
     if cfg.validation == 0:

@@ -186,7 +186,7 @@ def _parts(study: imp.Study, cfg: Config, gone: np.ndarray) -> dict[str, np.ndar
     for record, field in kept.items():
         value = study.records[record][1][:, :, :, 0]  # the one level
         out[field] = value[:-1].reshape(*shape, *value.shape[1:])
-        out[f"dense_{field}"] = value[-1, 0]
+        out[f"dense_{field}"] = value[-1, cfg.arms.index("ticket")]
     # Masks of weights that diverged mean nothing.
     out["diverged"] = out["diverged"] | gone[:, None, None]
     out["step"] = study.records["step"][1].astype(float)
