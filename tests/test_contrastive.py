@@ -454,7 +454,8 @@ def test_float_images_in_the_known_range_are_fine():
         own = lj.tasks.contrastive(dataset, MODEL, batch_size=10)
         rows, step = jnp.arange(10, dtype=jnp.int32), jnp.int32(0)
         pair.append(own.batch(own.data, rows, keys.of_seed(0), step)["second"])
-    np.testing.assert_allclose(*pair, atol=1e-6)
+    # Divided by NumPy or on the device: a rounding, which the hue magnifies.
+    np.testing.assert_allclose(*pair, atol=1e-4)
 
 
 # --- from a recipe --------------------------------------------------------------------
