@@ -121,12 +121,12 @@ def lines(results: "xr.Dataset", target: str) -> dict[str, np.ndarray]:
     ):
         what = "own ticket" if arm == "ticket" else arm.replace("_", " ")
         at = own.sel(origin=origin, arm=arm)
-        found[f"{what}, {NAMES[origin]} start"] = square(at)
+        found[f"{what} from {NAMES[origin]} start"] = square(at)
     for source in results["source"].values.tolist():
         at = moved.sel(source=source)
         name = NAMES[source]
-        found[f"{name} ticket, {name} start"] = square(at.sel(carried="ticket"))
-        found[f"{name} ticket, random start"] = square(at.sel(carried="reinit"))
+        found[f"{name} ticket from {name} start"] = square(at.sel(carried="ticket"))
+        found[f"{name} ticket from random start"] = square(at.sel(carried="reinit"))
     return found
 
 
@@ -326,7 +326,8 @@ def _common(outcome: Outcome) -> Any:
         np.arange(1, len(layers) + 1),
         panels,
         xlabel="pruned layer, from the input on",
-        ylabel="surviving weights in common (%)",
-        title=f"{outcome.preset}: masks at {at:.3g}% density, layer by layer",
+        ylabel="in common (%)",
+        title=f"{outcome.preset}: surviving weights that two masks have in common,\n"
+        f"at {at:.3g}% density, layer by layer",
     )
     return figure

@@ -220,9 +220,16 @@ def _panels(
         frameon=False,
         fontsize=8,
         loc="outside lower center",
-        ncols=min(4 if columns > 1 else 3, len(named)),
+        ncols=_legend_columns(figure, list(named), 4 if columns > 1 else 3),
     )
     return figure, grid.flat[: len(panels)]
+
+
+def _legend_columns(figure: Any, labels: Sequence[str], most: int) -> int:
+    """How many columns of a legend are as wide as a figure, in letters of 8 points."""
+    width = 0.6 + 0.065 * max(map(len, labels), default=0)  # inches, with the handle
+    fits = int(figure.get_size_inches()[0] / width)
+    return max(1, min(most, fits, len(labels)))
 
 
 ARMS_OF_THEIR_OWN = ("random_mask", "random_ticket", "dense")
