@@ -313,5 +313,5 @@ def test_every_metric_has_a_verdict_in_its_own_direction():
     assert all(name == metric.name for name, metric in ours.items())
     assert {"error", "matthews", "f1", "pearson", "perplexity"} <= set(ours)
     for name, metric in ours.items():
-        lower = name in ("error", "loss", "perplexity")
+        lower = name in ("error", "clean_error", "loss", "perplexity")
         assert metric.better == ("lower" if lower else "higher"), name

@@ -302,7 +302,7 @@ def test_what_makes_no_sense_is_refused_by_name(changes, words):
 
 @pytest.mark.data
 def test_every_preset_makes_sense(prepared_data, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared_data))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared_data("cifar10")))
     for name, preset in EXPERIMENT.presets.items():
         if name == "resnet18-cifar10":
             continue  # minutes of tracing: the same fields at another size

@@ -396,7 +396,7 @@ def test_a_mask_from_weights_that_diverged_counts_as_diverged():
         1  # level 2 of the second replica: it made the mask of level 3
     )
     study = type("Study", (), {"records": {"diverged": ((), diverged)}})
-    found = pairs._broken(pairs.Found(study, {}), (2, 3))
+    found = pairs.broken(pairs.Found(study, {}), (2, 3))
     assert found.tolist() == [[0, 0], [0, 1]]
 
 
