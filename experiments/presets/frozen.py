@@ -1,0 +1,102 @@
+"""Networks whose weights are never trained."""
+
+from experiments.presets.preset import Fields, Table
+from experiments.presets.shared import (
+    LENET,
+)
+
+# Tables, several fields to a line.
+# fmt: off
+
+# Scores have an optimizer of their own. Zhou et al. train masks by SGD at rate 100 for 2,000
+# epochs; Adam with a falling rate needs minutes.
+_MASKS: Fields = dict(
+    score_optimizer="adam", score_learning_rate=0.2, score_batch_size=100,
+    initializer="glorot_normal",
+)
+
+SUPERMASK: Table = {
+    "mnist1d": (
+        "MLP 40-100-100-10 on MNIST-1D, 3 replicas, weights and masks trained for 3,000 "
+        "steps; no download. About a minute on 2 cores.",
+        dict(**_MASKS, schedule="cosine", steps="3000it", score_steps="3000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, 3 replicas, weights and masks trained on as many "
+        "examples, 12 epochs. Some minutes on 2 cores.",
+        {
+            **LENET, **_MASKS, "schedule": "cosine", "steps": "10000it",
+            "score_steps": "6000it", "every": 1000,
+        },
+    ),
+}
+
+# Ramanujan et al. train scores by SGD: rate 0.1, momentum 0.9, weight decay 1e-4, batch 128.
+_SCORES: Fields = dict(score_weight_decay=1e-4)
+
+EDGE_POPUP: Table = {
+    "mnist1d": (
+        "MLPs of three widths on MNIST-1D, five densities, three laws, 3 replicas; no "
+        "download. About a minute on 2 cores.",
+        dict(
+            **_SCORES, score_steps="1500it",
+            widths=("mlp-25-25", "mlp-50-50", "mlp-100-100"),
+        ),
+    ),
+    "lenet-fashion": (
+        "LeNets of three widths on Fashion-MNIST, five densities, four laws, 3 replicas; "
+        "weights and scores are trained on as many examples. Some minutes on 2 cores.",
+        dict(
+            **{**LENET, "steps": "6400it"}, **_SCORES, schedule="cosine",
+            score_steps="3000it",
+            widths=("lenet-75-25", "lenet-150-50", "lenet-300-100"),
+            laws=(
+                "kaiming_normal", "scaled_kaiming_normal", "signed_kaiming_constant",
+                "scaled_signed_kaiming_constant",
+            ),
+        ),
+    ),
+    "conv2-cifar10": (
+        "A narrow Conv-2 (8 channels) on CIFAR-10, five densities, two laws, 3 replicas. "
+        "Some minutes on 2 cores.",
+        dict(
+            **_SCORES, data="cifar10", model="conv-2-8", batch_size=64,
+            learning_rate=1e-3, schedule="cosine", steps="1000it", score_steps="1000it",
+            score_batch_size=64, every=200,
+            laws=("scaled_kaiming_normal", "scaled_signed_kaiming_constant"),
+        ),
+    ),
+    "conv4-cifar10-paper": (
+        "Ramanujan et al.'s Conv-4 on CIFAR-10: 100 epochs, and wider ones. For a GPU "
+        "(not run).",
+        dict(
+            **_SCORES, data="cifar10", augment=("flip", "crop"), model="conv-4",
+            batch_size=60, learning_rate=3e-4, steps="100ep", score_steps="100ep",
+            widths=("conv-4-32", "conv-4", "conv-4-96"), every=1000,
+        ),
+    ),
+    "conv6-cifar10-paper": (
+        "The same with Conv-6. For a GPU (not run).",
+        dict(
+            **_SCORES, data="cifar10", augment=("flip", "crop"), model="conv-6",
+            batch_size=60, learning_rate=3e-4, steps="100ep", score_steps="100ep",
+            widths=("conv-6-32", "conv-6", "conv-6-96"), every=1000,
+        ),
+    ),
+}
+
+STRONG_LTH: Table = {
+    "digits": (
+        "Error against width for three constructions, and the twin of a trained 64-32-10 "
+        "on 8x8 scans; no download. Under a minute on 2 cores.",
+        dict(
+            data="digits", validation=0, model="mlp-32", batch_size=32,
+            learning_rate=2e-3, steps="600it",
+        ),
+    ),
+    "fashion": (
+        "The same with 784-100-10 on Fashion-MNIST, 3,000 steps, 42 neurons of each input: "
+        "371 random weights for each of the 79,400. Some minutes.",
+        dict(**{**LENET, "model": "lenet-100"}, validation=0, neurons=42),
+    ),
+}

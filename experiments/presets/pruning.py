@@ -1,0 +1,197 @@
+"""Iterative pruning, tickets taken apart, pruning at initialisation."""
+
+from experiments.presets.preset import Table
+from experiments.presets.shared import (
+    CIFAR,
+    LENET,
+    OPEN_LTH,
+    OPEN_LTH_CIFAR,
+    RESNET20,
+    RESNET20_SHORT,
+)
+
+# Tables, several fields to a line.
+# fmt: off
+
+IMP: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, 5 replicas, 16 levels, no download. "
+        "Under a minute on 2 cores.",
+        {},
+    ),
+    "digits": (
+        "MLP 64-100-100-10 on 1,797 real 8x8 scans, no download. Under a minute.",
+        dict(
+            data="digits", batch_size=32, learning_rate=2e-3, steps="600it", levels=12,
+            validate_every=50,
+        ),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, 3 replicas, 12 levels.",
+        dict(**LENET, levels=12, replicas=3),
+    ),
+    "lenet-mnist-paper": (
+        "Frankle and Carbin's numbers: LeNet-300-100 on MNIST, 50,000 steps, layerwise 20% "
+        "and 10% for the output layer, 5 replicas. Hours on a CPU.",
+        {
+            **LENET, "data": "mnist", "initializer": "glorot_normal", "steps": "50000it",
+            "scope": "layerwise", "rates": (("head", 0.1), ("dense", 0.2)), "levels": 19,
+        },
+    ),
+    "open-lth-lenet": (
+        "open_lth's mnist_lenet_300_100: SGD 0.1, 40 epochs, its counts, initialisation "
+        "and untrained reinit; no validation split.",
+        {
+            **OPEN_LTH, "data": "mnist", "model": "lenet-300-100", "momentum": 0.0,
+            "exclude": ("head",), "steps": "40ep", "validate_every": 469,
+        },
+    ),
+    "open-lth-resnet20": (
+        "open_lth's cifar_resnet_20: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
+        dict(**OPEN_LTH_CIFAR, model="resnet-20"),
+    ),
+    "open-lth-vgg16": (
+        "open_lth's cifar_vgg_16: 160 epochs, lr 0.1 with two drops, k = 0. GPU.",
+        dict(**OPEN_LTH_CIFAR, model="vgg-16", exclude=("head",)),
+    ),
+    "resnet20-cifar10-standard": (
+        "lr 0.1, batch 128, k = 0: the failure that Liu et al. and Gale et al. report; "
+        "expect no gap between ticket and reinit. GPU.",
+        RESNET20,
+    ),
+    "resnet20-cifar10-low": (
+        "Works because the learning rate is low (0.01), at the price of dense accuracy. GPU.",
+        {**RESNET20, "learning_rate": 0.01},
+    ),
+    "resnet20-cifar10-warmup": (
+        "Works because of 10,000 steps of warm-up to lr 0.03. GPU.",
+        {**RESNET20, "learning_rate": 0.03, "warmup": "10000it"},
+    ),
+    "resnet20-cifar10-rewind": (
+        "Works because weights are rewound to step 500 instead of 0. GPU.",
+        dict(**RESNET20, rewind_step="500it"),
+    ),
+    "resnet20-cifar10-warmup-short": (
+        "The same in a third of the steps: 3,333 of 5,000 warm up. GPU.",
+        {**RESNET20_SHORT, "learning_rate": 0.03, "warmup": "3333it"},
+    ),
+    "resnet20-cifar10-rewind-short": (
+        "Rewinding to step 167, in a third of the steps. GPU.",
+        dict(**RESNET20_SHORT, rewind_step="167it"),
+    ),
+    "resnet20-cifar10-batch1024": (
+        "Works because large batches (1,024) make SGD less noisy (Maene et al.). GPU.",
+        {
+            **RESNET20, "batch_size": 1024, "steps": "120ep", "drops": ("80ep", "100ep"),
+            "validate_every": 220,
+        },
+    ),
+    "resnet8-cifar10": (
+        "A narrow ResNet-8 at low learning rate, 60% per level, 1,000 steps: a residual "
+        "network in about half an hour on 2 cores.",
+        {
+            **RESNET20, "model": "resnet-8-8", "batch_size": 64, "learning_rate": 0.01,
+            "schedule": "constant", "drops": (), "steps": "1000it", "fraction": 0.6,
+            "levels": 3, "validate_every": 250, "arms": ("ticket", "reinit"),
+        },
+    ),
+    "oneshot-vs-iterative": (
+        "One-shot, geometric and linear schedules to the same densities, in one figure.",
+        dict(
+            **LENET, levels=12, replicas=3,
+            schedules=("geometric", "linear", "one_shot"),
+            # Twelve equal steps to the density of geometric's level 12.
+            linear_fraction=0.0776067, arms=("ticket",),
+        ),
+    ),
+    "conv2-cifar10": (
+        "Frankle and Carbin's Conv-2 on CIFAR-10 with their layerwise rates. GPU, or days.",
+        dict(
+            data="cifar10", model="conv-2", initializer="glorot_normal", batch_size=60,
+            learning_rate=2e-4, steps="20000it", scope="layerwise",
+            rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)), levels=14,
+            validate_every=500,
+        ),
+    ),
+}
+
+DECONSTRUCT: Table = {
+    "mnist1d": (
+        "MLP 40-100-100-10 on MNIST-1D, Adam 5e-3, 3 replicas; no download. About a "
+        "minute on 2 cores.",
+        dict(validation=0, steps="1000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,200 steps, 3 replicas, four "
+        "densities. Some minutes on 2 cores.",
+        {
+            **LENET, "validation": 0, "initializer": "glorot_normal", "steps": "1200it",
+            "levels": (1, 4, 8, 14), "untrained_levels": (1, 2, 4, 8, 12, 16), "every": 400,
+        },
+    ),
+    "lenet-mnist-paper": (
+        "Zhou et al.'s FC network: MNIST, Adam 1.2e-3, batch 60, 55 epochs, 24 levels, 5 "
+        "replicas. A GPU, or hours.",
+        {
+            **LENET, "data": "mnist", "validation": 0, "initializer": "glorot_normal",
+            "steps": "55ep", "levels": tuple(range(1, 25)), "replicas": 5, "every": 5000,
+            "untrained_levels": tuple(range(1, 25)),
+        },
+    ),
+}
+
+AT_INIT: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, four methods, four densities, 3 "
+        "replicas; no download. About a minute on 2 cores.",
+        dict(steps="1000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Some "
+        "minutes on 2 cores.",
+        {**LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
+    ),
+    "conv2-fashion": (
+        "A narrow Conv-2 (8 channels) on Fashion-MNIST, 600 steps, 3 replicas. A "
+        "quarter of an hour on 2 cores.",
+        {
+            **LENET, "model": "conv-2-8", "validation": 0, "steps": "600it",
+            "validate_every": 600, "methods": ("snip", "grasp", "synflow"),
+            "densities": (0.2, 0.05, 0.02, 0.01),
+        },
+    ),
+    "resnet20-cifar10": (
+        "ResNet-20 on CIFAR-10, as Frankle et al.: 160 epochs, lr 0.1 with two drops. For "
+        "a GPU; no results are stored.",
+        dict(
+            **CIFAR, model="resnet-20", batch_size=128, drops=("80ep", "120ep"),
+            steps="160ep", densities=(0.5, 0.2, 0.1, 0.05, 0.02), validate_every=391,
+        ),
+    ),
+}
+
+MA: Table = {
+    "mnist1d": (
+        "The demo: MLP 40-100-100-10 on MNIST-1D, Adam at three rates, four densities, 3 "
+        "replicas; no download. About a minute on 2 cores.",
+        dict(steps="1000it"),
+    ),
+    "lenet-fashion": (
+        "LeNet-300-100 on Fashion-MNIST, 1,000 steps of Adam at three rates, four "
+        "densities from 41% to 2.8%, 3 replicas. Some minutes on 2 cores.",
+        # A quarter of the usual rate, this rate, and four times as much.
+        {
+            **LENET, "validation": 0, "steps": "1000it", "validate_every": 1000,
+            "sweep_learning_rate": (3e-4, 1.2e-3, 4.8e-3),
+        },
+    ),
+    "resnet20-cifar10-paper": (
+        "Ma et al.'s ResNet-20 on CIFAR-10: 160 epochs of SGD at 0.005, 0.01 and 0.1, "
+        "k = 0. For a GPU (not run).",
+        dict(
+            **CIFAR, model="resnet-20", batch_size=64, drops=("80ep", "120ep"),
+            steps="160ep", sweep_learning_rate=(0.005, 0.01, 0.1), fraction=0.2, levels=11,
+            max_density=0.5, validate_every=782,
+        ),
+    ),
+}
