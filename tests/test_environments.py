@@ -219,6 +219,20 @@ def test_functions_of_another_form_are_not_adapted():
         adapted(good, limit=0)
 
 
+def test_a_state_that_would_be_cut_to_whole_numbers_is_refused():
+    def reset(key, params):
+        return jnp.zeros(1), {"x": 0}
+
+    def step(key, state, action, params):
+        state = {"x": state["x"] + 0.5}
+        return jnp.ones(1) * state["x"], state, 0.0, False, {}
+
+    options = dict(name="half steps", actions=2, limit=8, low=0.0, best=1.0)
+    message = "half steps: dtype of leaf 'state/x' of the state of step=float32; it must be int32"
+    with pytest.raises(ValueError, match=message):
+        environments.adapted(reset, step, **options)
+
+
 def test_an_environment_is_hashable():
     assert isinstance(hash(environments.cartpole()), int)
     for field in ("reset", "observe"):

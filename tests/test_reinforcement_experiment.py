@@ -166,6 +166,20 @@ def results(ticket, others, fall=1.0):
     )
 
 
+def test_branches_of_a_ticket_that_diverged_are_no_evidence():
+    found = results(188.0, 150.0)
+    found["diverged"] = found["diverged"].copy()
+    found["diverged"][0, 0, 1, 2] = True  # the late ticket of replica 1, level 2
+    found["beside_diverged"] = found["beside_diverged"].copy()
+    found["beside_diverged"][0, 3, 0] = True  # from step 0: replica 3, level 0
+    cfg = dataclasses.replace(PRESET, branch_levels=(0, 2))
+    paths = found[["path_return", "path_fall"]]
+    sound = reinforcement._sound(found, cfg, paths)
+    gone = np.argwhere(~sound.transpose("branched_at", "branch_level", ...).values)
+    assert gone.tolist() == [[0, 0, 3], [1, 1, 1]]
+    assert int(paths["path_fall"].where(sound).isnull().sum()) == 2
+
+
 PRESET = reinforcement.PRESETS["cartpole"].config
 
 
