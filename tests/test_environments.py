@@ -228,7 +228,8 @@ def test_a_state_that_would_be_cut_to_whole_numbers_is_refused():
         return jnp.ones(1) * state["x"], state, 0.0, False, {}
 
     options = dict(name="half steps", actions=2, limit=8, low=0.0, best=1.0)
-    message = "half steps: dtype of leaf 'state/x' of the state of step=float32; it must be int32"
+    leaf = "half steps: dtype of leaf 'state/x' of the state of step"
+    message = f"{leaf}=float32; it must be int32"
     with pytest.raises(ValueError, match=message):
         environments.adapted(reset, step, **options)
 
