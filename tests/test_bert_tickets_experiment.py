@@ -1,6 +1,5 @@
 """Tickets of an encoder, as a user meets them: what is found, moved, said and refused."""
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -8,9 +7,10 @@ import types
 
 import numpy as np
 import pytest
+from segments import watched
 
 import lottery_jax as lj
-from experiments import bert_tickets, display
+from experiments import bert_tickets
 from experiments.bert_tickets import compared, found
 from experiments.bert_tickets.config import recipe_of
 from experiments.display import Judged
@@ -37,27 +37,6 @@ def config(**changes):
 def load(folder):
     with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as results:
         return results.load()
-
-
-@contextlib.contextmanager
-def watched(root, seen, stops=()):
-    """Notes each segment that is trained, and interrupts some the first time."""
-
-    @contextlib.contextmanager
-    def progress(folder, *_, **__):
-        def watch(at):
-            if at.resumed or at.done == at.start:
-                return
-            part = str(folder.relative_to(root))
-            seen.append((part, at.stage, at.level, at.done))
-            if seen[-1] in stops and seen.count(seen[-1]) == 1:
-                raise KeyboardInterrupt
-
-        yield watch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(display, "progress", progress)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Tickets of pre-trained networks, as a user meets them: what is found, moved and said."""
 
-import contextlib
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
+from segments import watched
 
 import lottery_jax as lj
-from experiments import display, pretraining
+from experiments import pretraining
 from experiments.experiment import Outcome
 from experiments.pretraining import compared, trained
 from experiments.pretraining.config import dense
@@ -30,27 +30,6 @@ def config(**changes):
 def load(folder):
     with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as results:
         return results.load()
-
-
-@contextlib.contextmanager
-def watched(root, seen, stops=()):
-    """Notes each segment that is trained, and interrupts some the first time."""
-
-    @contextlib.contextmanager
-    def progress(folder, *_, **__):
-        def watch(at):
-            if at.resumed or at.done == at.start:
-                return
-            part = str(folder.relative_to(root))
-            seen.append((part, at.stage, at.level, at.done))
-            if seen[-1] in stops and seen.count(seen[-1]) == 1:
-                raise KeyboardInterrupt
-
-        yield watch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(display, "progress", progress)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -385,6 +385,11 @@ class Functions:
         """What messages call it."""
         return f"apply={errors.shown(self.call)}"
 
+    @property
+    def foreign(self) -> bool:
+        """Whether there is a state, of which nothing is known; as `Linen.foreign`."""
+        return self.stateful
+
     def init(self, key: Key) -> tuple[Params, ModelState]:
         made = self.make(key)
         if not self.stateful:
@@ -491,6 +496,13 @@ def patterns(field: str, patterns: Any) -> tuple[str, ...]:
             must = f"a regular expression ({error})"
             raise errors.wrong(field, repr(pattern), must) from None
     return found
+
+
+def check_prunable(prunable: Any) -> None:
+    """Raises a ValueError if a task's `prunable` is neither a function nor None."""
+    if prunable is not None:
+        must = "a function of params, or None"
+        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
 
 
 def check_found(params: Params, **fields: tuple[str, ...]) -> None:

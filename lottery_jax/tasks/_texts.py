@@ -162,9 +162,7 @@ def fit(
     Raises:
       ValueError: what does not fit; names it.
     """
-    if prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+    _models.check_prunable(prunable)
     exclude, head = _models.patterns("exclude", exclude), _models.patterns("head", head)
     types = [int(own["types"].max()) for own in texts.arrays.values() if "types" in own]
     for what, needed in (
@@ -179,7 +177,7 @@ def fit(
     used = _models.of(module, *functions, example, drawn.padded)
     size = drawn.batch_size
     params = _models.check(used, _models.batched(example, size), (size, *outputs), axes)
-    state = used.foreign if isinstance(used, _models.Linen) else used.stateful
+    state = used.foreign
     if state or (isinstance(used, _models.Linen) and used.state):
         raise ValueError(
             f"{used.name}: it has a model state; a task on texts carries none"

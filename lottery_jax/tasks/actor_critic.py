@@ -512,8 +512,7 @@ def actor_critic(
             _models.check_found(params, critic=(_VALUE,))
         prunable = _Counted(leaves, critic)
     elif prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+        _models.check_prunable(prunable)
         if (leaves, critic) != ("kernels", "pruned"):
             must = "None with leaves or critic, which say the same"
             raise errors.wrong("prunable", errors.shown(prunable), must)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from lottery_jax import activations, errors, models
+from lottery_jax import activations, models
 from lottery_jax import data as datasets
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
@@ -217,14 +217,12 @@ def classification(
         augment=augment,
         evaluation_batch=evaluation_batch,
     )
-    if prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+    _models.check_prunable(prunable)
     exclude, head = _models.patterns("exclude", exclude), _models.patterns("head", head)
     used = _models.of(model, init, apply, dataset.shape, batches.padded)
     own = isinstance(used, _models.Linen)
     # Only when it was traced is it known what training leaves in the state.
-    foreign = used.foreign if isinstance(used, _models.Linen) else used.stateful
+    foreign = used.foreign
     if foreign and batches.padded and "weights" not in used.options:
         raise ValueError(
             f"batch_size={batch_size}; it must divide {batches.num_train}, the number of "

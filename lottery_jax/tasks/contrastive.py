@@ -301,10 +301,8 @@ def contrastive(
     both = _models.batched(dataset.shape, 2 * batch_size)
     axes = "[views, numbers of a projection]"
     params = _models.check(used, both, (2 * batch_size, None), axes)
-    if prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
-    else:
+    _models.check_prunable(prunable)
+    if prunable is None:
         _models.check_found(params, head=head)
         prunable = _Outside(head)
     _models.check_found(params, exclude=exclude)
@@ -312,7 +310,7 @@ def contrastive(
         used, drawn, views, float(temperature), dataset.mean, dataset.std
     )
     own = isinstance(used, _models.Linen)
-    foreign = used.foreign if isinstance(used, _models.Linen) else used.stateful
+    averaged = own and not used.foreign
     return Task(
         data=dataset.arrays,
         init=static.init,
@@ -325,8 +323,8 @@ def contrastive(
         exclude=exclude,
         head=head,
         narrow=static.narrow if own else None,
-        statistics=static.statistics if own and not foreign else None,
-        pool=_models.pool if own and not foreign else None,
+        statistics=static.statistics if averaged else None,
+        pool=_models.pool if averaged else None,
         outputs=static.outputs,
         validates="validation" in dataset.arrays,
     )

@@ -401,9 +401,7 @@ def _leaves(
     head: Any,
 ) -> dict[str, Any]:
     """The fields of a Task that say of leaves what they are (ValueError if wrong)."""
-    if prunable is not None:
-        must = "a function of params, or None"
-        errors.is_a("prunable", prunable, Callable, must)  # type: ignore[arg-type]
+    _models.check_prunable(prunable)
     if head is None:
         there = any(re.search(_HEAD[0], path) for path in trees.paths(params))
         head = _HEAD if there else ()
