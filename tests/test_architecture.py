@@ -18,6 +18,9 @@ ARROWS = {
     "trees": ("types",),
     "keys": ("types", "errors"),
     "naming": (),
+    # Splits that lie on no device, and means over what is seen of them part by part.
+    "streams": ("types", "errors"),
+    "means": ("types",),
     # The core: any pytree, any loop.
     "permutations": ("types",),
     "masks": ("trees", "naming", "permutations"),
@@ -38,13 +41,13 @@ ARROWS = {
     "execution": ("convolution", "activations", "trees"),
     "storage": ("trees",),
     # How many runs are carried through time.
-    "training": ("keys", "dynamic", "execution", "storage"),
+    "training": ("keys", "dynamic", "execution", "storage", "streams", "means"),
     # What is trained; independent of how, and of the methods.
-    "data": ("keys", "permutations"),
+    "data": ("keys", "permutations", "streams"),
     "units": ("trees",),
     "models": ("convolution", "activations", "data", "units"),
     "environments": ("keys", "trees"),
-    "tasks": ("models", "masks", "environments"),
+    "tasks": ("models", "masks", "environments", "means"),
     # Methods.
     "imp": ("training", "at_init"),
     "connectivity": ("training", "tasks", "units"),
