@@ -224,12 +224,12 @@ def streamed(data: PyTree) -> dict[str, Examples]:
             raise errors.wrong(where, "of other examples", "as the rest of its split")
     for path, leaf in leaves if found else ():
         key = path[0]
-        if isinstance(key, jax.tree_util.DictKey) and str(key.key) in found:
-            if not isinstance(leaf, Column):
-                where = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise errors.wrong(
-                    f"data[{where!r}]", "an array", "streamed, as the rest of its split"
-                )
+        own = isinstance(key, jax.tree_util.DictKey) and str(key.key) in found
+        if own and not isinstance(leaf, Column):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise errors.wrong(
+                f"data[{where!r}]", "an array", "streamed, as the rest of its split"
+            )
     return found
 
 
