@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from benchmarks.rows import Sizes
 from benchmarks.sides_jax import make_task, make_tx
 from lottery_jax import keys, trees
-from lottery_jax.connectivity import Measure, points
+from lottery_jax.connectivity import Measure, evaluation, points
 from lottery_jax.execution import Execution
 from lottery_jax.execution.replicas import _OF_PLATFORM
 from lottery_jax.training import measured, runs, segment
@@ -253,8 +253,8 @@ def interpolate(asked: Asked) -> Any:
                 lambda: points.statistics_slice(task, measure.statistics_batches)
             )
         )
-    execution = points.evaluation_execution(asked.execution)
-    run = points._points(
+    execution = evaluation.evaluation_execution(asked.execution)
+    run = evaluation._points(
         task.functions, execution, measure.splits, measure.batch_norm, 2
     )
     ends = asked.own((np.zeros((number, 2), "i4"), np.zeros((number, 2), "f4")))

@@ -225,6 +225,10 @@ BatchLoss = Callable[[Params, ModelState, Batch, Key], Array]
 Outputs = Callable[[Params, ModelState, Batch], Array]
 
 
+class MissingInputError(ValueError):
+    """A score is not given what it looks at."""
+
+
 class Inputs(NamedTuple):
     """What a score may look at. Fields that a score does not use may stay None.
 
@@ -267,7 +271,7 @@ def mean_gradient(key: Key, inputs: Inputs, params: Params) -> Params:
     """
     loss = inputs.loss
     if loss is None or inputs.batches is None:
-        raise ValueError("this score needs inputs.loss and inputs.batches")
+        raise MissingInputError("this score needs inputs.loss and inputs.batches")
     return _mean(jax.grad(loss), key, inputs, params)
 
 
@@ -481,7 +485,7 @@ def flow_gradient(inputs: Inputs, params: Params) -> Params:
     """
     outputs = inputs.outputs
     if outputs is None or inputs.batches is None:
-        raise ValueError(
+        raise MissingInputError(
             "this score needs inputs.outputs, such as Task.outputs, and inputs.batches"
         )
     params = jax.tree.map(jnp.abs, _wide(masks.apply(inputs.mask, params), "params"))

@@ -20,7 +20,7 @@ from flax import nnx
 
 import lottery_jax as lj
 from lottery_jax import imp
-from lottery_jax.connectivity import points
+from lottery_jax.connectivity import evaluation, points
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -335,7 +335,7 @@ def test_recomputing_with_dropout_draws_for_each_batch():
 
 def test_a_path_between_networks_with_flax_s_batch_norm_and_dropout():
     task, network, _, recomputed = two_norms(dropout=0.5)
-    found = points.evaluate_many(
+    found = evaluation.evaluate_many(
         task,
         jax.tree.map(lambda x: jnp.stack([x, -x]), network),
         np.array([[0, 1]] * 2),

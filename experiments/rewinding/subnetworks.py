@@ -17,7 +17,7 @@ import numpy as np
 from experiments import display, recipes
 from experiments.recipes import Setup
 from lottery_jax import imp, keys, masks, tickets, training, trees
-from lottery_jax.connectivity import Measure, branches, distances, linear, points
+from lottery_jax.connectivity import Measure, branches, distances, evaluation, linear
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.imp import arms
 from lottery_jax.types import Mask, Network, TrainState
@@ -232,7 +232,7 @@ def measure(setup: Setup, trained: Trained, how: Measure) -> Measured:
     lii = np.full(shape, np.nan)
     lii[owners] = linear.instability(path.error).reshape(len(owners), *shape[1:])
     alone = np.ones((len(rows), 1))
-    own_error = points.evaluate_many(
+    own_error = evaluation.evaluate_many(
         task, networks, rows[:, None], alone, how, where=trained.where.aside()
     )
     a, b = (trees.rows(networks.params, pairs[:, side]) for side in (0, 1))

@@ -13,6 +13,7 @@ from lottery_jax.connectivity.distances import angle as angle
 from lottery_jax.connectivity.distances import disagreement as disagreement
 from lottery_jax.connectivity.distances import l2 as l2
 from lottery_jax.connectivity.distances import predictions as predictions
+from lottery_jax.connectivity.evaluation import evaluate_many as evaluate_many
 from lottery_jax.connectivity.linear import Path as Path
 from lottery_jax.connectivity.linear import barrier as barrier
 from lottery_jax.connectivity.linear import barrier_matrix as barrier_matrix
@@ -24,6 +25,5 @@ from lottery_jax.connectivity.linear import project as project
 from lottery_jax.connectivity.linear import same_mask as same_mask
 from lottery_jax.connectivity.measure import Measure as Measure
 from lottery_jax.connectivity.planes import plane as plane
-from lottery_jax.connectivity.points import evaluate_many as evaluate_many
 from lottery_jax.connectivity.points import interpolate as interpolate
 from lottery_jax.trees import combine as combine

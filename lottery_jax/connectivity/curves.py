@@ -8,7 +8,7 @@ References:
 import numpy as np
 
 from lottery_jax import trees
-from lottery_jax.connectivity import linear, points
+from lottery_jax.connectivity import evaluation, linear, points
 from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import is_a, several
 from lottery_jax.execution import Where
@@ -61,7 +61,7 @@ def error_along_curve(
     members = [a, *(Network(bend, a.model_state) for bend in bends), b]
     at = linear.positions(measure.alphas)
     weights = np.stack([np.asarray(coefficients(kind, t, len(bends))) for t in at])
-    found = points.evaluate_many(
+    found = evaluation.evaluate_many(
         task,
         trees.stack(members),
         np.tile(np.arange(len(members)), (len(at), 1)),

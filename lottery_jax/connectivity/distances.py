@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lottery_jax import keys, masks, trees
-from lottery_jax.connectivity import points
+from lottery_jax import keys, masks, streams, trees
+from lottery_jax.connectivity import evaluation
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import checked, measured
 from lottery_jax.training.passes import in_groups
@@ -121,13 +121,16 @@ def predictions(
         raise ValueError(
             "task: it has no `predict`, so there are no classes to compare"
         )
-    execution = points.evaluation_execution(where.execution)
-    data = shared_data(task, execution, where)
+    execution = evaluation.evaluation_execution(where.execution)
     placed = execution.spread(networks)
 
     def attempt(execution: Execution) -> np.ndarray:
-        found = program(_predict, task.functions, execution, split)(data, placed)
-        return np.asarray(found)[:number]
+        one = program(_predict, task.functions, execution, split)
+        if split in streams.streamed(task.data):
+            parts = measured.parts_of(task, execution, split, where)
+            each = [np.asarray(one({split: part}, placed)) for part in parts]
+            return np.concatenate(each, axis=1)[:number]
+        return np.asarray(one(shared_data(task, execution, where), placed))[:number]
 
     stage = f"predictions on {split!r}"
     return where.room.run(stage, execution, number, attempt)[0]
@@ -164,7 +167,7 @@ def of_each(
         measure,
         tuple(map(trees.host, stacks)),
         group=_PAIRS,
-        execution=points.evaluation_execution(where.execution),
+        execution=evaluation.evaluation_execution(where.execution),
         own={},
         stage="distances",
         rows=trees.count(stacks[0]),

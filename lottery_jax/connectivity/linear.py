@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from lottery_jax import masks as masks_
 from lottery_jax import trees
-from lottery_jax.connectivity import points
+from lottery_jax.connectivity import evaluation, points
 from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import flag, is_a, one_of, shown, whole, wrong
 from lottery_jax.execution import Where
@@ -210,7 +210,7 @@ def paths(
             both = (first._replace(params=a), second._replace(params=b))
             networks = trees.concatenate(both)
             ends = np.arange(2 * len(ends), dtype=np.int32).reshape(2, -1).T
-    found = points.evaluate_many(
+    found = evaluation.evaluate_many(
         task,
         networks,
         np.repeat(ends, len(at), axis=0),

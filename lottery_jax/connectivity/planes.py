@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lottery_jax import trees
-from lottery_jax.connectivity import points
+from lottery_jax.connectivity import evaluation, points
 from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import at_least, is_a, whole
 from lottery_jax.execution import Where
@@ -118,7 +118,7 @@ def plane(
     of_c = grid_y / height
     of_b = (grid_x - of_c * foot) / ab
     weights = np.stack([1 - of_b - of_c, of_b, of_c], axis=-1).reshape(-1, 3)
-    found = points.evaluate_many(
+    found = evaluation.evaluate_many(
         task,
         trees.stack([a, b, c]),
         np.tile(np.arange(3), (len(weights), 1)),

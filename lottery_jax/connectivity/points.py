@@ -14,25 +14,16 @@ together (means and variances are averaged, and the variance of batch means adde
 ends of a path are recomputed like every other point: running averages lag behind.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lottery_jax import trees
-from lottery_jax.connectivity.measure import BatchNorm, Measure
-from lottery_jax.connectivity.measure import check as check_measure
-from lottery_jax.errors import one_of, whole, wrong
-from lottery_jax.execution import Execution, Where, default_execution
+from lottery_jax.connectivity.measure import BatchNorm
+from lottery_jax.errors import one_of, whole
 from lottery_jax.keys import noise_keys, of_seed
-from lottery_jax.training import checked, identity
-from lottery_jax.training.measured import check, evaluated
-from lottery_jax.training.passes import in_groups
-from lottery_jax.training.programs import program
-from lottery_jax.training.rows import shared_data
+from lottery_jax.training.measured import evaluated
 from lottery_jax.trees import combine
 from lottery_jax.types import (
     Array,
@@ -174,16 +165,42 @@ def recompute(
       model_state: of the same structure; its values do not matter to BatchNorm.
       rows: from `statistics_slice`.
     """
-    assert task.statistics is not None and task.pool is not None
+    return pooled(task, moments(task, params, model_state, rows, 0), model_state)
+
+
+def moments(
+    task: Task, params: Params, model_state: ModelState, rows: Array, first: Array | int
+) -> PyTree:
+    """What the statistics of a network are pooled from, of each batch of a slice.
+
+    Args:
+      task: with `statistics`.
+      params: the weights.
+      model_state: see `recompute`.
+      rows: batches of a slice, `[batches, ...]` indices.
+      first: the number of the first of them in the slice.
+    """
+    assert task.statistics is not None
     measure, key = task.statistics, noise_keys(of_seed(0)).batch
 
-    def one(step: Array) -> PyTree:
-        batch = task.batch(task.data, rows[step], key, step)
+    def one(at: Array) -> PyTree:
+        batch = task.batch(task.data, rows[at], key, first + at)
         return measure(params, model_state, batch)
 
-    moments = jax.lax.map(one, jnp.arange(rows.shape[0], dtype=jnp.int32))
-    pooled = task.pool(_wide(moments))
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), pooled, model_state)
+    return jax.lax.map(one, jnp.arange(rows.shape[0], dtype=jnp.int32))
+
+
+def pooled(task: Task, moments: PyTree, model_state: ModelState) -> ModelState:
+    """The model state of a network, from the moments of several batches.
+
+    Args:
+      task: with `pool`.
+      moments: from `moments`.
+      model_state: says of which dtypes it is.
+    """
+    assert task.pool is not None
+    found = task.pool(_wide(moments))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), found, model_state)
 
 
 # --- evaluation -----------------------------------------------------------------------
@@ -212,157 +229,24 @@ def evaluate(
       The scalars that the task's `evaluate` returns, each `[splits]`; nan where the loss
       is not finite.
     """
-    params = combine([n.params for n in networks], weights)
-    model_state = combine([n.model_state for n in networks], weights)
+    params, model_state = combined(networks, weights)
     if batch_norm == "recompute" and has_statistics(model_state):
         assert rows is not None
         model_state = recompute(task, params, model_state, rows)
     network = Network(params, model_state)
     found = [evaluated(task, network, task.data, split) for split in splits]
-    stacked = {name: jnp.stack([one[name] for one in found]) for name in found[0]}
-    # A diverged network still predicts some class: its error is no error.
-    sound = jnp.isfinite(stacked["loss"])
-    return {name: jnp.where(sound, x, jnp.nan) for name, x in stacked.items()}
+    return sound({n: jnp.stack([one[n] for one in found]) for n in found[0]})
 
 
-AT_ONCE = 8
-"""Points that are vmapped at once where training vmaps all: evaluation batches are
-larger than those of training, and there are hundreds of points."""
-
-
-def evaluation_execution(execution: Execution | None) -> Execution:
-    """The devices of training, with no more points at once than fit."""
-    execution = execution or default_execution()
-    return execution._replace(chunk=execution.chunk or AT_ONCE)
-
-
-def evaluate_many(
-    task: Task,
-    networks: Network,
-    which: np.ndarray,
-    weights: np.ndarray,
-    measure: Measure,
-    *,
-    group: int = 128,
-    rows: int | None = None,
-    where: Where | None = None,
-) -> dict[str, np.ndarray]:
-    """Metrics of many points in one compiled program, sharded over the devices.
-
-    A point holds one network's weights at a time, so memory does not grow with their
-    number.
-
-    Args:
-      task: the task.
-      networks: a stack, leading axis `[N]`.
-      which: the networks that each point is made of, int `[P, m]`.
-      weights: how much of each, float `[P, m]`.
-      measure: splits and the BatchNorm policy, which is required for networks with a
-        model state; its alphas are not looked at.
-      group: points per call; the watcher is called after each.
-      rows: how many things the points belong to, for the watcher; None for the networks.
-      where: devices and chunk (points that are evaluated at once on a device; 0 means
-        `AT_ONCE` here), folder, who watches.
-
-    Returns:
-      Float32 arrays `[P, splits]` by metric, `loss` among them.
-
-    Raises:
-      ValueError: no policy for BatchNorm, or "interpolate" beyond the networks; arrays
-        that do not fit, unknown networks or splits; a folder with other points, networks
-        or data.
-      MemoryError: not even one point fits on a device, or not the data and the networks,
-        all of which lie on each.
-
-    Warns:
-      RuntimeWarning: a device was full; fewer points are evaluated at once from then on.
-    """
-    where, measure = checked.place(where), check_measure(measure)
-    check(task, trains=False, splits=measure.splits, where=where)
-    number, policy = checked.networks("networks", networks, task), measure.batch_norm
-    group = whole("group", group, 1)
-    rows = None if rows is None else whole("rows", rows, 1)
-    which, weights = np.asarray(which), np.asarray(weights)
-    if which.size and not np.issubdtype(which.dtype, np.integer):
-        raise wrong("which.dtype", which.dtype, "that of whole numbers")
-    if weights.size and weights.dtype.kind not in "iuf":
-        raise wrong("weights.dtype", weights.dtype, "that of real numbers")
-    which, weights = which.astype(np.int32), weights.astype(np.float32)
-    if which.ndim != 2 or which.shape != weights.shape or not len(which):
-        raise ValueError(
-            f"which has shape {which.shape} and weights {weights.shape}; both must be "
-            "[points, networks of a point], with a point at least"
-        )
-    if which.min() < 0 or which.max() >= number:
-        raise ValueError(f"which names networks outside of [0, {number})")
-    if not np.isfinite(weights).all():
-        point, member = np.argwhere(~np.isfinite(weights))[0]
-        raise wrong(f"weights[{point}, {member}]", weights[point, member], "finite")
-    check_policy(task, networks.model_state, policy)
-    check_between(networks.model_state, policy, weights)
-    indices, slice_ = None, 0
-    if policy == "recompute" and has_statistics(networks.model_state):
-        slice_ = measure.statistics_batches
-        indices = statistics_slice(task, slice_)
-    execution = evaluation_execution(where.execution)
-    data = shared_data(task, execution, where)
-    placed = execution.share((networks, indices))
-
-    def measured(execution: Execution) -> Callable[[PyTree], Any]:
-        one = program(
-            *(_points, task.functions, execution),
-            *(measure.splits, policy, which.shape[1]),
-        )
-        return lambda items: one(data, *placed, *items)
-
-    own: identity.Fields = {}
-    if where.store is not None:
-        functions = ("order", "batch", "statistics", "pool") if slice_ else ()
-        own = (
-            {
-                "kind": "points",
-                "splits": list(measure.splits),
-                "batch_norm": policy,
-                "statistics_batches": slice_,
-            }
-            | identity.of_draws()
-            | identity.of_task(task, functions, measure.splits)
-            | identity.of_data(task, where)
-            | identity.of_arrays(networks=networks, which=which, weights=weights)
-        )
-    return in_groups(
-        measured,
-        (which, weights),
-        group=group,
-        execution=execution,
-        own=own,
-        stage="paths",
-        rows=number if rows is None else rows,
-        where=where,
+def combined(networks: list[Network], weights: Array) -> Network:
+    """The weighted sum of networks, of their model states, too."""
+    return Network(
+        combine([n.params for n in networks], weights),
+        combine([n.model_state for n in networks], weights),
     )
 
 
-def _points(
-    functions: Task,
-    execution: Execution,
-    splits: tuple[str, ...],
-    batch_norm: BatchNorm | None,
-    members: int,
-) -> Callable[..., Any]:
-    def point(
-        data: PyTree,
-        networks: Network,
-        indices: Array | None,
-        which: Array,
-        weights: Array,
-    ) -> Metrics:
-        return evaluate(
-            functions._replace(data=data),
-            [trees.rows(networks, which[i]) for i in range(members)],
-            weights,
-            splits=splits,
-            batch_norm=batch_norm,
-            rows=indices,
-        )
-
-    return execution.parallel(point, (None, None, None, 0, 0))
+def sound(found: Metrics) -> Metrics:
+    """Metrics of points; a diverged network still predicts some class: that is no error."""
+    finite = jnp.isfinite(found["loss"])
+    return {name: jnp.where(finite, x, jnp.nan) for name, x in found.items()}

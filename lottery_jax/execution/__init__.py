@@ -9,8 +9,10 @@ from lottery_jax.execution import where as where
 from lottery_jax.execution.deadline import Deadline as Deadline
 from lottery_jax.execution.deadline import OutOfTimeError as OutOfTimeError
 from lottery_jax.execution.replicas import DATA_AXIS as DATA_AXIS
+from lottery_jax.execution.replicas import GROUP as GROUP
 from lottery_jax.execution.replicas import Execution as Execution
 from lottery_jax.execution.replicas import Precision as Precision
 from lottery_jax.execution.replicas import default_execution as default_execution
 from lottery_jax.execution.where import Progress as Progress
+from lottery_jax.execution.where import Waited as Waited
 from lottery_jax.execution.where import Where as Where

@@ -9,6 +9,7 @@ does so through a `Room`.
 """
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +30,11 @@ def available(device: jax.Device | None = None) -> int | None:
     device = device or jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     return (stats or {}).get("bytes_limit")
+
+
+def of_host() -> int:
+    """Bytes of the host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def needed(program: Any, *args: Any) -> tuple[int, int]:

@@ -37,6 +37,12 @@ AXIS = "replica"
 DATA_AXIS = "data"
 """Mesh axis along which devices share the batch of one replica."""
 
+GROUP = "group"
+"""An entry of `in_axes`: each group of devices that works on replicas of its own has its
+entry of the leading axis, and all of its replicas share that."""
+
+Axis: TypeAlias = Literal["group"] | int | None
+
 Precision: TypeAlias = Literal["float32", "tensorfloat32", "bfloat16"]
 """What the operands of products are rounded to; sums, weights and all else are float32."""
 
@@ -179,21 +185,22 @@ class Execution(NamedTuple):
         )
 
     def parallel(
-        self, function: Callable[..., PyTree], in_axes: Sequence[int | None]
+        self, function: Callable[..., PyTree], in_axes: Sequence[Axis]
     ) -> Callable[..., Any]:
         """A compiled function of R replicas from a function of one.
 
         Args:
           function: pure, of one replica; positional arguments.
-          in_axes: per argument 0 (it has a replica axis) or None (all replicas share it).
+          in_axes: per argument 0 (it has a replica axis), None (all replicas share it) or
+            `GROUP` (each group of devices has its own, on a leading axis `[groups]`).
 
         Returns:
           A jitted function; every output has a leading axis R, which `groups` must divide
           (`padded`). Replica i's output depends on replica i's inputs alone.
 
         Raises:
-          ValueError: an entry of in_axes is neither 0 nor None, or none is 0; settings
-            that do not fit this machine.
+          ValueError: an entry of in_axes is none of these, or none is 0; settings that do
+            not fit this machine.
         """
         return _parallel(function, in_axes, self)
 
@@ -263,14 +270,17 @@ def default_execution(platform: str | None = None) -> Execution:
 
 
 def _parallel(
-    function: Callable[..., PyTree], in_axes: Sequence[int | None], execution: Execution
+    function: Callable[..., PyTree], in_axes: Sequence[Axis], execution: Execution
 ) -> Callable[..., Any]:
-    if any(axis not in (0, None) for axis in in_axes) or 0 not in in_axes:
+    if any(axis not in (0, None, GROUP) for axis in in_axes) or 0 not in in_axes:
         raise ValueError(
-            f"in_axes={in_axes}; every entry must be 0 or None, and one of them 0"
+            f"in_axes={in_axes}; every entry must be 0, None or {GROUP!r}, and one of "
+            "them 0"
         )
     execution.check()
-    specs = tuple(PartitionSpec(AXIS) if a == 0 else PartitionSpec() for a in in_axes)
+    specs = tuple(
+        PartitionSpec() if a is None else PartitionSpec(AXIS) for a in in_axes
+    )
     # Where devices share a batch, the compiler divides it: `training.loop`.
     manual = {AXIS} if execution.data_parallel > 1 else {AXIS, DATA_AXIS}
 
@@ -288,6 +298,11 @@ def _parallel(
             return body(*args)
 
     def body(*args: PyTree) -> PyTree:
+        args = tuple(
+            jax.tree.map(lambda x: x[0], x) if a == GROUP else x
+            for a, x in zip(in_axes, args)
+        )
+
         def one(own: list[PyTree]) -> PyTree:
             rest = iter(own)
             return function(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lottery_jax.errors import at_least, is_a, on_disk, shown, wrong
+from lottery_jax.errors import at_least, is_a, on_disk, shown, whole, wrong
 from lottery_jax.execution.deadline import Deadline, OutOfTimeError
 from lottery_jax.execution.memory import Room
 from lottery_jax.execution.processes import Meeting
@@ -68,6 +68,27 @@ class Clock:
         self.cost = self.last - self.begin
 
 
+class Waited:
+    """How long devices waited for the examples of streamed splits.
+
+    Attributes:
+      seconds: that they waited.
+      of: seconds in all that windows took, waiting and computing.
+      examples: how many were read.
+      replaced: by the names of corrupt ones, those that were read instead.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.of = 0.0
+        self.examples = 0
+        self.replaced: dict[str, str] = {}
+
+    @property
+    def share(self) -> float:
+        """Of their time, in [0, 1]; 0 where nothing is streamed."""
+        return self.seconds / self.of if self.of else 0.0
+
+
 class Held:
     """What stays on the devices between calls that share it: the data.
 
@@ -100,6 +121,8 @@ class Where:
       checkpoint_seconds: write a checkpoint when so many seconds have passed since the
         last one; a kill loses no more than that. Checkpoints take at most 5% of the time.
       watch: called with a `Progress` at the start, and after every segment.
+      window: steps whose examples are read together, where splits are streamed: two
+        windows lie in memory at a time. None for as many as an eighth of it holds.
       meeting: of all processes that work on this, for what they must agree on; None for
         one process.
       deadline: when all this must have ended; None for no limit. Whoever trains or
@@ -107,6 +130,7 @@ class Where:
         there is a folder; the same call goes on from there.
       clock: of its checkpoints; shared with what is `below`.
       held: what stays on the devices; shared likewise.
+      waited: how long devices waited for examples; shared likewise.
       room: how many replicas at once fit, once a device was full: all that shares this
         goes on with no more.
     """
@@ -115,12 +139,16 @@ class Where:
     folder: pathlib.Path | str | None = None
     checkpoint_seconds: float = 30.0
     watch: Callable[[Progress], None] | None = None
+    window: int | None = None
     meeting: Meeting | None = None
     deadline: Deadline | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
     clock: Clock = dataclasses.field(default_factory=Clock, repr=False, compare=False)
     held: Held = dataclasses.field(default_factory=Held, repr=False, compare=False)
+    waited: Waited = dataclasses.field(
+        default_factory=Waited, repr=False, compare=False
+    )
     room: Room = dataclasses.field(default_factory=Room, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +156,8 @@ class Where:
         if self.folder is not None:
             is_a("folder", self.folder, (str, os.PathLike), "a path, or None")
             on_disk("folder", self.folder)
+        if self.window is not None:
+            whole("window", self.window, 1)
         if self.watch is not None and not callable(self.watch):
             raise wrong("watch", shown(self.watch), "a function of a Progress, or None")
         if self.deadline is not None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lottery_jax import at_init, errors, keys, masks, trees
+from lottery_jax import at_init, errors, keys, masks, streams, trees
 from lottery_jax.at_init import Method, Pruned
-from lottery_jax.execution import Execution, Where, default_execution
+from lottery_jax.execution import GROUP, Execution, Where, default_execution
 from lottery_jax.imp.results import SAID
 from lottery_jax.keys import ReplicaKeys
-from lottery_jax.training import checked, measured
+from lottery_jax.training import checked, measured, windows
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
 from lottery_jax.types import Array, Mask, Network, PyTree, Task
@@ -91,10 +91,15 @@ def prune_at_init(
     execution = (where.execution or default_execution()).check()
     rows = execution.spread((own, np.repeat(keep, number[1], axis=0)))
     data = shared_data(task, execution, where)
+    window: Any = ()
+    if windows.TRAIN in streams.streamed(task.data):
+        most = min(batches, task.steps_per_epoch)
+        noise = rows[0].noise
+        window = windows.of_first_steps(task, execution, noise, most, where.waited)
 
     def attempt(execution: Execution) -> Any:
-        parts = (task.functions, execution, method, batches)
-        return program(_pruned, *parts)(data, rows)
+        parts = (task.functions, execution, method, batches, bool(window))
+        return program(_pruned, *parts)(data, rows, *window)
 
     total = number[0] * number[1]
     stage = f"pruning at initialisation by {name}"
@@ -130,9 +135,19 @@ def _name(method: Method) -> str:
 
 
 def _pruned(
-    functions: Task, execution: Execution, method: Method, batches: int
+    functions: Task,
+    execution: Execution,
+    method: Method,
+    batches: int,
+    streamed: bool = False,
 ) -> Callable[..., Any]:
-    def one(data: PyTree, row: tuple[ReplicaKeys, Array]) -> tuple[Network, Pruned]:
-        return at_init.of_task(functions._replace(data=data), method, *row, batches)
+    def one(
+        data: PyTree, row: tuple[ReplicaKeys, Array], *window: PyTree
+    ) -> tuple[Network, Pruned]:
+        task = functions._replace(data=data)
+        if streamed:
+            examples, places = window
+            task = windows.seen(functions, data, examples, places, 0)
+        return at_init.of_task(task, method, *row, batches)
 
-    return execution.parallel(one, (None, 0))
+    return execution.parallel(one, (None, 0, *((GROUP, 0) if streamed else ())))

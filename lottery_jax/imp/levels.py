@@ -5,7 +5,7 @@ what it has `Kept` from one level to the next.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ from lottery_jax import (
     masks,
     prune,
     scores,
+    streams,
     training,
     transforms,
     trees,
 )
-from lottery_jax.execution import Execution, Where
+from lottery_jax.execution import GROUP, Execution, Where
 from lottery_jax.imp import arms
 from lottery_jax.imp.plan import Chain, Plan, keep_counts
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.optimizers.settings import Optimizer, at, each
-from lottery_jax.training import checked, runs
+from lottery_jax.training import checked, runs, windows
 from lottery_jax.training.measured import tested as tested_on
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import of_rows, shared_data, specs_of, take
@@ -296,7 +297,9 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
     data = specs_of(shared_data(bench.task, execution, where))
     mask = jax.tree.map(lambda x: one(rows, x.shape[1:], np.bool_), bench.first.params)
     network = stack(bench.first, rows)
-    program(tested_on, functions, execution, "test").ahead(data, network)
+    away = streams.streamed(bench.task.data)
+    if "test" not in away:
+        program(tested_on, functions, execution, "test").ahead(data, network)
     program(_layer_counts, functions, execution).ahead(mask)
     counted = sum(masks.resolve(mask, bench.prunable))
     of_rows = (bench.keys.score, bench.noise, bench.stream, bench.first)
@@ -315,9 +318,10 @@ def compile_ahead(bench: Bench, kept: Kept, where: Where) -> None:
         one(tickets, (1 + counted,), np.int32),
     )
     level = jax.ShapeDtypeStruct((), np.int32)
-    program(_cut, functions, execution, bench.plan.procedures).ahead(
-        data, level, evidence
-    )
+    if windows.TRAIN not in away:
+        program(_cut, functions, execution, bench.plan.procedures).ahead(
+            data, level, evidence
+        )
 
 
 # --- start ----------------------------------------------------------------------------
@@ -466,10 +470,11 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
     )
     data = shared_data(bench.task, execution, where)
     placed = execution.place(evidence)
+    parts, window = _window(bench, placed, where)
 
     def prune_all(execution: Execution) -> Mask:
-        one = program(_cut, bench.task.functions, execution, plan.procedures)
-        return one(data, np.int32(level), placed)
+        one = program(_cut, bench.task.functions, execution, plan.procedures, *parts)
+        return one(data, np.int32(level), placed, *window)
 
     stage = f"pruning to level {level}"
     mask, _ = where.room.run(stage, execution, rows.pairs, prune_all)
@@ -479,14 +484,42 @@ def cut(bench: Bench, kept: Kept, level: int, where: Where) -> Kept:
     return kept._replace(mask=mask, begun=begun_)
 
 
+def _window(
+    bench: Bench, evidence: Evidence, where: Where
+) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """What scores are given of a split "train" that is streamed: its first batches.
+
+    Returns:
+      How `_cut` sees them, and the window; both are empty for a split that is not.
+    """
+    if windows.TRAIN not in streams.streamed(bench.task.data):
+        return (), ()
+    own = bench.task.functions, bench.execution
+    level = jax.ShapeDtypeStruct((), np.int32)
+    without = _cut(*own, bench.plan.procedures, "none")
+    try:
+        jax.eval_shape(without, {}, level, evidence)
+    except scores.MissingInputError:
+        number = min(_SCORE_BATCHES, bench.task.steps_per_epoch)
+        of = bench.task, bench.execution, evidence.noise, number
+        return ("window",), windows.of_first_steps(*of, where.waited)
+    return ("none",), ()
+
+
 def _cut(
-    functions: Task, execution: Execution, chains: tuple[Chain, ...]
+    functions: Task,
+    execution: Execution,
+    chains: tuple[Chain, ...],
+    given: Literal["data", "window", "none"] = "data",
 ) -> Callable[..., Any]:
     flags = masks.of_task(functions)
 
-    def one_cut(data: PyTree, level: Array, seen: Evidence) -> Mask:
+    def one_cut(data: PyTree, level: Array, seen: Evidence, *window: PyTree) -> Mask:
         task = functions._replace(data=data)
-        batches = _score_batches(task, seen.noise)
+        if given == "window":
+            examples, places = window
+            task = windows.seen(functions, data, examples, places, 0)
+        batches = None if given == "none" else _score_batches(task, seen.noise)
         key = jax.random.fold_in(seen.key, level)
 
         def loss(params: Params, model_state: PyTree, batch: PyTree, key: Key) -> Array:
@@ -511,7 +544,8 @@ def _cut(
             seen.chain, [lambda chain=chain: by(chain) for chain in chains]
         )
 
-    return execution.parallel(one_cut, (None, None, 0))
+    window = (GROUP, 0) if given == "window" else ()
+    return execution.parallel(one_cut, (None, None, 0, *window))
 
 
 def prune_chain(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, transforms, trees
+from lottery_jax import errors, streams, transforms, trees
 from lottery_jax.execution import Where
 from lottery_jax.optimizers import settings, trials
 from lottery_jax.types import Network, Task
@@ -33,6 +33,7 @@ def fields(task: Task) -> None:
             raise errors.wrong(
                 f"task.data[{path!r}].dtype", "object", "that of numbers"
             )
+    streams.streamed(task.data)
     for field in (*_MUST, *_MAY):
         value = getattr(task, field)
         if not callable(value) and (field in _MUST or value is not None):

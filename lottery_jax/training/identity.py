@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import keys, masks, trees
+from lottery_jax import keys, masks, streams, trees
 from lottery_jax.dynamic.rules import MaskUpdate, StartMask, UpdateMask
 from lottery_jax.execution import Where
 from lottery_jax.optimizers import settings
@@ -179,15 +179,21 @@ _STEP = jax.ShapeDtypeStruct((), np.int32)
 
 
 def of_data(task: Task, where: Where) -> Fields:
-    """A digest of all that a task's data hold; made once for all that goes on `where`."""
+    """A digest of all that a task's data hold; made once for all that goes on `where`.
+
+    Of a split that is streamed it is that of its examples, a field of its own.
+    """
     # As with the copy on the devices: what is written into an array afterwards is seen by
     # neither. The arrays stay with it, so that their ids stay their own.
     leaves, structure = jax.tree.flatten(task.data)
     known = _of_data.setdefault(where.held, {})
     at = (*map(id, leaves), structure)
     if at not in known:
-        known[at] = BITS + trees.fingerprint(task.data), leaves
-    return {"data": known[at][0]}
+        known[at] = BITS + trees.fingerprint(streams.resident(task.data)), leaves
+    away = streams.streamed(task.data)
+    return {"data": known[at][0]} | {
+        f"data[{split!r}]": BITS + examples.digest for split, examples in away.items()
+    }
 
 
 _of_data: weakref.WeakKeyDictionary[Any, dict[Any, tuple[str, list[Any]]]] = (

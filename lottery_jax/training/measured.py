@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import activations, errors, trees
+from lottery_jax import activations, errors, means, streams, trees
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import of_seed
-from lottery_jax.training import checked
+from lottery_jax.training import checked, windows
 from lottery_jax.training.programs import program, remembered
 from lottery_jax.training.rows import shared_data
-from lottery_jax.types import Key, Metrics, Network, PyTree, Task
+from lottery_jax.types import Array, Key, Metrics, Network, PyTree, Task
 
 
 def check(
@@ -44,6 +44,8 @@ def check(
         loss_metrics(task)
     for split in splits:
         metrics(task, split)
+        if split in streams.streamed(task.data):
+            batch(task, split)
     execution = None if where is None else where.execution
     if execution is not None and execution.activations != "float32":
         name, shapes = execution.activations, trees.shapes_of(task.data)
@@ -120,6 +122,38 @@ def metrics(task: Task, split: str) -> list[str]:
 
 
 def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
+    found = _evaluated(functions, data, split)
+    if "loss" not in found:
+        must = "a dict with a scalar `loss`"
+        raise errors.wrong("task.evaluate: it returns", list(found), must)
+    return _scalars("task.evaluate: ", found)
+
+
+def batch(task: Task, split: str) -> int:
+    """How many examples of a streamed split a task evaluates at once.
+
+    Raises:
+      ValueError: it measures something that is no mean over examples, which cannot be put
+        together from parts of the split; names it.
+    """
+    return remembered(_batch, task.functions, trees.shapes_of(task.data), split)
+
+
+def _batch(functions: Task, data: PyTree, split: str) -> int:
+    with means.as_sums():
+        found: dict[str, Any] = _evaluated(functions, data, split)
+    for name, x in found.items():
+        if not isinstance(x, means.Sums):
+            must = (
+                f"a mean over examples, made by means.of: the split {split!r} is "
+                "streamed, and seen part by part"
+            )
+            raise errors.wrong("task.evaluate: metric", repr(name), must)
+    return max(x.batch for x in found.values())
+
+
+def _evaluated(functions: Task, data: PyTree, split: str) -> Metrics:
+    """What `evaluate` returns, by its shapes."""
     errors.is_a("split", split, str, "the name of a split, such as 'test'")
 
     def one(key: Key, data: PyTree) -> Metrics:
@@ -138,11 +172,7 @@ def _metrics(functions: Task, data: PyTree, split: str) -> list[str]:
         )
         return found
 
-    found = jax.eval_shape(one, of_seed(0), data)
-    if "loss" not in found:
-        must = "a dict with a scalar `loss`"
-        raise errors.wrong("task.evaluate: it returns", list(found), must)
-    return _scalars("task.evaluate: ", found)
+    return jax.eval_shape(one, of_seed(0), data)
 
 
 # --- whether they have the form of a task ---------------------------------------------
@@ -243,14 +273,106 @@ def evaluate(
     number = checked.networks("networks", networks, task)
     execution = (where.execution or default_execution()).check()
     placed = execution.spread(networks)
-    data = shared_data(task, execution, where)
 
     def attempt(execution: Execution) -> dict[str, np.ndarray]:
-        found = program(tested, task.functions, execution, split)(data, placed)
+        found = on_split(task, execution, split, where, placed)
         return {name: np.asarray(x)[:number] for name, x in found.items()}
 
     stage = f"the evaluation on {split!r}"
     return where.room.run(stage, execution, number, attempt)[0]
+
+
+def on_split(
+    task: Task, execution: Execution, split: str, where: Where, networks: Network
+) -> Metrics:
+    """The scalars of networks on a split, wherever that lies.
+
+    Args:
+      task: the task.
+      execution: the devices.
+      split: its name.
+      where: what stays on the devices, and how long these wait for examples.
+      networks: rows on them, `[P]`.
+
+    Returns:
+      Arrays `[P]` by name.
+    """
+    if split in streams.streamed(task.data):
+        return in_parts(task, execution, split, where, networks)
+    data = shared_data(task, execution, where)
+    return program(tested, task.functions, execution, split)(data, networks)
+
+
+def in_parts(
+    task: Task, execution: Execution, split: str, where: Where, networks: Network
+) -> Metrics:
+    """The scalars of networks on a streamed split, put together from its parts.
+
+    Args:
+      task: the task.
+      execution: the devices.
+      split: its name.
+      where: is told how long devices wait for examples.
+      networks: rows on them, `[P]`.
+
+    Returns:
+      Arrays `[P]` by name.
+
+    Raises:
+      ValueError: a metric that is no mean over examples; names it.
+      streams.SourceError: an example cannot be read; names it.
+    """
+    one = program(_summed, task.functions, execution, split)
+    parts = parts_of(task, execution, split, where)
+    return together(execution, [one({split: part}, networks) for part in parts])
+
+
+def together(execution: Execution, parts: Sequence[dict[str, means.Sums]]) -> Metrics:
+    """Means over a split, of the sums of its parts.
+
+    Args:
+      execution: the devices.
+      parts: by metric, sums `[P, batches]`, in the order of the split.
+
+    Returns:
+      Arrays `[P]` by name: the same bits as of the whole split.
+    """
+    number = sum(next(iter(part.values())).number for part in parts)
+    sums = {
+        name: jnp.concatenate([part[name].sums for part in parts], axis=1)
+        for name in parts[0]
+    }
+    return program(_together, execution, number)(execution.place(sums))
+
+
+def _together(execution: Execution, number: int) -> Callable[..., Any]:
+    def one(sums: dict[str, Array]) -> Metrics:
+        return {name: means.Sums(x, number, number).mean for name, x in sums.items()}
+
+    return execution.parallel(one, (0,))
+
+
+def parts_of(
+    task: Task, execution: Execution, split: str, where: Where
+) -> Iterator[dict[str, Array]]:
+    """The parts of a streamed split, of whole batches, on all devices.
+
+    Args:
+      task: the task.
+      execution: the devices.
+      split: its name.
+      where: is told how long these wait.
+    """
+    examples = streams.streamed(task.data)[split]
+    bounds = windows.parts(examples, batch(task, split))
+    return windows.of_split(examples, bounds, execution, where.waited)
+
+
+def _summed(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:
+    def test(data: PyTree, network: Network) -> PyTree:
+        return summed(functions, network, data, split)
+
+    return execution.parallel(test, (None, 0))
 
 
 def tested(functions: Task, execution: Execution, split: str) -> Callable[..., Any]:
@@ -268,3 +390,13 @@ def evaluated(functions: Task, network: Network, data: PyTree, split: str) -> Me
     params, model_state = network
     found = functions.evaluate(params, model_state, data, of_seed(0), split)
     return {name: x for name, x in found.items() if jnp.shape(x) == ()}
+
+
+def summed(
+    functions: Task, network: Network, data: PyTree, split: str
+) -> dict[str, means.Sums]:
+    """What means of one network on a part of a split are made of: pure."""
+    params, model_state = network
+    with means.as_sums():
+        found: Any = functions.evaluate(params, model_state, data, of_seed(0), split)
+    return found

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import trees
+from lottery_jax import streams, trees
 from lottery_jax.execution import Execution, Where
 from lottery_jax.execution.replicas import whole
 from lottery_jax.training.programs import program
@@ -68,12 +68,15 @@ def specs_of(tree: PyTree) -> PyTree:
 
 
 def shared_data(task: Task, execution: Execution, where: Where) -> PyTree:
-    """A task's data on the devices, shipped once for all that goes on there."""
+    """A task's data on the devices, shipped once for all that goes on there.
+
+    Splits that are streamed are left out.
+    """
     leaves, structure = jax.tree.flatten(task.data)
     return where.held.get(
         ("data", *map(id, leaves), structure, execution.placement),
         # The arrays stay with it, so that their ids stay their own.
-        lambda: (execution.share(task.data), task.data),
+        lambda: (execution.share(streams.resident(task.data)), task.data),
     )[0]
 
 

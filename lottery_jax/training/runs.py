@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lottery_jax import dynamic, errors, masks, trees
+from lottery_jax import dynamic, errors, masks, streams, trees
 from lottery_jax import keys as keys_
 from lottery_jax.dynamic import MaskUpdate
 from lottery_jax.dynamic.rules import of_leaves
@@ -32,7 +32,7 @@ from lottery_jax.execution.deadline import BETWEEN
 from lottery_jax.optimizers import settings
 from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints, records
-from lottery_jax.training import checked, identity, loop, measured
+from lottery_jax.training import checked, identity, loop, measured, windows
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import of_rows
 from lottery_jax.training.segment import (
@@ -169,6 +169,8 @@ def train(
       MemoryError: not even one run fits on a device, or not the data or all states.
       execution.OutOfTimeError: the deadline is near. All is stored, and the same call
         goes on.
+      streams.SourceError: an example of a streamed split cannot be read; names it. All is
+        stored, and the same call goes on.
 
     Warns:
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
@@ -205,7 +207,10 @@ def train(
     first = first_moment(task, runs, columns, kept_at, validate, rule)
     if found is not None:
         first = _restored(where, first, found)
-    work = Work(task, tx, runs, min(every, stop), validate, rule, kept_at)
+    longest = min(every, stop)
+    if where.window is not None and windows.TRAIN in streams.streamed(task.data):
+        longest = min(longest, where.window)
+    work = Work(task, tx, runs, longest, validate, rule, kept_at)
     execution = _settled(where, found, number, work, first)
     work.place(execution, where)
     moment = work.laid_out(first)
@@ -241,14 +246,28 @@ def train(
 
     saved = found is not None and found["step"] == stop
     tell(moment, found is not None)
-    for a, b in loop.segments(moment.step, stop, every, cuts):
+    if work.reader is not None:
+        cuts |= set(range(0, stop, work.reader.layout.steps))
+    segments = loop.segments(moment.step, stop, every, cuts)
+    read = work.windows(segments)
+    for a, b in segments:
+        try:
+            window = next(read)
+        except streams.SourceError:
+            if where.store is not None and not saved and not moment.since:
+                save(moment)
+            raise
 
         def attempt(
-            execution: Execution, moment: Moment = moment, a: int = a, b: int = b
+            execution: Execution,
+            moment: Moment = moment,
+            a: int = a,
+            b: int = b,
+            window: windows.Window | None = window,
         ) -> Moment:
             if execution != work.execution:
                 work.place(execution, where)
-            return work.segment(moment, a, b)
+            return work.segment(moment, a, b, window)
 
         at = f"{stage}, after step {a}"
         moment, fits = where.room.run(at, execution, number, attempt)

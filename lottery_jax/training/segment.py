@@ -5,22 +5,23 @@ nothing, so that it can be tried again with fewer runs at once.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import masks, trees
+from lottery_jax import masks, streams, trees
 from lottery_jax.dynamic.rules import MaskUpdate, StartMask, UpdateMask
-from lottery_jax.execution import Execution, Where
+from lottery_jax.execution import GROUP, Execution, Where
 from lottery_jax.optimizers.settings import Optimizer, at
 from lottery_jax.storage import checkpoints
-from lottery_jax.training import loop
+from lottery_jax.training import loop, measured
 from lottery_jax.training.measured import evaluated, loss_metrics, metrics
 from lottery_jax.training.programs import Program, program
 from lottery_jax.training.rows import Joining, joining, shared_data, specs_of, take
+from lottery_jax.training.windows import TRAIN, Reader, Window, seen
 from lottery_jax.types import (
     Array,
     Curves,
@@ -193,6 +194,7 @@ class Work:
 
     at: Joining
     execution: Execution
+    reader: Reader | None = None
 
     def __init__(
         self,
@@ -206,21 +208,34 @@ class Work:
     ) -> None:
         self.task, self.tx, self.runs = task, tx, runs
         self.capacity = capacity
+        self.streamed = streams.streamed(task.data)
         self.validates, self.rule, self.kept_at = validate, rule, kept_at
 
     def place(self, execution: Execution, where: Where) -> None:
         """Puts all that stays the same onto the devices, and names the programs."""
-        self.execution = execution
+        self.execution, self._where = execution, where
         self.at = joining(self.runs.joins, self.runs.offset, execution)
-        functions = self.task.functions
+        functions, away = self.task.functions, TRAIN in self.streamed
         of = (functions, execution)
-        self._train = program(_train, *of, self.tx, self.capacity)
-        self._validate = program(_validate, *of) if self.validates else None
+        self._train = program(_train, *of, self.tx, self.capacity, away)
+        self._validate = None
+        if self.validates and "validation" not in self.streamed:
+            self._validate = program(_validate, *of)
         self.data = shared_data(self.task, execution, where)
         self.noise = execution.place(self.runs.noise[self.at.deal])
         self.offset = execution.place(self.at.offset)
         hyper = {name: x[self.at.deal] for name, x in self.runs.hyper.items()}
         self.hyper = execution.place(hyper)
+        if away:
+            at, longest = self.at, self.capacity
+            own = self.noise, at.joins, at.offset, where.window, longest
+            self.reader = Reader(self.task, execution, *own)
+
+    def windows(self, segments: Sequence[tuple[int, int]]) -> Iterator[Window | None]:
+        """The examples of each segment, of a split that is streamed; None for others."""
+        if self.reader is None:
+            return iter([None] * len(segments))
+        return self.reader.windows(segments, self._where.waited)
 
     def laid_out(self, first: Moment) -> Moment:
         """A moment in the order of the runs, as rows on the devices."""
@@ -247,7 +262,8 @@ class Work:
             best = specs_of(moment.best)
             self._validate.ahead(specs[0], specs[1], best, step, active)
         hyper, offset = specs_of((self.hyper, self.offset))
-        self._train.ahead(*specs, step, step, hyper, offset, active)
+        window = () if self.reader is None else specs_of(self.reader.empty())
+        self._train.ahead(*specs, step, step, hyper, offset, active, *window)
 
     def one_step(self, moment: Moment) -> tuple[Program, tuple[Any, ...]]:
         """The training program and the arguments of a segment of one step, to try it."""
@@ -256,7 +272,8 @@ class Work:
         )
         bounds = np.int32(0), np.int32(1)
         args = self.data, moment.rows, self.noise
-        return self._train, (*args, *bounds, self.hyper, self.offset, active)
+        window = () if self.reader is None else self.reader.empty()
+        return self._train, (*args, *bounds, self.hyper, self.offset, active, *window)
 
     def in_order(self, tree: PyTree) -> PyTree:
         """From rows to the order of the runs, on the host."""
@@ -269,8 +286,16 @@ class Work:
         values = {name: x[self.at.deal] for name, x in curves.values.items()}
         return Curves(curves.steps, values, curves.first_nan[self.at.deal])
 
-    def segment(self, moment: Moment, a: int, b: int) -> Moment:
-        """Trains the steps [a, b), and does what is due after them."""
+    def segment(self, moment: Moment, a: int, b: int, window: Window | None) -> Moment:
+        """Trains the steps [a, b), and does what is due after them.
+
+        Args:
+          moment: at step a.
+          a: the first step.
+          b: the end.
+          window: their examples, where the split "train" is streamed.
+        """
+        own = () if window is None else window
         joined = self.at.joins <= a
         active = self.execution.place(joined)
         rows = moment.rows
@@ -283,15 +308,15 @@ class Work:
         if self.rule is not None and a in self.rule.steps():
             update = program(
                 *(_update_mask, self.task.functions, self.execution),
-                *(self.tx, self.rule.update),
+                *(self.tx, self.rule.update, window is not None),
             )
             rows = update(
                 *(self.data, rows, self.noise),
-                *(np.int32(a), self.hyper, self.offset, active),
+                *(np.int32(a), self.hyper, self.offset, active, *own),
             )
         rows, found = self._train(
             *(self.data, rows, self.noise),
-            *(np.int32(a), np.int32(b), self.hyper, self.offset, active),
+            *(np.int32(a), np.int32(b), self.hyper, self.offset, active, *own),
         )
         seen = {name: np.asarray(x)[:, : b - a] for name, x in found.items()}
         curves = Curves(
@@ -308,10 +333,8 @@ class Work:
             for name in seen:
                 curves.values[f"train_{name}"][:, column] = _mean_since(since, name)
             since = ()
-            if self._validate is not None:
-                best, valued = self._validate(
-                    self.data, rows, best, np.int32(b), active
-                )
+            if best is not None:
+                best, valued = self._validated(rows, best, b, active)
                 for name, value in valued.items():
                     shown = np.where(joined, np.asarray(value), np.nan)
                     curves.values[f"validation_{name}"][:, column] = shown
@@ -323,6 +346,17 @@ class Work:
         if kept is not None and (now := self.kept_at == b).any():
             kept = _put(kept, now, self.in_order(trees.host(rows)))
         return Moment(b, rows, best, curves, kept, since)
+
+    def _validated(
+        self, rows: TrainState, best: Best, step: int, active: Array
+    ) -> tuple[Best, Metrics]:
+        """The best networks after a validation, and what was measured in it."""
+        if self._validate is not None:
+            return self._validate(self.data, rows, best, np.int32(step), active)
+        of = self.task, self.execution, "validation", self._where
+        found = measured.in_parts(*of, rows.network)
+        better = program(_better, self.execution)
+        return better(rows.network, best, np.int32(step), active, found), found
 
     def save(
         self,
@@ -361,6 +395,7 @@ def _train(
     execution: Execution,
     tx: Optimizer,
     capacity: int,
+    streamed: bool = False,
 ) -> Callable[..., Any]:
     def train(
         data: PyTree,
@@ -371,10 +406,16 @@ def _train(
         hyper: Mapping[str, Array],
         offset: Array,
         active: Array,
+        *window: PyTree,
     ) -> tuple[TrainState, Metrics]:
+        task = functions._replace(data=data)
+        if streamed:
+            examples, places = window
+            task = seen(functions, data, examples, places, a + offset)
+
         def steps(active: Array | bool) -> tuple[TrainState, Metrics]:
             return loop.train_steps(
-                *(functions._replace(data=data), at(tx, hyper), state, noise, a, b),
+                *(task, at(tx, hyper), state, noise, a, b),
                 capacity=capacity,
                 offset=offset,
                 active=active,
@@ -388,7 +429,8 @@ def _train(
         before = state, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[1])
         return jax.tree.map(lambda x, y: jnp.where(active, x, y), after, before)
 
-    return execution.parallel(train, (None, 0, 0, None, None, 0, 0, 0))
+    window = (GROUP, 0) if streamed else ()
+    return execution.parallel(train, (None, 0, 0, None, None, 0, 0, 0, *window))
 
 
 def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
@@ -396,12 +438,22 @@ def _validate(functions: Task, execution: Execution) -> Callable[..., Any]:
         data: PyTree, state: TrainState, best: Best, step: Array, active: Array
     ) -> tuple[Best, Metrics]:
         found = evaluated(functions, state.network, data, "validation")
-        better = active & (found["loss"] < best.loss)
-        now = Best(state.network, found["loss"].astype(jnp.float32), step)
-        chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
-        return chosen, found
+        return _best_of(state.network, best, step, active, found), found
 
     return execution.parallel(validate, (None, 0, 0, None, 0))
+
+
+def _better(execution: Execution) -> Callable[..., Any]:
+    return execution.parallel(_best_of, (0, 0, None, 0, 0))
+
+
+def _best_of(
+    network: Network, best: Best, step: Array, active: Array, found: Metrics
+) -> Best:
+    """The better of two networks by validation loss, of a run that trains."""
+    better = active & (found["loss"] < best.loss)
+    now = Best(network, found["loss"].astype(jnp.float32), step)
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
 
 
 def _update_mask(
@@ -409,6 +461,7 @@ def _update_mask(
     execution: Execution,
     tx: Optimizer,
     rule: UpdateMask,
+    streamed: bool = False,
 ) -> Callable[..., Any]:
     def update(
         data: PyTree,
@@ -418,13 +471,18 @@ def _update_mask(
         hyper: Mapping[str, Array],
         offset: Array,
         active: Array,
+        *window: PyTree,
     ) -> TrainState:
         task = functions._replace(data=data)
+        if streamed:
+            examples, places = window
+            task = seen(functions, data, examples, places, step + offset)
         own = at(tx, hyper)
         new = loop.update_mask(task, own, rule, state, noise, step, offset)
         return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
 
-    return execution.parallel(update, (None, 0, 0, None, 0, 0, 0))
+    window = (GROUP, 0) if streamed else ()
+    return execution.parallel(update, (None, 0, 0, None, 0, 0, 0, *window))
 
 
 def _start_mask(

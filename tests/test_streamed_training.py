@@ -1,0 +1,337 @@
+"""Training and measuring on splits that lie on no device: the bits of those that do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from examples_read import Listed, streamed
+from flax import linen as nn
+
+import lottery_jax as lj
+from lottery_jax import means, streams
+from lottery_jax.connectivity import Measure, branches, evaluation
+from lottery_jax.execution import memory
+from lottery_jax.imp import initial
+from lottery_jax.training import windows
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+TX = optax.sgd(0.1, momentum=0.9)
+ONE, TWO, ALL = lj.Execution(1, 1), lj.Execution(2, 1), lj.Execution(2, 0)
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, weights=None):
+        x = nn.Dense(6, name="one")(x.reshape(len(x), -1))
+        x = lj.models.BatchNorm(name="norm")(x, train, weights)
+        return nn.Dense(3, name="head")(nn.relu(x))
+
+
+def split(number):
+    rng = np.random.default_rng(number)
+    images = rng.integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
+    return {"image": images, "label": rng.integers(0, 3, number).astype(np.int32)}
+
+
+@pytest.fixture(scope="module")
+def task():
+    arrays = {"train": split(83), "validation": split(31), "test": split(29)}
+    made = lj.data.Dataset(arrays, 3, (4, 4, 3), (0.5,) * 3, (0.25,) * 3, "made")
+    options = dict(batch_size=16, augment=("flip", "crop"), evaluation_batch=8)
+    return lj.tasks.classification(made, Small(), **options)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Splits are evaluated in parts of one batch, or of two, with a rest."""
+    monkeypatch.setattr(windows, "ON_HOST", 2 * 2 * 8 * (48 + 4))
+
+
+def assert_same(a, b):
+    """Every array of the one has the bits of the other."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def everything(done):
+    return done.state, done.best, done.curves, done.kept
+
+
+@pytest.mark.parametrize("execution", [TWO, ALL, lj.Execution(2, 1, data_parallel=2)])
+def test_training_is_that_of_a_split_on_the_device(task, execution):
+    found = []
+    for own in (task, streamed(task)):
+        where = lj.Where(execution, window=3)
+        found.append(
+            lj.train(own, TX, 17, 3, validate_every=5, keep=(4, 9), where=where)
+        )
+    assert_same(*map(everything, found))
+    assert 0 < where.waited.seconds <= where.waited.of
+    # 17 steps of 16 examples for 3 replicas, and 4 validations.
+    assert 4 * 31 < where.waited.examples <= 3 * 17 * 16 + 4 * 31
+
+
+@pytest.mark.parametrize("window", [1, 4, None])
+def test_the_length_of_a_window_changes_nothing(task, window):
+    found = [
+        lj.train(own, TX, 11, 2, where=lj.Where(TWO, window=window))
+        for own in (task, streamed(task, "train"))
+    ]
+    assert_same(*map(everything, found))
+
+
+def test_a_rule_sees_the_batch_of_its_step(task):
+    rule = lj.dynamic.rigl(0.5, every=4, end=12)
+    found = [
+        lj.train(own, TX, 14, 2, rule=rule, where=lj.Where(TWO, window=3))
+        for own in (task, streamed(task))
+    ]
+    assert_same(*map(everything, found))
+
+
+def test_runs_that_join_late_and_stand_elsewhere_in_their_order(task):
+    own = lj.keys.of_replicas(0, (0, 1))
+    trunk = branches.train_trunk(task, TX, own.init, own.noise, (0, 3, 8))
+    runs = branches.of_trunk(trunk, own.noise, 2)
+    runs = runs._replace(offset=np.arange(len(runs.joins), dtype=np.int32) * 5)
+    away = streamed(task)
+    found = [
+        lj.training.train(one, TX, runs, 13, where=lj.Where(ALL, window=4))
+        for one in (task, away)
+    ]
+    assert_same(*map(everything, found))
+    # What has not joined is not read for: 4 runs of 3 steps, then 8 of 5, then 12.
+    slots = 16 * (4 * 3 + 8 * 5 + 12 * 5)
+    asked = streams.streamed(away.data)["train"].asked
+    assert sum(map(len, asked)) <= slots
+
+
+def study(task, where, **options):
+    plan = lj.imp.Plan(steps=12, rewind_step=3, validate_every=4, **options)
+    return lj.imp.run(task, TX, plan, 2, 2, where=where)
+
+
+def bits(results):
+    own = results.dataset() if hasattr(results, "dataset") else results
+    return {
+        name: np.asarray(x)
+        for name, x in own.data_vars.items()
+        if not name.startswith(("time", "seconds", "steps_per_"))
+    }
+
+
+def test_two_levels_of_pruning_after_five_interruptions(task, tmp_path):
+    whole = study(task, lj.Where(TWO))
+    away = streamed(task)
+    rng = np.random.default_rng(0)
+    interrupted = 0
+    where = lj.Where(TWO, tmp_path, checkpoint_seconds=0, window=2)
+    while True:
+        source = streams.streamed(away.data)["train"]
+        source.fails_at = None
+        if interrupted < 5:
+            source.fails_at = len(source.asked) + int(rng.integers(1, 7))
+        try:
+            found = study(away, where)
+            break
+        except streams.SourceError:
+            interrupted += 1
+    assert interrupted == 5
+    assert_same(bits(whole), bits(found))
+
+
+@pytest.mark.parametrize("score", ["magnitude", "snip"])
+def test_scores_see_the_first_batches_if_they_look_at_any(task, score):
+    chain = lj.imp.Chain(score=score)
+    away = streamed(task)
+    found = [
+        bits(study(own, lj.Where(TWO, window=12), chains=(chain,), arms=("ticket",)))
+        for own in (task, away)
+    ]
+    assert_same(*found)
+
+
+def test_masks_at_initialisation(task):
+    found = [
+        initial.prune_at_init(
+            own, "snip", (0.5, 0.2), 3, batches=3, where=lj.Where(TWO)
+        )
+        for own in (task, streamed(task))
+    ]
+    assert_same(*((x.masks, x.networks) for x in found))
+
+
+@pytest.mark.parametrize("policy", ["recompute", "interpolate"])
+def test_points_between_networks(task, policy):
+    networks = lj.train(task, TX, 5, 3, where=lj.Where(TWO)).networks
+    which = np.array([[0, 1], [1, 2], [0, 2], [2, 2], [0, 1]])
+    weights = np.linspace([1, 0], [0, 1], 5)
+    measure = Measure(batch_norm=policy, splits=("train", "test"), statistics_batches=4)
+    for away in (streamed(task), streamed(task, "train"), streamed(task, "test")):
+        found = [
+            evaluation.evaluate_many(
+                own, networks, which, weights, measure, group=3, where=lj.Where(TWO)
+            )
+            for own in (task, away)
+        ]
+        assert_same(*found)
+
+
+def test_evaluation_and_predictions(task):
+    networks = lj.train(task, TX, 5, 3, where=lj.Where(TWO)).networks
+    away = streamed(task)
+    for split_ in ("validation", "test"):
+        found = [lj.training.evaluate(own, networks, split_) for own in (task, away)]
+        assert_same(*found)
+    found = [lj.connectivity.predictions(own, networks) for own in (task, away)]
+    assert_same(*found)
+
+
+# --- what is read ---------------------------------------------------------------------
+
+
+def one_order(task, key):
+    return task._replace(order=lambda _, step: task.order(key, step))
+
+
+def test_replicas_of_one_order_share_what_is_read(task):
+    away = streamed(one_order(task, jax.random.key(7)), "train")
+    lj.train(away, TX, 6, 4, where=lj.Where(TWO, window=2))
+    asked = streams.streamed(away.data)["train"].asked
+    # An epoch of 83 examples in 6 steps: nobody reads one twice.
+    assert sorted(np.concatenate(asked)) == list(range(83))
+
+
+def test_a_window_is_read_once_in_rising_order(task):
+    away = streamed(task, "train")
+    lj.train(away, TX, 6, 3, where=lj.Where(TWO, window=2))
+    asked = streams.streamed(away.data)["train"].asked
+    for numbers in asked:
+        assert (np.diff(numbers) > 0).all() and numbers.dtype == np.int64
+
+
+def test_at_most_one_window_is_read_ahead():
+    begun, used = [], []
+
+    def job(i):
+        begun.append(i)
+        return lambda: i
+
+    waited = lj.Where().waited
+    for i in windows.ahead([lambda i=i: job(i) for i in range(5)], waited):
+        assert begun == list(range(min(i + 2, 5)))
+        used.append(i)
+    assert used == list(range(5)) and 0 <= waited.share <= 1
+
+
+def test_places_name_the_same_examples():
+    indices = np.array([[5, 3, -1], [3, 9, 5]])
+    wanted, places = windows.rebased(indices)
+    assert wanted.tolist() == [3, 5, 9]
+    assert places.tolist() == [[1, 0, -1], [0, 2, 1]]
+
+
+@pytest.mark.parametrize("number, batch", [(31, 8), (32, 8), (7, 8), (8, 8), (17, 16)])
+def test_parts_are_whole_batches_and_leave_nothing_over(number, batch):
+    edges = windows.parts(Listed(split(number)), batch)
+    assert edges[0][0] == 0 and edges[-1][1] == number
+    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:]))
+    assert all(start % batch == 0 for start, _ in edges)
+    assert all(stop - start >= min(batch, number) for start, stop in edges)
+
+
+# --- refused --------------------------------------------------------------------------
+
+
+def test_a_metric_that_is_no_mean_is_refused_by_name(task):
+    def evaluate(*args):
+        found = task.evaluate(*args)
+        return found | {"worst": jnp.float32(1)}
+
+    other = streamed(task._replace(evaluate=evaluate))
+    with pytest.raises(ValueError, match="metric='worst'.*mean over examples"):
+        lj.train(other, TX, 5, 1)
+    with pytest.raises(ValueError, match="metric='worst'"):
+        lj.training.evaluate(other, lj.train(task, TX, 2, 1).networks, "test")
+
+
+def test_a_window_that_does_not_fit_says_how_long_it_may_be(task, monkeypatch):
+    # Two windows in 90% of the memory; 16 examples of 52 bytes for each of 2 replicas.
+    monkeypatch.setattr(memory, "of_host", lambda: 10 * 2 * 16 * 52)
+    where = lj.Where(ONE, window=5)
+    with pytest.raises(
+        MemoryError, match=r"window=5: .*at most 4 steps .*\(window=4\)"
+    ):
+        lj.train(streamed(task), TX, 10, 2, where=where)
+    monkeypatch.setattr(memory, "of_host", lambda: 16 * 52)
+    monkeypatch.setattr(windows, "ON_HOST", 10)
+    with pytest.raises(MemoryError, match="not even one step fits"):
+        lj.train(streamed(task), TX, 10, 2, where=lj.Where(ONE))
+
+
+def test_a_folder_of_other_examples_is_refused(task, tmp_path):
+    where = lj.Where(ONE, tmp_path)
+    lj.train(streamed(task), TX, 4, 1, where=where)
+    changed = {name: x.copy() for name, x in task.data["train"].items()}
+    changed["image"][3, 0, 0] += 1
+    other = streamed(task._replace(data=task.data | {"train": changed}))
+    with pytest.raises(ValueError, match=r"another data\['train'\]"):
+        lj.train(other, TX, 4, 1, where=lj.Where(ONE, tmp_path))
+
+
+def test_what_cannot_be_read_stops_with_all_that_was_reached_stored(task, tmp_path):
+    away = streamed(task, "train")
+    source = streams.streamed(away.data)["train"]
+    source.fails_at = 4
+    where = lj.Where(ONE, tmp_path, checkpoint_seconds=1e6, window=2)
+    with pytest.raises(streams.SourceError, match="is gone"):
+        lj.train(away, TX, 12, 1, validate_every=2, where=where)
+    read = len(source.asked)
+    source.fails_at = None
+    seen = []
+    again = dataclasses.replace(where, watch=seen.append)
+    found = lj.train(away, TX, 12, 1, validate_every=2, where=again)
+    assert seen[0].resumed and seen[0].done >= 2 * (read - 2)
+    assert_same(found.state, lj.train(task, TX, 12, 1, validate_every=2).state)
+
+
+def test_columns_stand_where_splits_can_be(task):
+    columns = streams.columns(Listed(split(9)))
+    with pytest.raises(ValueError, match="data.*streamed column"):
+        streams.streamed({"a": {"b": columns}})
+    with pytest.raises(ValueError, match="streamed, as the rest"):
+        streams.streamed({"train": columns | {"label": np.zeros(9)}})
+    mixed = columns | {"label": streams.columns(Listed(split(9)))["label"]}
+    with pytest.raises(ValueError, match="other examples"):
+        streams.streamed({"train": mixed})
+    with pytest.raises(TypeError, match="no values until"):
+        np.asarray(columns["image"])
+    assert streams.resident({"train": columns, "test": 1}) == {"test": 1}
+
+
+def test_a_slice_of_a_column_is_one_of_those_examples():
+    arrays = split(9)
+    columns = streams.columns(Listed(arrays))
+    some = {name: x[2:8][::2] for name, x in columns.items()}
+    assert some["image"].shape == (3, 4, 4, 3) and some["image"].dtype == np.uint8
+    examples = streams.streamed({"part": some})["part"]
+    found = streams.read(examples, [2, 0])
+    np.testing.assert_array_equal(found["image"], arrays["image"][[6, 2]])
+    assert examples.digest != columns["image"].examples.digest
+    for rows in (slice(9, 9), [9], [-1], [0.5], []):
+        with pytest.raises(ValueError, match="rows="):
+            columns["image"][rows]
+
+
+def test_sums_of_parts_are_those_of_the_whole():
+    with means.as_sums():
+        found = means.of(jnp.arange(4.0), 7, 2)
+    assert isinstance(found, means.Sums) and found.mean == means.of(
+        jnp.arange(4.0), 7, 2
+    )
