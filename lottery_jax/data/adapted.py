@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lottery_jax import errors
+from lottery_jax.data.checked import in_memory
 from lottery_jax.data.perturb import resized
 from lottery_jax.data.sets import Dataset, moments
 
@@ -32,7 +33,7 @@ def grey28(dataset: Dataset) -> Dataset:
       The data set with uint8 images `[N, 28, 28, 1]`; labels and name stay.
 
     Raises:
-      ValueError: examples that are no such images.
+      ValueError: examples that are no such images, or streamed.
 
     Example:
       >>> set_ = grey28(lj.data.load("cifar10"))
@@ -56,7 +57,7 @@ def colour32(dataset: Dataset) -> Dataset:
       The data set with uint8 images `[N, 32, 32, 3]`; labels and name stay.
 
     Raises:
-      ValueError: examples that are no such images.
+      ValueError: examples that are no such images, or streamed.
     """
     shape = (COLOUR_SIDE, COLOUR_SIDE, 3)
     return _adapted(dataset, _coloured, shape, "32x32 colour ones")
@@ -70,6 +71,7 @@ def _adapted(
 ) -> Dataset:
     """A data set with images of a shape, once their channels are those of that shape."""
     errors.is_a("dataset", dataset, Dataset, "a lottery_jax.data.Dataset")
+    in_memory(dataset, "every image is adapted (data.stream takes side and channels)")
     shape, dtype = dataset.shape, dataset.arrays["train"]["image"].dtype
     if len(shape) != 3 or shape[-1] not in (1, 3) or dtype != np.uint8:
         raise errors.wrong(
