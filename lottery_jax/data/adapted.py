@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lottery_jax import errors
+from lottery_jax.data.decode import luminance
 from lottery_jax.data.perturb import resized
 from lottery_jax.data.sets import Dataset, moments
 
@@ -111,5 +112,4 @@ def _coloured(images: np.ndarray) -> np.ndarray:
 def _grey(images: np.ndarray) -> np.ndarray:
     if images.shape[-1] == 1:
         return images
-    weighted = images.astype(np.uint32) @ np.array([299, 587, 114], np.uint32)
-    return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
+    return luminance(images)
