@@ -78,7 +78,7 @@ def folder(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib
       ValueError: no name of a folder.
     """
     errors.is_a("name", name, str, "a name of a folder")
-    if not name or pathlib.Path(name).name != name:
+    if name in ("", ".", "..") or pathlib.Path(name).name != name:
         raise errors.wrong("name", repr(name), "a name of a folder, without slashes")
     return prepared.data_dir(data_dir) / "maps" / name
 
@@ -167,6 +167,8 @@ def check(folder: str | os.PathLike[str], watch: Watch | None = None) -> None:
     block, done = said["block"], 0
     for split, part in said["splits"].items():
         arrays = open(own, split)
+        for field in _FIELDS:
+            _check_header(own / part[field]["file"], getattr(arrays, field))
         for start in range(0, part["number"], block):
             stop = min(start + block, part["number"])
             for field in _FIELDS:
@@ -179,6 +181,13 @@ def check(folder: str | os.PathLike[str], watch: Watch | None = None) -> None:
             done += stop - start
             if watch is not None:
                 watch(done, total)
+
+
+def _check_header(path: pathlib.Path, array: np.ndarray) -> None:
+    wanted = _header(array.dtype, array.shape)
+    with path.open("rb") as file:
+        if file.read(len(wanted)) != wanted:
+            raise streams.SourceError(f"{path}: its header is not what was written")
 
 
 def _loaded(

@@ -103,7 +103,7 @@ def _map(options: argparse.Namespace, name: str) -> None:
     made = maps.write(
         options.source,
         into,
-        side=options.side or MAPS[name],
+        side=MAPS[name] if options.side is None else options.side,
         workers=options.workers,
         skip_corrupt=options.skip_corrupt,
         watch=Progress(name),
@@ -186,12 +186,12 @@ def _are_maps(
         "--skip-corrupt": options.skip_corrupt or None,
     }
     used = [flag for flag, value in flags.items() if value is not None]
-    own = [name for name in options.names if name in MAPS or name not in choices]
-    for name in own:
-        if name not in MAPS and options.into is None:
+    own = [name for name in options.names if options.into or name in MAPS]
+    for name in options.names:
+        if name not in (*choices, *own):
             parser.error(
                 f"argument NAME: invalid choice: {name!r} (choose from "
-                f"{', '.join(choices)}; any other name needs --into DIR)"
+                f"{', '.join(choices)}; a map of another name needs --into DIR)"
             )
     if not own:
         if used:
