@@ -665,6 +665,18 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     maps.check(tmp_path / "empty")
 
 
+def test_a_damaged_journal_is_named(tmp_path):
+    def stop(done, total):
+        if done:
+            raise Killed
+
+    with pytest.raises(Killed):
+        maps.write({"train": Source(noise(9))}, tmp_path / "map", side=SIDE, watch=stop)
+    flip(tmp_path / "map.incomplete" / "journal.jsonl", 0)
+    with pytest.raises(streams.SourceError, match=r"journal.jsonl is damaged"):
+        maps.write({"train": Source(noise(9))}, tmp_path / "map", side=SIDE)
+
+
 def test_one_process_at_a_time_writes(tmp_path):
     pytest.importorskip("fcntl")
     with (
@@ -768,7 +780,7 @@ def test_wrong_splits_are_refused(splits, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("label", [-1, 0.5, "cat", [1, 2], None, 3])
+@pytest.mark.parametrize("label", [-1, 0.5, "cat", [1, 2], None, 3, 1 << 40, True])
 def test_wrong_labels_are_refused_by_the_name_of_the_example(label, tmp_path):
     source = Source(noise(3), [0, 1, label], classes="abc", digest="x")
     with pytest.raises(streams.SourceError, match=r"^train\[2\]: "):

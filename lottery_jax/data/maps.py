@@ -17,6 +17,7 @@ same bytes; complete, the folder gets its name.
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -43,6 +44,7 @@ _JOURNAL = "journal.jsonl"
 _BLOCK_BYTES = 1 << 25  # a second of work for a core: what a kill may lose
 _PIECE = 16  # images that a worker is given at a time
 _FIELDS = ("images", "labels")
+_HIGHEST = np.iinfo(np.int32).max
 
 Watch = Callable[[int, int], None]
 
@@ -328,21 +330,24 @@ class _Source(NamedTuple):
     digest: str
 
 
+@dataclasses.dataclass(frozen=True)
 class _Job:
-    """What shall be written, and where: files, blocks, identity."""
+    """What shall be written, and where."""
 
-    def __init__(
-        self,
-        sources: dict[str, _Source],
-        work: pathlib.Path,
-        side: int,
-        channels: int,
-        skip_corrupt: bool,
-    ):
-        self.sources, self.work = sources, work
-        self.side, self.channels, self.skip_corrupt = side, channels, skip_corrupt
-        self.classes = next(iter(sources.values())).classes
-        self.block = max(1, _BLOCK_BYTES // (side * side * channels))
+    sources: dict[str, _Source]
+    work: pathlib.Path
+    side: int
+    channels: int
+    skip_corrupt: bool
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return next(iter(self.sources.values())).classes
+
+    @property
+    def block(self) -> int:
+        """Examples of a block."""
+        return max(1, _BLOCK_BYTES // (self.side * self.side * self.channels))
 
     def identity(self) -> dict[str, Any]:
         """What determines the bytes of the map."""
@@ -430,7 +435,7 @@ def _digest(examples: Any, called: Callable[[int], str]) -> str:
 
 def _pair(examples: Any, index: int, name: str) -> tuple[Any, int]:
     """Image and label of an example."""
-    must = "an image and a label, a whole number of 0 or more"
+    must = "an image and a label"
     try:
         example = examples[index]
     except OSError as error:
@@ -440,12 +445,10 @@ def _pair(examples: Any, index: int, name: str) -> tuple[Any, int]:
             image, label = example["image"], example["label"]
         else:
             image, label = example
-        number = np.asarray(label)
-        if number.ndim or not np.issubdtype(number.dtype, np.integer) or number < 0:
-            raise ValueError(f"label {errors.shown(label)}")
+        number = errors.whole("label", np.asarray(label)[()], 0, _HIGHEST)
     except (TypeError, ValueError, KeyError) as error:
-        raise streams.SourceError(f"{name}: {error}; it must be {must}") from error
-    return image, int(number)
+        raise streams.SourceError(f"{name}: not {must}: {error}") from error
+    return image, number
 
 
 def _decoder() -> str:
@@ -518,14 +521,11 @@ def _alone(work: pathlib.Path) -> Iterator[int]:
             import fcntl
 
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # a system without such locks
-            pass
         except BlockingIOError as error:
-            raise errors.wrong(
-                "folder",
-                work,
-                "prepared by one process at a time; another one is at it",
-            ) from error
+            must = "prepared by one process at a time; another one is at it"
+            raise errors.wrong("folder", work, must) from error
+        except (ImportError, OSError):
+            pass  # not every system has such locks, nor every file system
         yield journal
     finally:
         os.close(journal)
@@ -538,16 +538,18 @@ def _journaled(job: _Job, journal: int) -> dict[_Block, _Done]:
         content += part
     # What follows the last end of a line was being written when the process died.
     whole = content[: content.rfind(b"\n") + 1]
-    first, *rest = [json.loads(line) for line in whole.splitlines()] or [None]
-    if first is None:
-        whole = json.dumps(job.identity()).encode() + b"\n"
-        os.ftruncate(journal, 0)
-        _put(journal, whole, 0)
-    else:
+    os.ftruncate(journal, len(whole))
+    if not whole:
+        _put(journal, json.dumps(job.identity()).encode() + b"\n", 0)
+        return {}
+    try:
+        first, *rest = map(json.loads, whole.splitlines())
         _same(job.work, first, job.identity())
-        os.ftruncate(journal, len(whole))
-    os.lseek(journal, 0, os.SEEK_END)
-    known = {_Block(*line["block"]): _Done(**line["done"]) for line in rest}
+        known = {_Block(*line["block"]): _Done(**line["done"]) for line in rest}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise streams.SourceError(
+            f"{job.work / _JOURNAL} is damaged ({error!r}): {job.work} has to be removed"
+        ) from error
     return {block: known[block] for block in job.blocks() if block in known}
 
 
