@@ -6,6 +6,7 @@ program.
 `python -m lottery_jax.data.prepare NAME` downloads and prepares a data set once.
 """
 
+from lottery_jax.data import maps as maps
 from lottery_jax.data import text as text
 from lottery_jax.data import views as views
 from lottery_jax.data.adapted import colour32 as colour32

@@ -6,6 +6,7 @@ import numpy as np
 
 from lottery_jax import errors
 from lottery_jax.data.checked import in_memory
+from lottery_jax.data.decode import luminance
 from lottery_jax.data.perturb import resized
 from lottery_jax.data.sets import Dataset, moments
 
@@ -113,5 +114,4 @@ def _coloured(images: np.ndarray) -> np.ndarray:
 def _grey(images: np.ndarray) -> np.ndarray:
     if images.shape[-1] == 1:
         return images
-    weighted = images.astype(np.uint32) @ np.array([299, 587, 114], np.uint32)
-    return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
+    return luminance(images)

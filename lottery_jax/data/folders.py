@@ -6,8 +6,13 @@
 A listing asks for no file's status, so that a million of them are listed in seconds.
 """
 
+import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
+import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -35,6 +40,7 @@ SPLITS = {
 """The splits, and what their folders are called."""
 
 _WITHIN = "images"  # TinyImageNet has the images of a class one level deeper.
+_ANNOTATIONS = "val_annotations.txt"
 
 
 def class_folders(
@@ -101,3 +107,136 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
                 "folder", folder, f"a folder of images; {entry.name} in it is none"
             )
     return [folder / name for name in sorted(entry.name for entry in entries)]
+
+
+# --- splits ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Files:
+    """The images of a split: `[i]` is the content of file i, and its label.
+
+    Attributes:
+      root: what names are relative to.
+      classes: their names, sorted.
+      files: a path for each image.
+      labels: int32 `[N]`, in [0, number of classes).
+    """
+
+    root: pathlib.Path
+    classes: tuple[str, ...]
+    files: list[pathlib.Path]
+    labels: np.ndarray
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The files' names, relative to the root."""
+        start = len(os.fspath(self.root)) + 1
+        return [os.fspath(path)[start:] for path in self.files]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of the files, and of their labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for path, name in zip(self.files, self.names):
+            digest.update(
+                f"{name} {path.stat().st_size}\n".encode(errors="surrogateescape")
+            )
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.files[index].read_bytes(), int(self.labels[index])
+
+
+def splits(folder: str | os.PathLike[str]) -> dict[str, Files]:
+    """The splits of a set that lies in a folder, each with class folders.
+
+    A `val` of TinyImageNet, whose labels are in `val_annotations.txt`, is read as well. A
+    `test` without class folders, as ImageNet's is published, has no labels: it is left
+    out, with a warning.
+
+    Args:
+      folder: has `train`, `val` (or `validation`) or `test`, or some of them.
+
+    Returns:
+      "train", "validation", "test": those that are there.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: no split, one under two names, one with other classes than the first;
+        or a folder that `class_folders` refuses.
+    """
+    root = errors.on_disk("folder", folder).expanduser()
+    names = {entry.name for entry in _entries(root)}
+    found: dict[str, Files] = {}
+    for split, called in SPLITS.items():
+        own = [name for name in called if name in names]
+        if len(own) > 1:
+            raise errors.wrong("folder", root, f"with one of {' and '.join(own)}")
+        classes = next(iter(found.values())).classes if found else None
+        if own and (files := _split(root, root / own[0], split, classes)) is not None:
+            found[split] = files
+    if not found:
+        must = f"a folder with {', '.join(sum(SPLITS.values(), ()))}, or some of them"
+        raise errors.wrong("folder", root, must)
+    return found
+
+
+def _split(
+    root: pathlib.Path,
+    own: pathlib.Path,
+    split: str,
+    classes: tuple[str, ...] | None,
+) -> Files | None:
+    entries = _entries(own)
+    if any(entry.name == _ANNOTATIONS for entry in entries):
+        return _annotated(root, own, classes)
+    if split == "test" and not any(e.is_dir() and e.name != _WITHIN for e in entries):
+        warnings.warn(f"{own} has no classes: it is left out", stacklevel=3)
+        return None
+    there, files, labels = class_folders(own)
+    if classes is not None and there != classes:
+        raise _other_classes(own, there, classes)
+    return Files(root, there, files, labels)
+
+
+def _other_classes(
+    own: pathlib.Path, there: Iterable[str], classes: tuple[str, ...]
+) -> ValueError:
+    more, fewer = sorted({*there} - {*classes}), sorted({*classes} - {*there})
+    text = [f"{errors.shown(more)} only here"] if more else []
+    text += [f"{errors.shown(fewer)} missing"] if fewer else []
+    must = f"of the same classes as the other splits: {', '.join(text)}"
+    return errors.wrong("folder", own, must)
+
+
+def _annotated(
+    root: pathlib.Path, own: pathlib.Path, classes: tuple[str, ...] | None
+) -> Files:
+    """Images with a list of their classes, as TinyImageNet's are published."""
+    listed = own / _ANNOTATIONS
+    lines = [line.split("\t") for line in listed.read_text().splitlines() if line]
+    of = {line[0]: line[1] for line in lines if len(line) > 1}
+    if len(of) < len(lines):
+        must = (
+            "a name and a class in every line, with a tabulator between, no name twice"
+        )
+        raise errors.wrong("folder", listed, must)
+    files = _images(own)
+    for path in files:
+        if path.name not in of:
+            raise errors.wrong(
+                "folder", listed, f"a list of all images, {path.name} too"
+            )
+    if len(files) < len(of):
+        raise errors.wrong("folder", own, f"a folder of the {len(of)} images listed")
+    if classes is None:
+        classes = tuple(sorted(set(of.values())))
+    elif set(of.values()) != set(classes):
+        raise _other_classes(own, of.values(), classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.asarray([numbers[of[path.name]] for path in files], np.int32)
+    return Files(root, classes, files, labels)
