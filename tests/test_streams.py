@@ -12,7 +12,7 @@ import toys
 
 import lottery_jax as lj
 from lottery_jax import data, probes, streams, tasks
-from lottery_jax.data import decode, decoded, generated, reading, rows, sources
+from lottery_jax.data import decode, decoded, generated, maps, reading, rows, sources
 from lottery_jax.types import Network
 
 NUMBER, SHAPE, CLASSES = 90, (6, 5, 3), 4
@@ -239,6 +239,7 @@ def test_validation_is_disjoint_and_together_it_is_all_of_train():
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.filterwarnings("ignore:.*has no classes")
 @pytest.mark.parametrize(
     ("there", "splits"),
     [
@@ -265,6 +266,47 @@ def test_a_folder_of_splits(there, splits, tmp_path):
         0.224,
         0.225,
     )
+
+
+def test_a_map_is_read_as_it_was_prepared(tmp_path):
+    folder, own = tmp_path / "mine", tmp_path / "map"
+    written(folder / "train"), written(folder / "val", pixels(20, seed=1), classes(20))
+    truncated(sorted((folder / "train").rglob("*.png"))[17])
+    maps.write(folder, own, side=5, skip_corrupt=True)
+    dataset = data.stream(own, validation=10)
+    assert dataset.name == "map" and dataset.num_classes == CLASSES
+    assert {split: len(x["label"]) for split, x in dataset.arrays.items()} == {
+        "train": 80,
+        "validation": 10,
+        "test": 20,
+    }
+    # The same pixels as from the files, whichever is replaced.
+    from_files = data.stream(folder, validation=10, side=5, skip_corrupt=True)
+    for split, fields in dataset.arrays.items():
+        one, other = (x.arrays[split]["image"].examples for x in (dataset, from_files))
+        numbers = np.arange(len(fields["label"]))[::-1]
+        equal(streams.read(one, numbers), streams.read(other, numbers))
+        assert one.digest != other.digest
+    train, other = (x.arrays["train"]["image"].examples for x in (dataset, from_files))
+    assert len(train.replaced) == len(other.replaced) == 1
+    # A split of it beside another source.
+    mixed = data.stream({"train": own, "test": folder / "val"}, side=5)
+    equal(
+        streams.read(mixed.arrays["test"]["image"].examples, [3]),
+        streams.read(dataset.arrays["test"]["image"].examples, [3]),
+    )
+
+
+def test_a_map_of_another_size_than_its_description_is_refused(tmp_path):
+    own = tmp_path / "map"
+    maps.write({"train": Asked()}, own, side=5)
+    assert digest(own) == digest(own)
+    with pytest.raises(ValueError, match="side=6; it must be None: images of"):
+        data.stream(own, side=6)
+    file = next(own.glob("*images*"))
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(streams.SourceError, match=f"{re.escape(str(file))} has"):
+        data.stream(own)
 
 
 def test_images_of_many_sizes_become_squares(tmp_path):
@@ -432,8 +474,23 @@ def test_items_that_cannot_be_decoded(error):
     assert found.replaced == {f"example 17 {of}": f"example 18 {of}"}
 
 
+@pytest.mark.parametrize("error", [ConnectionError("gone"), TimeoutError()])
+def test_nothing_stands_in_for_what_cannot_be_reached(error):
+    found = examples(Broken([17], error), skip_corrupt=True)
+    with pytest.raises(streams.SourceError, match="example 17 .* tried 4 times"):
+        streams.read(found, [17])
+    assert not found.replaced
+
+
+@pytest.mark.parametrize("error", [MemoryError, ImportError])
+def test_what_is_wrong_with_the_machine_is_not_the_examples_fault(error):
+    found = examples(Broken([17], error("x")), skip_corrupt=True)
+    with pytest.raises(error):
+        streams.read(found, [17])
+
+
 def test_nothing_stands_in_where_nothing_can_be_read():
-    with pytest.raises(streams.SourceError, match=f"none of the {NUMBER}"):
+    with pytest.raises(streams.SourceError, match=f"none of the {NUMBER} .*bad"):
         examples(Broken(range(NUMBER), ValueError("bad")), skip_corrupt=True)
 
 
@@ -604,7 +661,7 @@ REFUSED = {
     ),
     "side of arrays": (
         lambda: data.stream((IMAGES, LABELS), side=4),
-        "side=4; it must be None: the split train of streamed has arrays",
+        r"side=4; it must be None: images of the split .* are stored as \(6, 5, 3\)",
     ),
     "channels of arrays": (
         lambda: data.stream((IMAGES, LABELS), channels=1),
@@ -660,15 +717,18 @@ def test_what_is_no_source_is_refused_by_name(name):
 
 
 def test_class_folders_that_differ_are_named(tmp_path):
-    written(tmp_path / "train")
-    written(tmp_path / "val")
-    (tmp_path / "val" / "class3").rename(tmp_path / "val" / "class9")
-    said = r"source\['test'\]='.*val'; it must be .* of test and not of train is class9"
+    train, val = written(tmp_path / "train"), written(tmp_path / "val")
+    (val / "class3").rename(val / "class9")
+    with pytest.raises(ValueError, match="'class9'. only here, .'class3'. missing"):
+        data.stream(tmp_path)
+    said = (
+        r"classes of source\['test'\]=4; it must be those of train: \['class9'\] only"
+    )
     with pytest.raises(ValueError, match=said):
-        data.stream(tmp_path)
-    (tmp_path / "val" / "class9" / "none.txt").parent.rename(tmp_path / "odd")
-    with pytest.raises(ValueError, match="of train and not of test is class3"):
-        data.stream(tmp_path)
+        data.stream({"test": val, "train": train})
+    (val / "class9").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=r"train: \['class3'\] missing"):
+        data.stream({"train": train, "test": val})
 
 
 def test_folders_that_are_none(tmp_path):
@@ -678,7 +738,7 @@ def test_folders_that_are_none(tmp_path):
         data.stream(tmp_path)
     for name in ("train", "val", "validation"):
         written(tmp_path / name, pixels(4), classes(4))
-    with pytest.raises(ValueError, match="without one of validation and val"):
+    with pytest.raises(ValueError, match="with one of validation and val"):
         data.stream(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 import abc
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from lottery_jax import errors, streams
 from lottery_jax.data import decode, reading
+from lottery_jax.data.folders import Files
 from lottery_jax.data.sources import SAMPLED, Options, Source, spaced
 
 DECODED = 16
@@ -68,13 +68,9 @@ class Each(Source):
         return [None] * len(numbers)
 
     def _look(self) -> None:
-        """Finds the shape of images, by the first one where options do not say it."""
-        side, channels = self.options.side, self.options.channels
-        if side is None or channels is None:
-            first, _ = self._example(0, None)
-            channels = channels or first.shape[-1]
-        shape = first.shape[:2] if side is None else (side, side)
-        self._image = jax.ShapeDtypeStruct((*shape, channels), jnp.uint8)
+        """Reads the first example: images have its shape."""
+        first, _ = self._example(0, None)
+        self._image = jax.ShapeDtypeStruct(first.shape, jnp.uint8)
 
     def _read(self, rows: np.ndarray, image: np.ndarray, label: np.ndarray) -> None:
         def take(first: int, end: int) -> None:
@@ -85,7 +81,8 @@ class Each(Source):
                 if pixels.shape != image.shape[1:]:
                     raise streams.SourceError(
                         f"{self.called(number)} has the shape {pixels.shape}; it must be "
-                        f"{image.shape[1:]}, as the first of {self.name}, or side be given"
+                        f"{image.shape[1:]}, as the first of {self.name}, or side and "
+                        "channels be given"
                     )
                 image[row] = pixels
 
@@ -97,9 +94,10 @@ class Each(Source):
             return self._whole(self._instead[number], None)
         try:
             return self._whole(number, given)
-        except Corrupt:
+        except Corrupt as error:
             if not self.options.skip_corrupt:
                 raise
+            why = error
         for step in range(1, len(self)):
             other = (number + step) % len(self)
             try:
@@ -108,7 +106,9 @@ class Each(Source):
                 continue
             self._instead[number] = other
             return found
-        raise streams.SourceError(f"none of the {len(self)} of {self.name} can be read")
+        raise streams.SourceError(
+            f"none of the {len(self)} examples of {self.name} can be read: {why}"
+        ) from why
 
     def _whole(self, number: int, given: Given | None) -> tuple[np.ndarray, int]:
         image, label = self._got(number) if given is None else given
@@ -148,36 +148,25 @@ def _channels(given: Any) -> int:
     return 3
 
 
-class Files(Each):
-    """The images of a folder of class folders.
+class Encoded(Each):
+    """Files with images in a folder.
 
-    The digest sees names and sizes of all files; not what is in them.
+    The digest sees names and sizes of all files, and the labels; not what is in them.
     """
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        files: Sequence[pathlib.Path],
-        labels: np.ndarray,
-        name: str,
-        num_classes: int,
-        options: Options,
-    ):
-        """Takes what `folders.class_folders` has listed.
+    def __init__(self, files: Files, name: str, num_classes: int, options: Options):
+        """Takes what is listed.
 
         Args:
-          folder: of the split.
-          files: in it.
-          labels: of them, int32 `[N]`.
+          files: the listing.
           name: see `Source`.
           num_classes: see `Source`.
           options: see `Options`.
         """
         super().__init__(name, num_classes, options)
-        self._folder, self.labels = os.fspath(folder), labels
-        # A million paths take half a gigabyte, a million names a tenth.
-        start = len(os.path.join(self._folder, ""))
-        self._names = [os.fspath(path)[start:] for path in files]
+        # A million paths take half a gigabyte, a million names a tenth of one.
+        self._root, self._names = os.fspath(files.root), files.names
+        self.labels = files.labels
         self._look()
 
     def __len__(self) -> int:
@@ -185,7 +174,7 @@ class Files(Each):
 
     def called(self, number: int) -> str:
         """The path of a file."""
-        return os.path.join(self._folder, self._names[number])
+        return os.path.join(self._root, self._names[number])
 
     def _got(self, number: int) -> Given:
         path = self.called(number)
@@ -203,6 +192,8 @@ class Files(Each):
 
     def _seen(self) -> Iterator[bytes]:
         yield self._chosen()
+        assert self.labels is not None
+        yield self.labels.tobytes()
         sizes = np.zeros(len(self), np.int64)
 
         def ask(first: int, end: int) -> None:
@@ -257,10 +248,11 @@ class Items(Each):
         try:
             item = reading.retried(lambda: self._source[number], retries)
         except OSError as error:
-            # One that decodes itself: Pillow's errors have no number of the system.
-            if error.errno is None:
+            if _of_pillow(error):  # a source that decodes itself
                 raise _broken(self.called(number), error) from error
             raise _unreachable(self.called(number), error, retries) from error
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # decoders raise any of a dozen types
             raise _broken(self.called(number), error) from error
         return self._given(number, item)
@@ -308,6 +300,12 @@ class Items(Each):
         else:
             some = streams.read(self, spaced(len(self), SAMPLED // 8))
             yield from (some["image"].tobytes(), some["label"].tobytes())
+
+
+def _of_pillow(error: OSError) -> bool:
+    """Whether an image is broken: such an error has no number of the system's."""
+    plain = type(error) is OSError and error.errno is None
+    return plain or type(error).__module__.startswith("PIL")
 
 
 def _broken(name: str, error: Exception) -> Corrupt:

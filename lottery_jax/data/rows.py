@@ -1,7 +1,7 @@
 """Streamed splits in arrays, in memory or mapped from files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from lottery_jax import errors, streams
 from lottery_jax.data import reading
+from lottery_jax.data.maps import Map
 from lottery_jax.data.sources import SAMPLED, Options, Source, spaced
 
 COPIED = 1 << 22
@@ -57,7 +58,7 @@ class Rows(Source):
             ("channels", options.channels, {shape[-1]}),
         ):
             if value is not None and (len(shape) != 3 or own != {value}):
-                must = f"None: {name} has arrays of images of the one shape {shape}"
+                must = f"None: images of {name} are stored as {shape}"
                 raise errors.wrong(field, value, must)
         wide = real and images.dtype.itemsize > 4
         self._image = jax.ShapeDtypeStruct(
@@ -121,6 +122,33 @@ class Rows(Source):
         assert self.labels is not None
         yield self.labels.tobytes()
         yield streams.read(self, spaced(len(self), SAMPLED))["image"].tobytes()
+
+
+class Mapped(Rows):
+    """A split of a map that was prepared.
+
+    The digest sees that of the map, which is of its sums; not the file.
+    """
+
+    def __init__(self, split: Map, name: str, num_classes: int, options: Options):
+        """Takes what was opened.
+
+        Args:
+          split: from `maps.open`.
+          name: see `Source`.
+          num_classes: see `Source`.
+          options: see `Options`.
+        """
+        super().__init__(split.images, split.labels, name, num_classes, options)
+        self._split = split
+
+    @property
+    def replaced(self) -> Mapping[str, str]:
+        """By the names of images that were corrupt when the map was written, others."""
+        return self._split.replaced
+
+    def _seen(self) -> Iterator[bytes]:
+        yield self._split.digest.encode()
 
 
 def checked_labels(name: str, labels: Any, num_classes: int | None) -> np.ndarray:

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lottery_jax import errors, streams
-from lottery_jax.data import folders
+from lottery_jax.data import folders, maps
 from lottery_jax.data._random import random_state
 from lottery_jax.data.checked import check
-from lottery_jax.data.decoded import Files, Items
-from lottery_jax.data.rows import Rows, checked_labels
+from lottery_jax.data.decoded import Encoded, Items
+from lottery_jax.data.rows import Mapped, Rows, checked_labels
 from lottery_jax.data.sets import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from lottery_jax.data.sources import Options
 
 _SPLITS = ("train", "validation", "test")
 
 _VALID = (
-    "images and labels as two arrays, a folder of class folders, or anything with a length "
-    "and items (image, label)"
+    "images and labels as two arrays, a folder of class folders or of a map, or anything "
+    "with a length and items (image, label)"
 )
 
 
@@ -42,29 +42,30 @@ def stream(
 ) -> Dataset:
     """A data set of any size: its examples are read, by number, while runs train.
 
-    Nothing but the first image of each split is read here. Tasks take such a data set as
+    Only the first image of each split is read here. Tasks take such a data set as
     they take one in memory, and what is trained has the same bits.
 
     A split is read from one of:
     - two arrays, images `[N, ...]` and integer labels `[N]`, as a pair or as a dict of
       "image" and "label"; images may be a `numpy.memmap`. They stay as they are.
-    - a folder of class folders with image files.
-    - anything with `__len__` and `__getitem__(i)`, or `__getitems__([i, ...])`, that gives
-      `(image, label)` or a dict that has them: `tfds.data_source`, a data set of Hugging
-      Face or PyTorch. It is asked by several threads at once (`workers=1` if it cannot
-      be), and gives the same example for the same number at all times.
+    - a folder of class folders with image files, or one that `data.maps.write` has made.
+    - anything with `__len__` and `__getitem__(i)` that gives `(image, label)` or a dict that
+      has them: `tfds.data_source`, a data set of Hugging Face or PyTorch. If it has
+      `__getitems__([i, ...])`, it is asked for several. Several threads ask at once
+      (`workers=1` if they must not), and the same number is the same example at all times.
 
     Images are encoded bytes, images of Pillow or arrays, and become uint8 `[H, W, channels]`
     by `data.decode.image`; two arrays may also be real, of any shape.
 
     Args:
       source: a dict of splits (train, validation, test); or what one split is read from,
-        which is then train; or a folder with folders `train`, `val` or `validation`, and
-        `test`. Where `test` has no class folders of train, as ImageNet's, whose labels are
-        not published, `val` is the split test.
-      side: pixels of a side of the square that images are resized and cut to
-        (`data.decode.RESIZED` says how). None for images that are of one shape already;
-        another is refused.
+        which is then train; or a folder of splits, `train`, `val` or `validation`, and
+        `test` (`data.folders.splits`), or a map of them (`data.maps.folder`). Where none
+        is the split test, as of ImageNet, whose test images have no published labels, the
+        validation images are: test errors are theirs.
+      side: pixels of a side of the square that images are cut and resized to
+        (`data.decode.RESIZED` says how). None for images that are of one shape already,
+        as those of arrays and maps; another is refused.
       channels: 3, or 1 for grey. None for what arrays have, and 3 for everything else.
       num_classes: labels lie in [0, num_classes). None for the number of class folders, or
         what the source says of its labels (Hugging Face's and TFDS's features, PyTorch's
@@ -107,10 +108,9 @@ def stream(
     options = _options(side, channels, workers, skip_corrupt, retries)
     validation = errors.whole("validation", validation, 0)
     fields = _fields(fields)
-    splits = _splits(source)
-    name = _name(source, splits) if name is None else name
+    opened = _splits(source)
+    name = _name(source, opened) if name is None else name
     errors.is_a("name", name, str, "text")
-    opened = {split: _opened(split, own) for split, own in splits.items()}
     num_classes = _num_classes(opened, num_classes, fields[1])
     examples = {
         split: _examples(
@@ -151,24 +151,15 @@ def _fields(fields: Any) -> tuple[str, str]:
     return image, rest[0]
 
 
-def _name(source: Any, splits: Mapping[str, Any]) -> str:
+def _name(source: Any, opened: Mapping[str, Any]) -> str:
     if isinstance(source, str | os.PathLike):
         return pathlib.Path(source).expanduser().resolve().name
-    info = getattr(splits["train"], "dataset_info", None)
+    info = getattr(opened["train"], "dataset_info", None)
     own = getattr(info, "name", None)
     return own if isinstance(own, str) else "streamed"
 
 
 # --- what a split is read from --------------------------------------------------------
-
-
-class _Folder(NamedTuple):
-    """A folder of class folders, listed."""
-
-    folder: pathlib.Path
-    classes: tuple[str, ...]
-    files: list[pathlib.Path]
-    labels: np.ndarray
 
 
 class _Pair(NamedTuple):
@@ -179,50 +170,40 @@ class _Pair(NamedTuple):
 
 
 def _splits(source: Any) -> dict[str, Any]:
-    """What each split is read from."""
-    if isinstance(source, Mapping) and not _is_pair(source):
+    """What each split is read from: a listing, a map, a pair of arrays, or items."""
+    if isinstance(source, str | os.PathLike):
+        found = _in_folder(errors.on_disk("source", source).expanduser())
+    elif isinstance(source, Mapping) and not _is_pair(source):
         for split in source:
             errors.one_of("source: split", split, _SPLITS)
-        if "train" not in source:
-            raise errors.wrong("source", list(source), "a dict with a split train")
-        return {split: source[split] for split in _SPLITS if split in source}
-    if isinstance(source, str | os.PathLike):
-        folder = errors.on_disk("source", source).expanduser()
-        return dict(_split_folders(folder))
-    return {"train": source}
+        found = {split: _opened(split, own) for split, own in source.items()}
+    else:
+        found = {"train": _opened("train", source)}
+    if "train" not in found:
+        raise errors.wrong("source", list(found), "some splits, and train among them")
+    return {split: found[split] for split in _SPLITS if split in found}
 
 
-def _split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folders of the splits in one, which is itself that of train if it has none."""
-    there = {
-        split: [folder / n for n in names if (folder / n).is_dir()]
-        for split, names in folders.SPLITS.items()
-    }
-    if not there["train"]:
-        return {"train": folder}
-    if len(there["validation"]) > 1:
-        both = " and ".join(path.name for path in there["validation"])
-        raise errors.wrong("source", repr(os.fspath(folder)), f"without one of {both}")
-    train, held, test = (there[split] for split in _SPLITS)
-    labelled = [p for p in test if _folders_in(p) & _folders_in(train[0])]
-    found = {"train": train[0]}
-    if held:
-        found["validation" if labelled else "test"] = held[0]
-    if labelled:
-        found["test"] = labelled[0]
+def _in_folder(folder: pathlib.Path) -> dict[str, Any]:
+    """The splits of a folder, which is itself that of train if it has none."""
+    if (folder / maps.DESCRIPTION).is_file():
+        names = maps.description(folder)["splits"]
+        found: dict[str, Any] = {split: maps.open(folder, split) for split in names}
+    elif (folder / "train").is_dir():
+        found = dict(folders.splits(folder))
+    else:
+        return {"train": _opened("train", folder)}
+    if "test" not in found and "validation" in found:
+        # As ImageNet is used everywhere: its test images have no published labels.
+        found["test"] = found.pop("validation")
     return found
-
-
-def _folders_in(folder: pathlib.Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_dir()}
 
 
 def _is_pair(source: Any) -> bool:
     """Whether a source is images and labels as arrays."""
     if isinstance(source, Mapping) and set(source) == {"image", "label"}:
         source = tuple(source.values())
-    is_two = isinstance(source, tuple) and len(source) == 2
+    is_two = isinstance(source, tuple | list) and len(source) == 2
     return is_two and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in source)
 
 
@@ -231,15 +212,14 @@ def _opened(split: str, source: Any) -> Any:
     where = f"source[{split!r}]"
     if isinstance(source, str | os.PathLike):
         folder = errors.on_disk(where, source).expanduser()
-        return _Folder(folder, *folders.class_folders(folder))
+        if (folder / maps.DESCRIPTION).is_file():
+            return maps.open(folder, split)
+        return folders.Files(folder, *folders.class_folders(folder))
     if _is_pair(source):
-        pair = (
-            source if isinstance(source, tuple) else (source["image"], source["label"])
-        )
-        return _Pair(*pair)
-    sized = hasattr(source, "__len__") and (
-        hasattr(source, "__getitem__") or hasattr(source, "__getitems__")
-    )
+        if isinstance(source, Mapping):
+            source = source["image"], source["label"]
+        return _Pair(*source)
+    sized = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if not sized or isinstance(source, Mapping | type | bytes | np.ndarray):
         raise errors.wrong(where, errors.shown(source), _VALID)
     if not len(source):
@@ -251,7 +231,7 @@ def _opened(split: str, source: Any) -> Any:
 
 def _num_classes(opened: Mapping[str, Any], given: int | None, label: str) -> int:
     """How many classes there are: what is given and what splits say must agree."""
-    _check_folders({s: x for s, x in opened.items() if isinstance(x, _Folder)})
+    _check_classes(opened)
     said = {split: _said(own, label) for split, own in opened.items()}
     known = {split: number for split, number in said.items() if number is not None}
     if given is not None:
@@ -274,26 +254,30 @@ def _num_classes(opened: Mapping[str, Any], given: int | None, label: str) -> in
     return max(1, *largest) + 1
 
 
-def _check_folders(found: Mapping[str, _Folder]) -> None:
-    """Raises a ValueError if splits have different class folders; names some of them."""
-    for split, own in found.items():
-        first, known = next(iter(found.items()))
-        for one, other, of in (
-            (own, known, f"of {split} and not of {first}"),
-            (known, own, f"of {first} and not of {split}"),
-        ):
-            if odd := sorted(set(one.classes) - set(other.classes)):
-                shown = ", ".join(odd[:5]) + (
-                    f" and {len(odd) - 5} more" * (len(odd) > 5)
-                )
-                must = f"a folder of the classes of {first}: {of} is {shown}"
-                raise errors.wrong(f"source[{split!r}]", f"'{own.folder}'", must)
+def _check_classes(opened: Mapping[str, Any]) -> None:
+    """Raises a ValueError if splits have classes of different names; shows some."""
+    named = {
+        split: own.classes
+        for split, own in opened.items()
+        if isinstance(own, folders.Files | maps.Map) and own.classes is not None
+    }
+    for split, own in named.items():
+        first, known = next(iter(named.items()))
+        more, fewer = sorted({*own} - {*known}), sorted({*known} - {*own})
+        if own != known:
+            text = [f"{errors.shown(more)} only here"] if more else []
+            text += [f"{errors.shown(fewer)} missing"] if fewer else []
+            where = f"classes of source[{split!r}]"
+            must = f"those of {first}: {', '.join(text) or 'in its order'}"
+            raise errors.wrong(where, len(own), must)
 
 
 def _said(source: Any, label: str) -> int | None:
     """The number of classes, if a source says it."""
-    if isinstance(source, _Folder):
+    if isinstance(source, folders.Files):
         return len(source.classes)
+    if isinstance(source, maps.Map):
+        return source.num_classes
     if isinstance(source, _Pair):
         return None
     info = getattr(source, "dataset_info", None)
@@ -313,9 +297,10 @@ def _examples(
     options: Options,
     fields: tuple[str, str],
 ) -> streams.Examples:
-    if isinstance(source, _Folder):
-        folder, _, files, labels = source
-        return Files(folder, files, labels, name, num_classes, options)
+    if isinstance(source, folders.Files):
+        return Encoded(source, name, num_classes, options)
+    if isinstance(source, maps.Map):
+        return Mapped(source, name, num_classes, options)
     if isinstance(source, _Pair):
         return Rows(*source, name, num_classes, options)
     return Items(source, name, num_classes, options, fields)
