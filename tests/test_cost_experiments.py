@@ -7,7 +7,7 @@ import re
 import pytest
 
 from experiments import cost, imp, instability, launch
-from lottery_jax import data
+from lottery_jax import data, training
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import segment
 
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 pytest.importorskip("xarray")
 
 ROOT = pathlib.Path(__file__).parent.parent
-OF = {imp: cost.of_study, instability: cost.of_instability}
 SHORT = [
     (imp, "resnet20-cifar10-warmup-short"),
     (imp, "resnet20-cifar10-rewind-short"),
@@ -35,7 +34,7 @@ def config(module, name):
 
 
 def work(module, name):
-    return OF[module](config(module, name))
+    return module.work_of(config(module, name))
 
 
 def needed(module, name):
@@ -84,7 +83,7 @@ def test_the_training_that_is_counted_is_what_is_trained(counted, module, flags)
     cfg = module.EXPERIMENT.parse(f"{TINY} {flags}".split()).config
     place = Where(Execution(1, 0))
     module.one(module.prepare(cfg), list(range(cfg.replicas)), place)
-    assert sum(counted) == OF[module](cfg).training
+    assert sum(counted) == module.work_of(cfg).training
 
 
 def test_an_evaluation_is_a_third_of_the_steps_of_its_examples():
@@ -146,8 +145,8 @@ def test_short_presets_fit_into_two_calls(module, name):
 def test_narrow_activations_are_another_rate():
     cfg = config(imp, "resnet20-cifar10-warmup")
     narrow = dataclasses.replace(cfg, activations="bfloat16")
-    ratio = cost.minutes(cfg, cost.of_study(cfg)) / cost.minutes(
-        narrow, cost.of_study(narrow)
+    ratio = cost.minutes(cfg, imp.work_of(cfg)) / cost.minutes(
+        narrow, imp.work_of(narrow)
     )
     assert ratio == pytest.approx(1717 / 937)
 
@@ -160,7 +159,8 @@ def test_short_presets_are_a_third_of_the_long_ones(module, name):
 
     def steps(cfg):
         marks = (cfg.steps, *cfg.drops, cfg.warmup, getattr(cfg, "rewind_step", "0it"))
-        return [cost._step(cfg, text) for text in marks]
+        epoch = cost.of_recipe(cfg).steps_per_epoch
+        return [training.parse_step(text, epoch) for text in marks]
 
     assert steps(short) == [round(step / 3) for step in steps(long)]
     same = (
