@@ -14,6 +14,7 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class Sums:
 _open = contextvars.ContextVar("as_sums", default=False)
 
 
-def of(sums: Array, number: int, batch: int) -> Array | Sums:
+def of(sums: Array, number: int, batch: int) -> Any:
     """The mean over the examples of a split.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from lottery_jax import imp
+from lottery_jax import imp, means
 from lottery_jax.execution import Execution
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -55,6 +55,42 @@ def test_evaluation_counts_every_example_once(mlp, split, evaluation_batch):
         [*map(metrics.get, ("error", "loss"))], [error, loss], 1e-5
     )
     assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
+
+
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_sums_of_the_parts_of_a_split_make_the_metrics_of_the_whole(mlp, batch):
+    task = toys.classification(
+        lj.models.make("mlp-9", 4, bias="torch"), evaluation_batch=batch
+    )
+    whole = task.data["train"]
+    number = len(whole["label"])
+
+    def found(arrays):
+        data = {**task.data, "train": arrays}
+        return task.evaluate(mlp[1], {}, data, jax.random.key(0), "train")
+
+    # A part has whole batches, but for the last one.
+    ends = [0, 2 * batch, 3 * batch, number] if 3 * batch < number else [0, number]
+    with means.as_sums():
+        parts = [
+            found({name: x[low:high] for name, x in whole.items()})
+            for low, high in zip(ends, ends[1:])
+        ]
+    expected = jax.jit(found)(whole)
+    assert set(expected) == {"loss", "error"}
+    for name, value in expected.items():
+        own = [part[name] for part in parts]
+        size = min(batch, number)
+        sums = jnp.concatenate([x.sums for x in own])
+        assert [x.batch for x in own] == [size] * len(own)
+        assert sums.shape == (-(-number // size),)
+        assert sum(x.number for x in own) == number
+        put_together = means.Sums(sums, number, size).mean
+        np.testing.assert_allclose(put_together, value, rtol=1e-6)
+    with means.as_sums():
+        together = found(whole)
+    for name, value in found(whole).items():
+        np.testing.assert_array_equal(together[name].mean, value)
 
 
 def test_the_last_batch_is_the_mean_over_its_real_examples(mlp):

@@ -48,13 +48,17 @@ class Drawn:
         """The training examples of one step, as they are stored."""
         return datasets.gather(data["train"], indices, full=not self.padded)
 
+    def at_once(self, number: int) -> int:
+        """Examples in a batch of evaluation, of a split of so many."""
+        return min(self.evaluation_batch, number)
+
     def each(self, arrays: PyTree, measure: Callable[[Batch], PyTree]) -> PyTree:
         """`measure(batch)` of each batch of a split, in stored order, stacked.
 
         The last one may be padded, with weight 0.
         """
         number = trees.count(arrays)
-        size = min(self.evaluation_batch, number)
+        size = self.at_once(number)
 
         def some(rows: Array) -> PyTree:
             return measure(self.shown(datasets.gather(arrays, rows)))

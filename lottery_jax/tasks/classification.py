@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from lottery_jax import activations, models
+from lottery_jax import activations, means, models
 from lottery_jax import data as datasets
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
@@ -84,7 +84,11 @@ class _Classification:
             return jnp.sum(losses * weight), jnp.sum(wrong * weight)
 
         loss, wrong = self.batches.each(arrays, sums)
-        return {"loss": jnp.sum(loss) / number, "error": jnp.sum(wrong) / number}
+        size = self.batches.at_once(number)
+        return {
+            "loss": means.of(loss, number, size),
+            "error": means.of(wrong, number, size),
+        }
 
     def predict(
         self,
