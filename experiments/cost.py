@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from experiments.kinds import images
 from experiments.presets import Preset
 from experiments.recipes import Recipe, Setup
 from lottery_jax import connectivity, imp
@@ -214,20 +215,13 @@ CALL = 9.0
 START = 1.5
 """Of these, minutes until a process trains: its start, the data, compilation."""
 
-_EXAMPLES: Mapping[str, tuple[int, int, int]] = {
-    "mnist": (60_000, 5_000, 10_000),
-    "fashion_mnist": (60_000, 5_000, 10_000),
-    "cifar10": (50_000, 5_000, 10_000),
-    "cifar100": (50_000, 5_000, 10_000),
-}
-"""Examples for training, of these held out for validation by default, and for tests."""
-
 
 def of_recipe(cfg: Recipe) -> Of:
     """What a recipe trains, of a data set of known size; no data are loaded for it."""
-    train, validation, test = _EXAMPLES[cfg.data]
-    held_out = validation if cfg.validation is None else cfg.validation
-    return Of(cfg.batch_size, cfg.subset or train - held_out, held_out, test)
+    known = images.SIZES[cfg.data]
+    held_out = known.validation if cfg.validation is None else cfg.validation
+    train = cfg.subset or known.train - held_out
+    return Of(cfg.batch_size, train, held_out, known.test)
 
 
 # --- what is done with networks -------------------------------------------------------
@@ -480,7 +474,7 @@ def told(
     def said(preset: Preset[C]) -> Preset[C]:
         cfg = preset.config
         known = (cfg.model, cfg.activations) in RATES
-        if not known or cfg.data not in _EXAMPLES:
+        if not known or cfg.data not in images.SIZES:
             return preset
         return preset._replace(help=f"{preset.help} {in_words(cfg, of(cfg))}")
 

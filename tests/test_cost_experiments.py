@@ -7,6 +7,7 @@ import re
 import pytest
 
 from experiments import cost, imp, instability, launch
+from experiments.kinds import images
 from lottery_jax import data, training
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import segment
@@ -59,7 +60,8 @@ def counted(monkeypatch):
     }
     whole = examples["train"] + examples["validation"]
     sizes = (whole, examples["validation"], examples["test"])
-    monkeypatch.setattr(cost, "_EXAMPLES", {"mnist1d": sizes})
+    known = {"mnist1d": images.Size(*sizes, 10, (40,))}
+    monkeypatch.setattr(images, "SIZES", known)
     return found
 
 
@@ -105,8 +107,11 @@ def test_paths_are_counted_point_by_point():
 
 
 def test_the_sizes_of_data_sets_are_those_of_the_sets():
-    for name, (_, validation, _) in cost._EXAMPLES.items():
-        assert data.sets._SETS[name].validation == validation
+    for name, known in images.SIZES.items():
+        if name not in images.STREAMED:
+            own = data.sets._SETS[name]
+            assert own.validation == known.validation
+            assert (own.num_classes, own.shape) == (known.num_classes, known.shape)
 
 
 # --- what is said ---------------------------------------------------------------------
