@@ -89,10 +89,12 @@ def sizes_of(model: str, batch: int | None = None) -> Sizes:
     models.make(model, 10)
     family = model.partition("-")[0]
     usual: dict[str, Any] = {"model": model, "test": 10_000, "steps": 60}
-    if family in ("vgg", "resnet", "imagenet"):
+    if family in ("vgg", "resnet", "imagenet", "tiny"):
         usual |= {"batch": 128, "optimizer": "sgd", "augment": True}
     if family == "imagenet":
         usual |= {"shape": (224, 224, 3), "examples": 1_000, "test": 1_000}
+    elif family == "tiny":
+        usual |= {"shape": (64, 64, 3), "examples": 10_000}
     elif family in ("vgg", "resnet", "conv"):
         usual |= {"shape": (32, 32, 3), "examples": 50_000}
     return Sizes(**usual | ({} if batch is None else {"batch": batch}))

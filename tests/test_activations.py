@@ -33,6 +33,7 @@ MODELS = {
     "resnet-8-4": 8,
     "imagenet-resnet-18-4": 16,
     "imagenet-resnet-50-4": 16,
+    "tiny-imagenet-resnet-18-4": 8,
 }
 
 

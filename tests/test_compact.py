@@ -23,6 +23,8 @@ MODELS = {
     "convolutions": models.ConvNet(5, (6,), dense=(16, 10)),
     "vgg": models.VGG(5, layers=(1, 1), widths=(6, 8)),
     "resnet": models.ResNet(5, layers=(1, 1), width=6),
+    # One stage: four pixels are left of eight rows, for statistics of enough examples.
+    "bottlenecks": models.ResNet(5, (2,), 4, bottleneck=True, imagenet=True),
 }
 NAMES = tuple(MODELS)
 

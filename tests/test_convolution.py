@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,6 +20,7 @@ from lottery_jax.convolution import (
     conv_general_dilated,
     dense,
     max_pool,
+    overlapping_max_pool,
 )
 from lottery_jax.convolution.geometry import geometry_of
 from lottery_jax.convolution.one_kernel import CANONICAL_MAPS, STOCK
@@ -57,6 +59,10 @@ def normal(seed, *shape, dtype=jnp.float32):
         (4, (4, 5), (3, 3), (1, 1), ((2, 2), (2, 2))),  # larger than the image
         (2, (3, 3), (3, 3), (1, 1), "VALID"),
         (2, (4, 4), (3, 3), (2, 2), "SAME_LOWER"),
+        # The stem of ImageNet's networks; the last row is one that no window reaches.
+        (3, (16, 16), (7, 7), (2, 2), ((3, 3), (3, 3))),
+        (2, (15, 10), (7, 7), (2, 2), ((3, 3), (3, 3))),
+        (2, (4, 2), (7, 7), (2, 2), ((3, 3), (3, 3))),
     ],
 )
 def test_value_and_both_gradients(images, size, window, strides, padding):
@@ -518,6 +524,10 @@ def test_what_does_not_fit_is_refused():
         conv(x[:, :2], kernel, padding="VALID")
     with pytest.raises(ValueError, match="window = 5 .* 4 x 4"):
         max_pool(x, 5)
+    for options in ((7, 2, 1), (3, 2, 3), (3, 2, -1), (3, 0, 1)):
+        named = "window = {}, stride = {}, padding = {}: .* 4 x 4".format(*options)
+        with pytest.raises(ValueError, match=named):
+            overlapping_max_pool(x, *options)
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -541,3 +551,81 @@ def test_pools_and_their_gradients(ours, theirs, window):
 def test_max_pool_shares_ties_equally():
     gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
+
+
+def flax_max_pool(x, window=3, stride=2, padding=1):
+    return nn.max_pool(x, (window,) * 2, (stride,) * 2, ((padding, padding),) * 2)
+
+
+OVERLAPPING = [(3, 2, 1), (3, 1, 1), (2, 3, 1), (5, 2, 2)]
+
+
+@pytest.mark.parametrize("options", OVERLAPPING)
+@pytest.mark.parametrize("ties", [False, True])
+def test_overlapping_max_pool_is_flaxs_and_so_is_its_gradient(options, ties):
+    x = normal(0, 2, 8, 7, 3)
+    if ties:  # of four numbers, and 0 as after a ReLU
+        x = jnp.maximum(jnp.round(x), 0)
+
+    @quick.jit
+    def both(x):
+        want, pullback = jax.vjp(lambda x: flax_max_pool(x, *options), x)
+        got, our_pullback = jax.vjp(lambda x: overlapping_max_pool(x, *options), x)
+        g = normal(1, *want.shape)
+        return (want, *pullback(g)), (got, *our_pullback(g))
+
+    (want, gradient), (got, our_gradient) = both(x)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(our_gradient, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_overlapping_max_pool_against_numpy():
+    x = np.asarray(normal(0, 2, 9, 6, 2)) - 5  # below what zeros would pad with
+    edges = ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded = np.pad(x, edges, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    want = windows[:, ::2, ::2].max((-2, -1))
+    np.testing.assert_array_equal(overlapping_max_pool(jnp.asarray(x)), want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_overlapping_max_pool_keeps_dtypes_and_nan(dtype):
+    x = normal(0, 1, 5, 5, 1).at[0, 0, 0, 0].set(jnp.nan).astype(dtype)
+    got, want = overlapping_max_pool(x), flax_max_pool(x)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+    assert jnp.isnan(got).sum() == 1
+
+
+def test_derivatives_of_the_overlapping_max_pool_under_vmap():
+    # Values in an order of their own: no ties, and none within a tangent of one.
+    order = np.random.default_rng(0).permutation(2 * 2 * 6 * 6 * 2)
+    x = jnp.asarray(order.reshape(2, 2, 6, 6, 2) / 100, jnp.float32)
+    tangent = normal(1, *x.shape)
+
+    def all_of(pool):
+        def loss(x):
+            return jnp.sum(jnp.sin(pool(jnp.tanh(x) * pool(x).mean())))
+
+        def one(x, tangent):
+            return (
+                loss(x),
+                jax.grad(loss)(x),
+                jax.jvp(jax.grad(loss), (x,), (tangent,))[1],
+            )
+
+        return one
+
+    derivatives = quick.jit(all_of(overlapping_max_pool))
+    got = quick.jit(jax.vmap(all_of(overlapping_max_pool)))(x, tangent)
+    for i, each in enumerate(map(derivatives, x, tangent)):
+        for a, b in zip(got, each):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
+    # Finite differences of the gradient, along the tangent.
+    step = 1e-3
+    for i in range(2):
+        ends = (
+            derivatives(x[i] + h * tangent[i], tangent[i])[1] for h in (step, -step)
+        )
+        apart = np.subtract(*ends) / (2 * step)
+        np.testing.assert_allclose(got[2][i], apart, rtol=0.02, atol=2e-3)

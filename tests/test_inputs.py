@@ -1420,6 +1420,8 @@ ENTRANCES = {
             ],
             "drop_last": [(1, "drop_last=1; it must be True or False")],
             "augment": [("flip", "augment='flip'; it must be of")],
+            "crop": [(4, "crop=4; it must be None, since it needs images")],
+            "label_smoothing": [(1, "label_smoothing=1; it must be below 1")],
             "evaluation_batch": [(0.5, "evaluation_batch=0.5; it must be a whole")],
             "prunable": [("kernel", "prunable='kernel'; it must be a function")],
             "exclude": [

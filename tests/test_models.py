@@ -16,6 +16,7 @@ from lottery_jax.models import initializers, layers
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28, 1), (1, 32, 32, 3), (1, 224, 224, 3)
+TINY = (1, 64, 64, 3)
 
 
 def shapes(name, image=CIFAR, classes=10, **choices):
@@ -53,7 +54,17 @@ def prunable(variables):
         ("conv-6", CIFAR, 10, 2_261_184),
         ("conv-8", CIFAR, 10, 5_275_840),
         ("imagenet-resnet-18", IMAGENET, 1000, 11_678_912),
+        ("imagenet-resnet-34", IMAGENET, 1000, 21_779_648),
         ("imagenet-resnet-50", IMAGENET, 1000, 25_502_912),
+        # 3x3 instead of 7x7 of 3 x 64, and 200 classes instead of 1000.
+        ("tiny-imagenet-resnet-18", TINY, 200, 11_678_912 - 40 * 192 - 800 * 512),
+        # Half the width: a quarter of the weights, but for the image and the classes.
+        (
+            "imagenet-resnet-18-32",
+            TINY,
+            1000,
+            (11_678_912 + 9_408 + 512_000) // 4,
+        ),
         # By hand: 40-500-500-10, and 784-100-100-10.
         ("residual-mlp-500", (1, 40), 10, 40 * 500 + 500 * 500 + 500 * 10),
         ("mlp-100-100", MNIST, 10, 784 * 100 + 100 * 100 + 100 * 10),
@@ -69,14 +80,76 @@ def test_published_numbers_of_prunable_weights(name, image, classes, count):
     assert variables["params"]["head"]["kernel"].shape[1] == classes
 
 
-def test_all_parameters_of_the_imagenet_networks():
-    # Torchvision's published totals: no layer has a bias that should have none.
-    for name, total in (
-        ("imagenet-resnet-18", 11_689_512),
-        ("imagenet-resnet-50", 25_557_032),
-    ):
-        params = shapes(name, IMAGENET, 1000)["params"]
-        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == total
+@pytest.mark.parametrize(
+    "name, classes, total",
+    [
+        # Torchvision's published totals: no layer has a bias that should have none.
+        ("imagenet-resnet-18", 1000, 11_689_512),
+        ("imagenet-resnet-34", 1000, 21_797_672),
+        ("imagenet-resnet-50", 1000, 25_557_032),
+        pytest.param("imagenet-resnet-101", 1000, 44_549_160, marks=pytest.mark.slow),
+        pytest.param("imagenet-resnet-152", 1000, 60_192_808, marks=pytest.mark.slow),
+        # Those of the usual ResNets of this depth for CIFAR-10 in PyTorch.
+        ("tiny-imagenet-resnet-18", 10, 11_173_962),
+        ("tiny-imagenet-resnet-34", 10, 21_282_122),
+        ("tiny-imagenet-resnet-50", 10, 23_520_842),
+    ],
+)
+def test_all_parameters_of_the_imagenet_networks(name, classes, total):
+    params = shapes(name, TINY, classes)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == total
+
+
+@pytest.mark.parametrize(
+    "name, side, left",
+    [
+        ("imagenet-resnet-18-4", 224, 7),
+        ("imagenet-resnet-50-4", 224, 7),
+        ("imagenet-resnet-34-4", 64, 2),
+        ("tiny-imagenet-resnet-18-4", 64, 8),
+    ],
+)
+def test_pixels_that_are_left_before_their_mean(name, side, left):
+    model = models.make(name, 10)
+
+    def run(key, x):
+        return model.init_with_output(
+            key,
+            x,
+            capture_intermediates=lambda module, _: "block" in (module.name or ""),
+        )[1]["intermediates"]
+
+    x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    found = jax.eval_shape(run, of_seed(0), x)
+    last = found[max(found)]["__call__"][0]
+    width = 32 * (4 if model.bottleneck else 1)
+    assert last.shape == (2, left, left, width)
+
+
+def test_the_stride_of_a_bottleneck_is_that_of_its_3x3_convolution():
+    model = models.make("imagenet-resnet-50-4", 10)
+    names = ("stem", "conv_0", "conv_1", "conv_2", "shortcut")
+
+    def run(key, x):
+        return model.init_with_output(
+            key, x, capture_intermediates=lambda module, _: module.name in names
+        )[1]["intermediates"]
+
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    found = jax.eval_shape(run, of_seed(0), x)
+    block = found["stage_1_block_0"]
+    sides = {name: layer["__call__"][0].shape[1] for name, layer in block.items()}
+    halved = {"conv_1": 28, "conv_2": 28, "shortcut": 28}
+    assert sides == {"conv_0": 56, **halved}
+    assert found["stem"]["__call__"][0].shape == (1, 112, 112, 4)
+    kernels = shapes("imagenet-resnet-50-4", IMAGENET)["params"]["stage_1_block_0"]
+    windows = {name: kernels[name]["kernel"].shape[:2] for name in block}
+    assert windows == {name: (1, 1) for name in block} | {"conv_1": (3, 3)}
+    # A projection where channels change, though the resolution does not.
+    own = shapes("imagenet-resnet-50-4", IMAGENET)["params"]
+    assert [i for i in range(3) if "shortcut" in own[f"stage_0_block_{i}"]] == [0]
+    own = shapes("imagenet-resnet-18-4", IMAGENET)["params"]
+    assert [i for i in range(4) if "shortcut" in own[f"stage_{i}_block_0"]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +161,7 @@ def test_all_parameters_of_the_imagenet_networks():
         ("vgg-11-8", CIFAR, 100),
         ("resnet-14-4", (1, 31, 31, 3), 10),
         ("imagenet-resnet-50-8", (1, 63, 64, 3), 20),
+        ("tiny-imagenet-resnet-18-8", (1, 31, 32, 3), 20),
     ],
 )
 def test_one_interface(name, image, classes):
@@ -406,6 +480,8 @@ def test_biases_of_zero_and_scales_of_one():
         "lenet-0",
         "residual-mlp-1-2",
         "imagenet-resnet-19",
+        "imagenet-resnet-18-4-2",
+        "tiny-imagenet-resnet-20",
         "-300",
         "",
     ],

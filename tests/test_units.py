@@ -182,6 +182,9 @@ NARROW = {
     "convolutions": (models.ConvNet(5, widths=(4, 8), dense=(20, 12)), (8, 8, 3)),
     "vgg": (models.VGG(5, layers=(1, 1, 2), widths=(6, 8, 10)), (8, 8, 3)),
     "resnet": (models.make("resnet-8-6", 5), (8, 8, 3)),
+    "imagenet resnet": (models.make("imagenet-resnet-18-4", 5), (32, 32, 3)),
+    "bottlenecks": (models.ResNet(5, (1, 2), 4, True, imagenet=True), (16, 16, 3)),
+    "tiny imagenet resnet": (models.make("tiny-imagenet-resnet-18-4", 5), (16, 16, 3)),
 }
 
 

@@ -20,3 +20,4 @@ from lottery_jax.convolution.api import dense as dense
 from lottery_jax.convolution.geometry import Padding as Padding
 from lottery_jax.convolution.pooling import avg_pool as avg_pool
 from lottery_jax.convolution.pooling import max_pool as max_pool
+from lottery_jax.convolution.pooling import overlapping_max_pool as overlapping_max_pool

@@ -9,9 +9,12 @@ from lottery_jax.data import text as text
 from lottery_jax.data import views as views
 from lottery_jax.data.adapted import colour32 as colour32
 from lottery_jax.data.adapted import grey28 as grey28
+from lottery_jax.data.augment import center_crop as center_crop
 from lottery_jax.data.augment import flip as flip
 from lottery_jax.data.augment import flip_and_crop as flip_and_crop
 from lottery_jax.data.augment import normalize as normalize
+from lottery_jax.data.augment import random_resized_crop as random_resized_crop
+from lottery_jax.data.augment import resized_crop_and_flip as resized_crop_and_flip
 from lottery_jax.data.augment import shift_crop as shift_crop
 from lottery_jax.data.checked import check as check
 from lottery_jax.data.order import gather as gather

@@ -1,15 +1,19 @@
 """Augmentation and normalisation on the device, as pure functions of a key.
 
 Images go in as they are stored (uint8, not normalised), so that what `shift_crop` pads
-with is black, as in torchvision's order: flip, crop, scale to [0, 1], normalise.
+with is black, as in torchvision's order: flip, crop, scale to [0, 1], normalise. What
+comes out has the dtype of what went in: a resized uint8 image is rounded, as Pillow's is.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lottery_jax import errors
+from lottery_jax.data import _sampling
 from lottery_jax.keys import settled
 from lottery_jax.types import Array, Key
 
@@ -89,6 +93,148 @@ def flip_and_crop(key: Key, images: Array, padding: int = 4) -> Array:
     return shift_crop(crop_key, flip(flip_key, images), padding)
 
 
+_TRIES = 10
+"""Windows that are drawn at most, of which the first one that fits is taken."""
+
+
+@settled
+def random_resized_crop(
+    key: Key,
+    images: Array,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Array:
+    """Cuts a random window out of each image and resizes it to a square.
+
+    Torchvision's `RandomResizedCrop`: the window's area, as a share of the image's, is
+    uniform in `scale`, the logarithm of its width over its height uniform in that of
+    `ratio`; sides are rounded to pixels. Of ten windows the first one that fits into the
+    image is taken, at a place that is uniform; if none fits, the largest one in the
+    middle whose ratio is the nearest of `ratio` to the image's. Resized by a triangle
+    filter, bilinear where the window becomes larger and antialiased where it becomes
+    smaller, in float32 and rounded once (Pillow rounds after each axis).
+
+    Args:
+      key: what decides; each image has draws of its own.
+      images: `[B, H, W, C]`, uint8 or real.
+      size: pixels of a side of what comes out, 1 or more.
+      scale: the smallest and the largest share of the area, in (0, 1].
+      ratio: the smallest and the largest ratio of width to height, above 0.
+
+    Returns:
+      `[B, size, size, C]` of the images' dtype; uint8 rounded to the nearest.
+
+    Raises:
+      ValueError: `images` has not four axes or holds other integers, or a number is out
+        of range.
+
+    References:
+      Szegedy et al., Going Deeper with Convolutions, 2015, section 6.
+    """
+    _check_images(images)
+    size = errors.whole("size", size, 1)
+    _check_range("scale", scale, 1.0)
+    _check_range("ratio", ratio, None)
+    real = jnp.issubdtype(images.dtype, jnp.floating)
+    if not real and images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8 or real, got {images.dtype}")
+    height, width = images.shape[1:3]
+    top, left, tall, wide = windows(key, images.shape[:3], scale, ratio)
+    rows = _sampling.of_window(height, top, tall, size)
+    columns = _sampling.of_window(width, left, wide, size)
+    resized = _sampling.products(rows, columns, images.astype(jnp.float32))
+    if not real:
+        resized = jnp.clip(jnp.round(resized), 0, 255)
+    return resized.astype(images.dtype)
+
+
+@settled
+def windows(
+    key: Key,
+    shape: tuple[int, ...],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[Array, Array, Array, Array]:
+    """The windows of `random_resized_crop`.
+
+    Args:
+      key: what decides.
+      shape: number of images, their height and width.
+      scale: see `random_resized_crop`.
+      ratio: likewise.
+
+    Returns:
+      Top, left, height and width in pixels, int32 `[B]` each.
+    """
+    number, height, width = shape
+    keys = jax.random.split(key, 4)
+
+    def drawn(key: Key, tries: int, low: float, high: float) -> Array:
+        low_, high_ = jnp.float32(low), jnp.float32(high)
+        return jax.random.uniform(key, (number, tries), jnp.float32, low_, high_)
+
+    area = height * width * drawn(keys[0], _TRIES, *scale)
+    aspect = jnp.exp(drawn(keys[1], _TRIES, math.log(ratio[0]), math.log(ratio[1])))
+    wide = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    tall = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    some = jnp.any(fits, axis=1)
+    # In the middle, if none fits.
+    nearest = min(max(width / height, ratio[0]), ratio[1])
+    middle_wide = min(width, max(1, round(height * nearest)))
+    middle_tall = min(height, max(1, round(width / nearest)))
+    wide = jnp.where(some, jnp.take_along_axis(wide, first, 1)[:, 0], middle_wide)
+    tall = jnp.where(some, jnp.take_along_axis(tall, first, 1)[:, 0], middle_tall)
+
+    def place(key: Key, room: Array) -> Array:
+        at = jnp.floor(drawn(key, 1, 0, 1)[:, 0] * (room + 1)).astype(jnp.int32)
+        return jnp.where(some, jnp.minimum(at, room), room // 2)
+
+    return place(keys[2], height - tall), place(keys[3], width - wide), tall, wide
+
+
+@settled
+def resized_crop_and_flip(key: Key, images: Array, size: int) -> Array:
+    """`random_resized_crop`, then `flip`, under two keys: ImageNet's augmentation.
+
+    Args:
+      key: split in two, one for each.
+      images: see `random_resized_crop`.
+      size: likewise.
+
+    Returns:
+      `[B, size, size, C]` of the images' dtype.
+
+    Raises:
+      ValueError: as in `random_resized_crop`.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    return flip(flip_key, random_resized_crop(crop_key, images, size))
+
+
+def center_crop(images: Array, size: int) -> Array:
+    """The square in the middle of each image; half a pixel is left above and left of it.
+
+    Args:
+      images: `[B, H, W, C]`, any dtype.
+      size: pixels of a side, at most those of the shorter one.
+
+    Returns:
+      `[B, size, size, C]` of the same dtype.
+
+    Raises:
+      ValueError: `images` has not four axes, or the square is larger than they are.
+    """
+    _check_images(images)
+    height, width = images.shape[1:3]
+    of = f"the shorter side of images of {height} x {width} pixels"
+    size = errors.whole("size", size, 1, min(height, width), of)
+    top, left = (height - size) // 2, (width - size) // 2
+    return images[:, top : top + size, left : left + size]
+
+
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Scales uint8 images to [0, 1], then subtracts `mean` and divides by `std`.
 
@@ -123,6 +269,16 @@ def _per_channel(field: str, values: Sequence[float], images: Array) -> Array:
             f"images of shape {images.shape}; got {array.size}"
         )
     return array.reshape((1,) * (images.ndim - 1) + (-1,))
+
+
+def _check_range(field: str, values: Sequence[float], most: float | None) -> None:
+    must = "two numbers, the smallest and the largest, above 0"
+    if most is not None:
+        must += f" and at most {most:g}"
+    found = errors.several(field, values, must)
+    errors.finite(field, found)
+    if len(found) != 2 or not 0 < found[0] <= found[1] <= (most or math.inf):
+        raise errors.wrong(field, found, must)
 
 
 def _check_images(images: Array) -> None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import errors
+from lottery_jax.data import _sampling
 from lottery_jax.keys import settled
 from lottery_jax.types import Array, Key
 
@@ -223,23 +224,9 @@ def part(images: Array, top: Array, left: Array, height: Array, width: Array) ->
     Returns:
       Float32 `[B, H, W, C]`; the image itself where the part is the whole.
     """
-    rows = _between(images.shape[1], top, height)
-    columns = _between(images.shape[2], left, width)
-    return _products(rows, columns, images)
-
-
-def _between(size: int, start: Array, share: Array) -> Array:
-    """The weight of each pixel of a line in each of a part of it, `[B, size, size]`."""
-    pixels = jnp.arange(size, dtype=jnp.float32)
-    centres = start[:, None] * size + (pixels + 0.5)[None, :] * share[:, None] - 0.5
-    centres = jnp.clip(centres, 0, size - 1)
-    return jnp.maximum(1 - jnp.abs(centres[:, :, None] - pixels[None, None, :]), 0)
-
-
-def _products(rows: Array, columns: Array, images: Array) -> Array:
-    """`rows` times each image times `columns` transposed, in full precision."""
-    x = jnp.einsum("bih,bhwc->biwc", rows, images, precision="highest")
-    return jnp.einsum("bjw,biwc->bijc", columns, x, precision="highest")
+    rows = _sampling.between(images.shape[1], top, height)
+    columns = _sampling.between(images.shape[2], left, width)
+    return _sampling.products(rows, columns, images)
 
 
 def brightness(images: Array, factor: Array) -> Array:
@@ -326,7 +313,7 @@ def blur(images: Array, sigma: Array) -> Array:
       sigma: standard deviation in pixels, float32 `[B]`, above 0.
     """
     rows, columns = (_gaussian(size, sigma) for size in images.shape[1:3])
-    return _products(rows, columns, images)
+    return _sampling.products(rows, columns, images)
 
 
 def _gaussian(size: int, sigma: Array) -> Array:

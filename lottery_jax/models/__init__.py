@@ -61,7 +61,14 @@ FAMILIES: families.Families = {
     "conv": ("conv-2|4|6|8[-W]", ConvNet.named),
     "vgg": ("vgg-11|13|16|19[-W]", VGG.named),
     "resnet": ("resnet-D[-W] with D = 6n + 2 (resnet-20)", ResNet.named),
-    "imagenet-resnet": ("imagenet-resnet-18|50[-W]", ResNet.named_imagenet),
+    "imagenet-resnet": (
+        "imagenet-resnet-18|34|50|101|152[-W]",
+        ResNet.named_imagenet,
+    ),
+    "tiny-imagenet-resnet": (
+        "tiny-imagenet-resnet-18|34|50|101|152[-W] (CIFAR's stem, for 64 pixels)",
+        ResNet.named_tiny_imagenet,
+    ),
 }
 """All families; W is a width, for networks of stages the first one's."""
 

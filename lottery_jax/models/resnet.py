@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR and for ImageNet (He et al. 2016)."""
+"""Residual networks for CIFAR, for ImageNet and for sizes between (He et al. 2016)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lottery_jax import units
+from lottery_jax import convolution, units
 from lottery_jax.models.layers import (
     Choices,
     Conv,
@@ -17,8 +17,14 @@ from lottery_jax.models.layers import (
 )
 from lottery_jax.types import Array
 
-IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
-"""Blocks in each stage, by depth; depth 50 has bottlenecks."""
+IMAGENET_LAYERS: dict[int, tuple[int, ...]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Blocks in each stage, by depth (He et al. 2016, table 1); from 50 on bottlenecks."""
 
 
 class Block(nn.Module):
@@ -81,7 +87,9 @@ class ResNet(nn.Module):
 
     With `imagenet=False` the networks for CIFAR of He et al. 2016, section 4.2, with
     projection shortcuts (open_lth's `cifar_resnet_D_W`); with `imagenet=True` those of
-    section 4.1, the stride in the 3x3 convolution of a bottleneck (torchvision's).
+    section 4.1, the stride in the 3x3 convolution of a bottleneck (torchvision's). These
+    also go without their stem: the same four stages after CIFAR's, for images of 64
+    pixels, of which they leave 8 x 8 before the mean, not 2 x 2.
     Layers: `stem`, `stem_norm`, `stage_0_block_0`, ..., `head`.
 
     Attributes:
@@ -118,7 +126,7 @@ class ResNet(nn.Module):
         x = batch_norm(self.choices, "stem_norm")(stem(x), train, weights)
         x = jax.nn.relu(x)
         if self.imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = convolution.overlapping_max_pool(x)
         for stage, blocks in enumerate(self.layers):
             for i in range(blocks):
                 block = Block(
@@ -167,14 +175,22 @@ class ResNet(nn.Module):
 
     @staticmethod
     def named_imagenet(numbers: Sequence[int], **settings: Any) -> "ResNet | None":
-        """`imagenet-resnet-18|50[-W]`."""
-        match numbers:
-            case [depth, *width] if depth in IMAGENET_LAYERS and len(width) < 2:
-                return ResNet(
-                    layers=IMAGENET_LAYERS[depth],
-                    width=(width or [64])[0],
-                    bottleneck=depth >= 50,
-                    imagenet=True,
-                    **settings,
-                )
-        return None
+        """`imagenet-resnet-D[-W]`, D of `IMAGENET_LAYERS`."""
+        return _of_four_stages(numbers, imagenet=True, **settings)
+
+    @staticmethod
+    def named_tiny_imagenet(numbers: Sequence[int], **settings: Any) -> "ResNet | None":
+        """`tiny-imagenet-resnet-D[-W]`: the same with CIFAR's stem, 3x3, and no pool."""
+        return _of_four_stages(numbers, imagenet=False, **settings)
+
+
+def _of_four_stages(numbers: Sequence[int], **settings: Any) -> ResNet | None:
+    match numbers:
+        case [depth, *width] if depth in IMAGENET_LAYERS and len(width) < 2:
+            return ResNet(
+                layers=IMAGENET_LAYERS[depth],
+                width=(width or [64])[0],
+                bottleneck=depth >= 50,
+                **settings,
+            )
+    return None

@@ -2,12 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from lottery_jax import data as datasets
 from lottery_jax import errors, trees
 from lottery_jax.types import Array, Batch, Key, PyTree
+
+AUGMENTATIONS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("flip",),
+    ("crop",),
+    ("flip", "crop"),
+    ("resized_crop",),
+    ("resized_crop", "flip"),
+)
+"""What images may be augmented by, in this order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +90,17 @@ class Batches(Drawn):
       batch_size: likewise.
       drop_last: likewise.
       evaluation_batch: likewise.
-      augment: of "flip" and "crop".
+      augment: one of `AUGMENTATIONS`.
+      crop: pixels of a side of the square that networks see; None for images, or other
+        examples, as they are stored.
+      shape: of an example as networks see it.
       mean: see `Dataset`.
       std: see `Dataset`.
     """
 
     augment: tuple[str, ...]
+    crop: int | None
+    shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -93,17 +109,27 @@ class Batches(Drawn):
         images = batch["image"]
         if self.augment:
             key = jax.random.fold_in(noise_key, step)
-            if self.augment == ("flip", "crop"):
-                images = datasets.flip_and_crop(key, images)
-            else:
-                one = (
-                    datasets.flip if self.augment == ("flip",) else datasets.shift_crop
-                )
-                images = one(key, images)
+            images = self._augmented(key, images)
         return self.shown(batch | {"image": images})
 
+    def _augmented(self, key: Key, images: Array) -> Array:
+        match self.augment:
+            case ("flip",):
+                return datasets.flip(key, images)
+            case ("crop",):
+                return datasets.shift_crop(key, images)
+            case ("flip", "crop"):
+                return datasets.flip_and_crop(key, images)
+        assert self.crop is not None
+        if self.augment == ("resized_crop",):
+            return datasets.random_resized_crop(key, images, self.crop)
+        return datasets.resized_crop_and_flip(key, images, self.crop)
+
     def shown(self, batch: Batch) -> Batch:
-        image = datasets.normalize(batch["image"], self.mean, self.std)
+        image = batch["image"]
+        if self.crop is not None and image.shape[1:] != self.shape:
+            image = datasets.center_crop(image, self.crop)
+        image = datasets.normalize(image, self.mean, self.std)
         return batch | {"image": image}
 
 
@@ -114,6 +140,7 @@ def of(
     drop_last: bool,
     augment: tuple[str, ...],
     evaluation_batch: int,
+    crop: int | None = None,
 ) -> Batches:
     """The batches of a data set; refuses what does not fit it (ValueError)."""
     drawn = of_examples(
@@ -123,17 +150,56 @@ def of(
         drop_last=drop_last,
         evaluation_batch=evaluation_batch,
     )
-    if augment not in ((), ("flip",), ("crop",), ("flip", "crop")):
+    if augment not in AUGMENTATIONS:
         raise ValueError(
-            f"augment={augment!r}; it must be of 'flip' and 'crop', in this order"
+            f"augment={augment!r}; it must be of 'flip' and 'crop', or of 'resized_crop' "
+            "and 'flip', in this order"
         )
-    if augment and len(dataset.shape) != 3:
-        raise ValueError(
-            f"augment={augment!r}; it must be (), since it needs images and {dataset.name} "
-            f"has examples of shape {dataset.shape}"
-        )
+    for field, value in (("augment", augment), ("crop", crop)):
+        nothing: Any = None if field == "crop" else ()
+        if value != nothing and len(dataset.shape) != 3:
+            raise ValueError(
+                f"{field}={value!r}; it must be {nothing}, since it needs images and "
+                f"{dataset.name} has examples of shape {dataset.shape}"
+            )
+    crop = _side(dataset, augment, crop)
+    shape = dataset.shape if crop is None else (crop, crop, dataset.shape[-1])
     own = dataclasses.asdict(drawn)
-    return Batches(**own, augment=augment, mean=dataset.mean, std=dataset.std)
+    return Batches(
+        **own,
+        augment=augment,
+        crop=crop,
+        shape=shape,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
+def _side(
+    dataset: datasets.Dataset, augment: tuple[str, ...], crop: int | None
+) -> int | None:
+    """Pixels of a side that networks see; refuses what fits no image (ValueError)."""
+    resizes = "resized_crop" in augment
+    if crop is None:
+        if not resizes:
+            return None
+        height, width, _ = dataset.shape
+        if height != width:
+            must = (
+                f"a number: 'resized_crop' makes squares, and images of {dataset.name} have "
+                f"{height} x {width} pixels"
+            )
+            raise errors.wrong("crop", None, must)
+        return height
+    side = min(dataset.shape[:2])
+    crop = errors.whole("crop", crop, 1, side, f"a side of images of {dataset.name}")
+    if "crop" in augment:
+        must = (
+            f"None with augment={augment!r}, which leaves images as large as they are; "
+            "'resized_crop' does not"
+        )
+        raise errors.wrong("crop", crop, must)
+    return crop
 
 
 def of_examples(

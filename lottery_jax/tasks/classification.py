@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from lottery_jax import activations, means, models
+from lottery_jax import activations, errors, means, models
 from lottery_jax import data as datasets
 from lottery_jax.keys import settled
 from lottery_jax.tasks import _batches, _models
@@ -33,6 +34,7 @@ class _Classification:
 
     model: _models.Model
     batches: _batches.Batches
+    label_smoothing: float
 
     @settled
     def init(self, key: Key) -> tuple[Params, ModelState, StreamState]:
@@ -60,6 +62,8 @@ class _Classification:
         )
         logits, share = activations.wide(logits), weight / jnp.sum(weight)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        if self.label_smoothing:
+            losses = _smoothed(losses, logits, self.label_smoothing)
         loss = jnp.sum(losses * share)
         wrong = jnp.argmax(logits, axis=-1) != batch["label"]
         metrics = {"loss": loss, "error": jnp.sum(wrong * share)}
@@ -111,6 +115,18 @@ class _Classification:
         return self.model.apply(params, model_state, batch["image"], train=False)[0]
 
 
+def _smoothed(losses: Array, logits: Array, smoothing: float) -> Array:
+    """Cross-entropies with labels of which a share is spread over all classes.
+
+    Args:
+      losses: cross-entropies with the labels, `[B]`.
+      logits: `[B, classes]`.
+      smoothing: the share.
+    """
+    spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+    return (1 - smoothing) * losses + smoothing * spread
+
+
 def classification(
     dataset: datasets.Dataset,
     model: nn.Module | None = None,
@@ -120,6 +136,8 @@ def classification(
     batch_size: int,
     drop_last: bool = False,
     augment: tuple[str, ...] = (),
+    crop: int | None = None,
+    label_smoothing: float = 0.0,
     evaluation_batch: int = 500,
     prunable: Callable[[Params], PyTree] | None = None,
     exclude: tuple[str, ...] = (),
@@ -192,13 +210,21 @@ def classification(
         shapes are its state (statistics, SpectralNorm's vectors, counters); those that
         grow with every call or with the batch (`self.sow`, `self.perturb`) are left out.
       init: instead of a model, with `apply`: draws what a network starts from.
-      apply: see above; images are float32 `[batch, *dataset.shape]`, normalised.
+      apply: see above; images are float32 `[batch, *dataset.shape]`, or
+        `[batch, crop, crop, C]`, normalised.
       batch_size: examples per step, in [1, training examples].
       drop_last: whether an epoch leaves out a last batch that is not full. By default it
         is padded with examples of weight 0. A model state that cannot know them, since
         the model has no parameter `weights`, is refused.
-      augment: of "flip" and "crop" (a shift by up to 4 pixels), in this order; needs
-        images.
+      augment: of "flip" and "crop" (a shift by up to 4 pixels), in this order; or of
+        "resized_crop" (`data.random_resized_crop`, a window of 8% to 100% of the area)
+        and "flip"; needs images.
+      crop: pixels of a side of the square that networks see: of a resized crop in
+        training, of the middle of an image wherever none is made, in evaluation and in
+        training without one. None for images as they are stored.
+      label_smoothing: the share of each label that is spread over all classes in the
+        training loss, in [0, 1) (Szegedy et al. 2016, section 7); networks are measured
+        by the cross-entropy with the labels themselves.
       evaluation_batch: examples evaluated at once.
       prunable: `params -> Prunable`, which leaves count; None for those that
         `masks.prunable` finds.
@@ -210,8 +236,13 @@ def classification(
         no params to train; logits that are no real array [batch, classes]; a model state
         that changes its structure, shapes or dtypes; a padded batch that would enter the
         model state; random numbers in evaluation; batch_size or evaluation_batch out of
-        range, an unknown augmentation, or one that does not fit the data; patterns of
-        `exclude` that match nothing. All of it before anything is compiled.
+        range, an unknown augmentation, or one that does not fit the data; a crop larger
+        than the images, or of what is no image, or with an augmentation that has a size
+        of its own; label_smoothing out of range; patterns of `exclude` that match
+        nothing. All of it before anything is compiled.
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016.
     """
     dataset = datasets.check(dataset)
     batches = _batches.of(
@@ -220,10 +251,15 @@ def classification(
         drop_last=drop_last,
         augment=augment,
         evaluation_batch=evaluation_batch,
+        crop=crop,
     )
+    errors.within("label_smoothing", label_smoothing, 0, 1)
+    if label_smoothing == 1:
+        must = "below 1: nothing would be left of the labels"
+        raise errors.wrong("label_smoothing", label_smoothing, must)
     _models.check_prunable(prunable)
     exclude, head = _models.patterns("exclude", exclude), _models.patterns("head", head)
-    used = _models.of(model, init, apply, dataset.shape, batches.padded)
+    used = _models.of(model, init, apply, batches.shape, batches.padded)
     own = isinstance(used, _models.Linen)
     # Only when it was traced is it known what training leaves in the state.
     foreign = used.foreign
@@ -234,8 +270,8 @@ def classification(
             "an epoch is padded, which would enter the model state. (A model with a "
             "parameter `weights` can leave out examples of weight 0.)"
         )
-    static = _Classification(used, batches)
-    images = _models.batched(dataset.shape, batches.batch_size)
+    static = _Classification(used, batches, float(label_smoothing))
+    images = _models.batched(batches.shape, batches.batch_size)
     wanted = (batches.batch_size, dataset.num_classes)
     params = _models.check(
         used, images, wanted, f"[examples, classes of {dataset.name}]"
