@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import data, errors, models, trees
+from lottery_jax import data, errors, models, streams, trees
 from lottery_jax.execution import Execution, Where, default_execution
 from lottery_jax.keys import of_seed
 from lottery_jax.training import checked
@@ -67,6 +67,10 @@ def features(
     errors.is_a("networks", networks, Network, "a lottery_jax.Network, a stack of many")
     errors.is_a("dataset", dataset, data.Dataset, "a lottery_jax.data.Dataset")
     errors.whole("batch", batch, 1)
+    given: Any = images
+    if isinstance(given, streams.Column):
+        must = "an array, such as streams.read(images.examples, numbers)['image']"
+        raise errors.wrong("images", "streamed", must)
     images = np.asarray(images)
     if images.shape[1:] != dataset.shape or not len(images):
         must = f"[N, {', '.join(map(str, dataset.shape))}], some of {dataset.name}"

@@ -51,6 +51,12 @@ DOORS = {
     "intact": records.intact,
     "plots.save": lambda x: plots.save(None, x),
     "data_dir": data.prepared.data_dir,
+    "class_folders": data.folders.class_folders,
+    "folders.splits": data.folders.splits,
+    "maps.description": data.maps.description,
+    "maps.open": lambda x: data.maps.open(x, "train"),
+    "maps.check": data.maps.check,
+    "maps.write": lambda x: data.maps.write({}, x, side=8),
 }
 """Everything public that is given a path."""
 

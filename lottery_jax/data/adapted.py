@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lottery_jax import errors
+from lottery_jax.data.checked import in_memory
+from lottery_jax.data.decode import luminance
 from lottery_jax.data.perturb import resized
 from lottery_jax.data.sets import Dataset, moments
 
@@ -32,7 +34,7 @@ def grey28(dataset: Dataset) -> Dataset:
       The data set with uint8 images `[N, 28, 28, 1]`; labels and name stay.
 
     Raises:
-      ValueError: examples that are no such images.
+      ValueError: examples that are no such images, or streamed.
 
     Example:
       >>> set_ = grey28(lj.data.load("cifar10"))
@@ -56,7 +58,7 @@ def colour32(dataset: Dataset) -> Dataset:
       The data set with uint8 images `[N, 32, 32, 3]`; labels and name stay.
 
     Raises:
-      ValueError: examples that are no such images.
+      ValueError: examples that are no such images, or streamed.
     """
     shape = (COLOUR_SIDE, COLOUR_SIDE, 3)
     return _adapted(dataset, _coloured, shape, "32x32 colour ones")
@@ -70,6 +72,7 @@ def _adapted(
 ) -> Dataset:
     """A data set with images of a shape, once their channels are those of that shape."""
     errors.is_a("dataset", dataset, Dataset, "a lottery_jax.data.Dataset")
+    in_memory(dataset, "every image is adapted (data.stream takes side and channels)")
     shape, dtype = dataset.shape, dataset.arrays["train"]["image"].dtype
     if len(shape) != 3 or shape[-1] not in (1, 3) or dtype != np.uint8:
         raise errors.wrong(
@@ -111,5 +114,4 @@ def _coloured(images: np.ndarray) -> np.ndarray:
 def _grey(images: np.ndarray) -> np.ndarray:
     if images.shape[-1] == 1:
         return images
-    weighted = images.astype(np.uint32) @ np.array([299, 587, 114], np.uint32)
-    return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
+    return luminance(images)

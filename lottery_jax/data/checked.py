@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors
+from lottery_jax import errors, streams
 from lottery_jax.data.sets import Dataset
+from lottery_jax.data.sources import known_labels
 from lottery_jax.errors import wrong
 
 _SPLITS = ("train", "validation", "test")
@@ -30,7 +31,8 @@ def check(dataset: Dataset) -> Dataset:
     hold one number, or one for each entry of the last axis of an image; `std` is positive.
 
     It reads all labels, and all images that are not uint8: for 60,000 images of MNIST a
-    millisecond, and 0.1 s as float32.
+    millisecond, and 0.1 s as float32. Of a streamed split (`data.stream`) it reads neither,
+    but looks at the labels of arrays and class folders; the others when they are read.
 
     Args:
       dataset: on the host, or on a device.
@@ -51,6 +53,7 @@ def check(dataset: Dataset) -> Dataset:
         raise wrong("arrays", list(arrays), "a dict with a split train")
     for split, fields in arrays.items():
         _check_split(f"arrays[{split!r}]", fields, shape, classes, name)
+    streams.streamed({split: dict(fields) for split, fields in arrays.items()})
     dtype = np.dtype(arrays["train"]["image"].dtype)
     for split, fields in arrays.items():
         if fields["image"].dtype != dtype:
@@ -69,6 +72,18 @@ def check(dataset: Dataset) -> Dataset:
     return Dataset(arrays, classes, shape, mean, std, name, dataset.note)
 
 
+def in_memory(dataset: Dataset, why: str) -> None:
+    """Raises a ValueError if a split of a data set is streamed, where values are needed.
+
+    Args:
+      dataset: in the form that `check` gives.
+      why: what they are needed for, completing "in memory, as data.load gives it:".
+    """
+    for split in streams.streamed(dataset.arrays):
+        must = f"in memory, as data.load gives it: {why}"
+        raise wrong(f"arrays[{split!r}] of {dataset.name}", "streamed", must)
+
+
 def _check_split(
     where: str, fields: Any, shape: tuple[int, ...], classes: int, name: str
 ) -> None:
@@ -79,8 +94,8 @@ def _check_split(
         errors.is_a(
             f"{where}[{field!r}]",
             fields[field],
-            np.ndarray | jax.Array,  # type: ignore[arg-type]
-            "a NumPy array",
+            np.ndarray | jax.Array | streams.Column,  # type: ignore[arg-type]
+            "a NumPy array, or a column of a streamed split",
         )
     image, label = fields["image"], fields["label"]
     _check_labels(f"{where}['label']", label, classes, name)
@@ -112,7 +127,10 @@ def _check_labels(where: str, label: Any, classes: int, name: str) -> None:
         raise wrong(
             f"len({where})", 0, "1 or more: a split is left out, or has examples"
         )
-    values = np.asarray(label)
+    known = known_labels(label.examples) if isinstance(label, streams.Column) else label
+    if known is None:
+        return
+    values = np.asarray(known)
     if values.min() >= 0 and values.max() < classes:
         return
     position = int(np.argmax((values < 0) | (values >= classes)))
@@ -132,6 +150,8 @@ def _check_images(where: str, image: Any) -> None:
         return
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise wrong(f"{where}.dtype", image.dtype, "uint8, or real such as float32")
+    if isinstance(image, streams.Column):
+        return
     values = np.asarray(image)
     largest = float(np.finfo(np.float32).max)
     step = max(1, _BLOCK // max(1, math.prod(values.shape[1:])))

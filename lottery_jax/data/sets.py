@@ -23,8 +23,9 @@ class Dataset(NamedTuple):
     Attributes:
       arrays: `{"train": {"image", "label"}, "validation": ..., "test": ...}`; images as
         they are stored, uint8 `[N, H, W, C]` or float32 (MNIST-1D: `[N, 40]`), labels
-        int32 `[N]`. This is what goes onto the device. Without a validation split,
-        which has to be asked for, that entry is absent.
+        int32 `[N]`. This is what goes onto the device, but for a streamed split, which
+        has `streams.Column`s (`data.stream`). Without a validation split, which has to be
+        asked for, that entry is absent.
       num_classes: labels lie in [0, num_classes).
       shape: shape of one example.
       mean: per channel, to be subtracted on the device (`data.normalize`) from images
@@ -99,7 +100,8 @@ NAMES: tuple[str, ...] = tuple(_SETS)
 GENERATED: tuple[str, ...] = ("mnist1d", "digits")
 """Those that need no network: generated, or shipped with a package."""
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Per channel of ImageNet's training images, scaled to [0, 1], as they are published."""
 
 
 def load(
@@ -346,7 +348,7 @@ def _statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = spec.shape[-1] if len(spec.shape) == 3 else 1
     if normalization == "imagenet":
-        return _IMAGENET_MEAN, _IMAGENET_STD
+        return IMAGENET_MEAN, IMAGENET_STD
     if normalization == "none":
         return (0.0,) * channels, (spec.maximum / 255,) * channels
     if normalization == "unit_l2":

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lottery_jax import activations, errors, keys, trees
+from lottery_jax import activations, errors, keys, streams, trees
 from lottery_jax import data as datasets
 from lottery_jax.tasks import _batches
 from lottery_jax.types import (
@@ -354,7 +354,8 @@ def adversarial(
 
     Raises:
       ValueError: a task that is none, that has no `outputs` or other data; a data set
-        whose pixels have no known range; an attack that is none; a number out of range.
+        that is streamed, or whose pixels have no known range; an attack that is none; a
+        number out of range.
     """
     errors.is_a("task", task, Task, "a lottery_jax.Task, as tasks.classification makes")
     if attack is not None:
@@ -400,6 +401,7 @@ def adversarial(
 def _with_range(dataset: datasets.Dataset, white: int) -> datasets.Dataset:
     """The data set, if its pixels have this range; else a ValueError that names it."""
     dataset = datasets.check(dataset)
+    datasets.in_memory(dataset, "the largest pixel of all splits is looked for")
     images = dataset.arrays["train"]["image"]
     if images.dtype != np.uint8:
         must = "a data set of uint8 images: a radius is in pixels of a known range"
@@ -421,7 +423,8 @@ def _check_data(task: Task, dataset: datasets.Dataset) -> None:
             there = own.get(name) if isinstance(own, Mapping) else None
             if there is array:
                 continue
-            if there is None or not np.array_equal(np.asarray(there), array):
+            unseen = there is None or isinstance(there, streams.Column)
+            if unseen or not np.array_equal(np.asarray(there), array):
                 where = f"task.data[{split!r}][{name!r}]"
                 raise errors.wrong(where, errors.shown(there), must)
 

@@ -338,9 +338,11 @@ def _check_temperature(temperature: float) -> None:
 
 def _check_range(dataset: datasets.Dataset) -> None:
     """Whether colours can be changed: whether images are in a range that is known."""
+    if dataset.arrays["train"]["image"].dtype == np.uint8:
+        return
+    why = f"views of {dataset.name} need real numbers in [0, 1] (uint8 may be streamed)"
+    datasets.in_memory(dataset, why)
     for split, arrays in dataset.arrays.items():
-        if arrays["image"].dtype == np.uint8:
-            continue
         images = np.asarray(arrays["image"])
         low, high = float(images.min()), float(images.max())
         if not 0 <= low <= high <= 1:

@@ -1,0 +1,352 @@
+"""Data sets whose examples are read while runs train: `stream`."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lottery_jax import errors, streams
+from lottery_jax.data import folders
+from lottery_jax.data._random import random_state
+from lottery_jax.data.checked import check
+from lottery_jax.data.decoded import Files, Items
+from lottery_jax.data.rows import Rows, checked_labels
+from lottery_jax.data.sets import IMAGENET_MEAN, IMAGENET_STD, Dataset
+from lottery_jax.data.sources import Options
+
+_SPLITS = ("train", "validation", "test")
+
+_VALID = (
+    "images and labels as two arrays, a folder of class folders, or anything with a length "
+    "and items (image, label)"
+)
+
+
+def stream(
+    source: Any,
+    *,
+    side: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    validation: int = 0,
+    seed: int = 0,
+    fields: tuple[str, str] = ("image", "label"),
+    name: str | None = None,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
+    retries: int = 3,
+) -> Dataset:
+    """A data set of any size: its examples are read, by number, while runs train.
+
+    Nothing but the first image of each split is read here. Tasks take such a data set as
+    they take one in memory, and what is trained has the same bits.
+
+    A split is read from one of:
+    - two arrays, images `[N, ...]` and integer labels `[N]`, as a pair or as a dict of
+      "image" and "label"; images may be a `numpy.memmap`. They stay as they are.
+    - a folder of class folders with image files.
+    - anything with `__len__` and `__getitem__(i)`, or `__getitems__([i, ...])`, that gives
+      `(image, label)` or a dict that has them: `tfds.data_source`, a data set of Hugging
+      Face or PyTorch. It is asked by several threads at once (`workers=1` if it cannot
+      be), and gives the same example for the same number at all times.
+
+    Images are encoded bytes, images of Pillow or arrays, and become uint8 `[H, W, channels]`
+    by `data.decode.image`; two arrays may also be real, of any shape.
+
+    Args:
+      source: a dict of splits (train, validation, test); or what one split is read from,
+        which is then train; or a folder with folders `train`, `val` or `validation`, and
+        `test`. Where `test` has no class folders of train, as ImageNet's, whose labels are
+        not published, `val` is the split test.
+      side: pixels of a side of the square that images are resized and cut to
+        (`data.decode.RESIZED` says how). None for images that are of one shape already;
+        another is refused.
+      channels: 3, or 1 for grey. None for what arrays have, and 3 for everything else.
+      num_classes: labels lie in [0, num_classes). None for the number of class folders, or
+        what the source says of its labels (Hugging Face's and TFDS's features, PyTorch's
+        `classes`), or one more than the largest label of arrays.
+      mean: subtracted on the device from images scaled to [0, 1], as in `Dataset`. None
+        for ImageNet's, of images with 3 channels, and for 0 of others.
+      std: divided by after that; None if and only if `mean` is, for ImageNet's or 1.
+      validation: examples held out of train, by the permutation by which `load` does it,
+        so that the splits are the same; 0 for none, and for train in the source's order.
+      seed: of that permutation, in [0, 2**32).
+      fields: what image and label are called where an example is a dict.
+      name: of the data set. None for that of the folder or of TFDS's data set.
+      workers: threads that read. None for as many as there are processors.
+      skip_corrupt: whether the next readable example of the split, in order, stands in for
+        one that is corrupt, with its label; `Examples.replaced` says which. By default,
+        and whatever else is wrong, reading stops.
+      retries: how often again a file that cannot be read is tried, 0 or more: after 0.1 s,
+        0.4 s, 1.6 s and so on.
+
+    Returns:
+      A data set whose arrays are `streams.Column`s. While they are read, a
+      `streams.SourceError` names an example that is corrupt, cannot be reached or is of
+      another shape, or has a label that is no class.
+
+    Raises:
+      ValueError: an option out of range, a source that is none, splits of different
+        classes or shapes, arrays that are no images and labels, or a number of classes
+        that is not known.
+      SourceError: the first example of a split cannot be read.
+      FileNotFoundError: no such folder.
+      ImportError: images are encoded, and Pillow is not installed; names the extra.
+
+    Example:
+      >>> imagenet = lj.data.stream("/data/imagenet", side=256, validation=10_000)
+      >>> cifar = tfds.data_source("cifar10")
+      >>> cifar = lj.data.stream(cifar, validation=5000)
+      >>> pixels = np.memmap("pixels.bin", np.uint8, "r", shape=(1_281_167, 64, 64, 3))
+      >>> small = lj.data.stream({"train": (pixels, labels), "test": "/data/val"}, side=64)
+    """
+    options = _options(side, channels, workers, skip_corrupt, retries)
+    validation = errors.whole("validation", validation, 0)
+    fields = _fields(fields)
+    splits = _splits(source)
+    name = _name(source, splits) if name is None else name
+    errors.is_a("name", name, str, "text")
+    opened = {split: _opened(split, own) for split, own in splits.items()}
+    num_classes = _num_classes(opened, num_classes, fields[1])
+    examples = {
+        split: _examples(
+            own, f"the split {split} of {name}", num_classes, options, fields
+        )
+        for split, own in opened.items()
+    }
+    if validation:
+        examples = _held_out(examples, validation, seed)
+    shape = examples["train"].fields["image"].shape
+    mean, std = _statistics(mean, std, shape)
+    arrays = {split: streams.columns(own) for split, own in examples.items()}
+    return check(Dataset(arrays, num_classes, shape, mean, std, name))  # type: ignore[arg-type]
+
+
+def _options(
+    side: int | None,
+    channels: int | None,
+    workers: int | None,
+    skip_corrupt: bool,
+    retries: int,
+) -> Options:
+    if side is not None:
+        side = errors.whole("side", side, 1)
+    errors.one_of("channels", channels, (1, 3, None))
+    if workers is None:
+        workers = os.cpu_count() or 1
+    workers = errors.whole("workers", workers, 1)
+    errors.flag("skip_corrupt", skip_corrupt)
+    retries = errors.whole("retries", retries, 0)
+    return Options(side, channels, workers, skip_corrupt, retries)
+
+
+def _fields(fields: Any) -> tuple[str, str]:
+    image, *rest = errors.names("fields", fields) or ("",)
+    if len(rest) != 1 or rest[0] == image:
+        raise errors.wrong("fields", fields, "two names, such as ('image', 'label')")
+    return image, rest[0]
+
+
+def _name(source: Any, splits: Mapping[str, Any]) -> str:
+    if isinstance(source, str | os.PathLike):
+        return pathlib.Path(source).expanduser().resolve().name
+    info = getattr(splits["train"], "dataset_info", None)
+    own = getattr(info, "name", None)
+    return own if isinstance(own, str) else "streamed"
+
+
+# --- what a split is read from --------------------------------------------------------
+
+
+class _Folder(NamedTuple):
+    """A folder of class folders, listed."""
+
+    folder: pathlib.Path
+    classes: tuple[str, ...]
+    files: list[pathlib.Path]
+    labels: np.ndarray
+
+
+class _Pair(NamedTuple):
+    """Images and labels as arrays."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def _splits(source: Any) -> dict[str, Any]:
+    """What each split is read from."""
+    if isinstance(source, Mapping) and not _is_pair(source):
+        for split in source:
+            errors.one_of("source: split", split, _SPLITS)
+        if "train" not in source:
+            raise errors.wrong("source", list(source), "a dict with a split train")
+        return {split: source[split] for split in _SPLITS if split in source}
+    if isinstance(source, str | os.PathLike):
+        folder = errors.on_disk("source", source).expanduser()
+        return dict(_split_folders(folder))
+    return {"train": source}
+
+
+def _split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of the splits in one, which is itself that of train if it has none."""
+    there = {
+        split: [folder / n for n in names if (folder / n).is_dir()]
+        for split, names in folders.SPLITS.items()
+    }
+    if not there["train"]:
+        return {"train": folder}
+    if len(there["validation"]) > 1:
+        both = " and ".join(path.name for path in there["validation"])
+        raise errors.wrong("source", repr(os.fspath(folder)), f"without one of {both}")
+    train, held, test = (there[split] for split in _SPLITS)
+    labelled = [p for p in test if _folders_in(p) & _folders_in(train[0])]
+    found = {"train": train[0]}
+    if held:
+        found["validation" if labelled else "test"] = held[0]
+    if labelled:
+        found["test"] = labelled[0]
+    return found
+
+
+def _folders_in(folder: pathlib.Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether a source is images and labels as arrays."""
+    if isinstance(source, Mapping) and set(source) == {"image", "label"}:
+        source = tuple(source.values())
+    is_two = isinstance(source, tuple) and len(source) == 2
+    return is_two and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in source)
+
+
+def _opened(split: str, source: Any) -> Any:
+    """What a split is read from, listed if it is a folder; refuses what is no source."""
+    where = f"source[{split!r}]"
+    if isinstance(source, str | os.PathLike):
+        folder = errors.on_disk(where, source).expanduser()
+        return _Folder(folder, *folders.class_folders(folder))
+    if _is_pair(source):
+        pair = (
+            source if isinstance(source, tuple) else (source["image"], source["label"])
+        )
+        return _Pair(*pair)
+    sized = hasattr(source, "__len__") and (
+        hasattr(source, "__getitem__") or hasattr(source, "__getitems__")
+    )
+    if not sized or isinstance(source, Mapping | type | bytes | np.ndarray):
+        raise errors.wrong(where, errors.shown(source), _VALID)
+    if not len(source):
+        raise errors.wrong(
+            f"len({where})", 0, "1 or more: a split is left out, or has examples"
+        )
+    return source
+
+
+def _num_classes(opened: Mapping[str, Any], given: int | None, label: str) -> int:
+    """How many classes there are: what is given and what splits say must agree."""
+    _check_folders({s: x for s, x in opened.items() if isinstance(x, _Folder)})
+    said = {split: _said(own, label) for split, own in opened.items()}
+    known = {split: number for split, number in said.items() if number is not None}
+    if given is not None:
+        known = {"num_classes": errors.whole("num_classes", given, 2)} | known
+    for split, number in known.items():
+        first, wanted = next(iter(known.items()))
+        if number != wanted:
+            where = f"classes of source[{split!r}]"
+            raise errors.wrong(where, number, f"{wanted}, as {first}")
+    if known:
+        return next(iter(known.values()))
+    largest = [
+        int(checked_labels(split, own.labels, None).max())
+        for split, own in opened.items()
+        if isinstance(own, _Pair)
+    ]
+    if not largest:
+        must = "how many classes there are, which this source does not say"
+        raise errors.wrong("num_classes", None, must)
+    return max(1, *largest) + 1
+
+
+def _check_folders(found: Mapping[str, _Folder]) -> None:
+    """Raises a ValueError if splits have different class folders; names some of them."""
+    for split, own in found.items():
+        first, known = next(iter(found.items()))
+        for one, other, of in (
+            (own, known, f"of {split} and not of {first}"),
+            (known, own, f"of {first} and not of {split}"),
+        ):
+            if odd := sorted(set(one.classes) - set(other.classes)):
+                shown = ", ".join(odd[:5]) + (
+                    f" and {len(odd) - 5} more" * (len(odd) > 5)
+                )
+                must = f"a folder of the classes of {first}: {of} is {shown}"
+                raise errors.wrong(f"source[{split!r}]", f"'{own.folder}'", must)
+
+
+def _said(source: Any, label: str) -> int | None:
+    """The number of classes, if a source says it."""
+    if isinstance(source, _Folder):
+        return len(source.classes)
+    if isinstance(source, _Pair):
+        return None
+    info = getattr(source, "dataset_info", None)
+    features = getattr(info, "features", None) or getattr(source, "features", None)
+    try:
+        number = features[label].num_classes  # type: ignore[index]
+    except (AttributeError, KeyError, TypeError):
+        classes = getattr(source, "classes", None)
+        number = len(classes) if isinstance(classes, list | tuple) else None
+    return number if isinstance(number, int) else None
+
+
+def _examples(
+    source: Any,
+    name: str,
+    num_classes: int,
+    options: Options,
+    fields: tuple[str, str],
+) -> streams.Examples:
+    if isinstance(source, _Folder):
+        folder, _, files, labels = source
+        return Files(folder, files, labels, name, num_classes, options)
+    if isinstance(source, _Pair):
+        return Rows(*source, name, num_classes, options)
+    return Items(source, name, num_classes, options, fields)
+
+
+# --- of all of them -------------------------------------------------------------------
+
+
+def _held_out(
+    examples: dict[str, streams.Examples], number: int, seed: int
+) -> dict[str, streams.Examples]:
+    """With a split of examples that are held out of train, as `load` chooses them."""
+    if "validation" in examples:
+        raise errors.wrong("validation", number, "0: the source has a split validation")
+    train = examples["train"]
+    of = f"{len(train)} examples, of which one must remain"
+    errors.whole("validation", number, 1, len(train) - 1, of)
+    order = random_state(seed, "split").permutation(len(train))
+    parts = {
+        "train": streams.part(train, order[number:]),
+        "validation": streams.part(train, order[:number]),
+    }
+    return parts | {split: own for split, own in examples.items() if split == "test"}
+
+
+def _statistics(mean: Any, std: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    if (mean is None) != (std is None):
+        missing = "mean" if mean is None else "std"
+        raise errors.wrong(missing, None, "given, as the other of mean and std is")
+    if mean is not None:
+        return mean, std
+    if len(shape) == 3 and shape[-1] == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.0,), (1.0,)
