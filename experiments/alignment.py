@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from experiments import display, groups, metrics, presets
+from experiments import cost, curves, display, groups, metrics, presets
 from experiments.curves import trained
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
@@ -88,6 +88,17 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     ]
     results = xr.concat(parts, "model", combine_attrs="override")
     return results.assign_coords(model=list(setups))
+
+
+def work(setups: dict[str, Setup]) -> cost.Work:
+    """What the networks of all models, and the paths between them, cost."""
+    parts = []
+    for name, setup in setups.items():
+        cfg, of = setup.cfg, cost.of_setup(setup)
+        paths = cfg.replicas * len(COMPARISONS)
+        own = curves.work_of_networks(setup), cost.lines(of, cfg, paths, cfg.batch_norm)
+        parts.append(cost.named(name, cost.together(*own)))
+    return cost.together(*parts)
 
 
 def of_model(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
@@ -234,6 +245,7 @@ EXPERIMENT = Experiment(
     tiny="--models mlp-6 mlp-9 --subset 200 --steps 2it --alphas 3 --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

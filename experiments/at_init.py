@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from experiments import display, metrics, presets, recipes
+from experiments import cost, display, metrics, presets, recipes
 from experiments.dense import Dense, train
+from experiments.dense import work as work_of_dense
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -159,6 +160,18 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     others.append(masks_of(RANDOM, inverted=False))
     alone = retrain(setup, rest, others, start, ids, where.below("baselines"))
     return _results(cfg, ids, names, checked, alone, whole)
+
+
+def work(setup: Setup) -> cost.Work:
+    """What dense networks and all masks cost; what masks are found by is left out."""
+    cfg, plan, of = setup.cfg, setup.plan, cost.of_setup(setup)
+    others = _chains([*map(str, cfg.methods), RANDOM], cfg.densities)
+    rest = dataclasses.replace(plan, chains=others, arms=("ticket",))
+    return cost.together(
+        work_of_dense(setup),
+        cost.again(of, plan, cfg.replicas, "checks"),
+        cost.again(of, rest, cfg.replicas, "baselines"),
+    )
 
 
 def largest(dense: Dense) -> Mask:
@@ -405,6 +418,7 @@ EXPERIMENT = Experiment(
     "--densities 0.5 --replicas 3",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from experiments import display, metrics, presets
+from experiments import cost, display, metrics, presets
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.recipes import PathRecipe, Setup, parse_step, set_up_paths
@@ -86,6 +86,13 @@ def trained(setup: Setup, ids: list[int], where: Where) -> list[Network]:
     return [trees.rows(stack, i) for i in range(len(ids))]
 
 
+def work_of_networks(setup: Setup) -> cost.Work:
+    """What `trained` costs."""
+    steps = parse_step(setup.cfg, "steps", setup.task.steps_per_epoch)
+    of = cost.of_setup(setup)
+    return cost.trained("networks", of, setup.cfg.replicas, steps)
+
+
 def bend(
     setup: Setup,
     pairs: list[tuple[Network, Network]],
@@ -114,6 +121,19 @@ def bend(
     )
     (found,) = done.networks.params
     return [trees.rows(found, i) for i in range(len(pairs))]
+
+
+def work(setup: Setup) -> cost.Work:
+    """What networks, bends and all that is measured between them cost."""
+    cfg, of = setup.cfg, cost.of_setup(setup)
+    steps = parse_step(cfg, "curve_steps", setup.task.steps_per_epoch)
+    bends = [cost.trained(f"bends ({k})", of, cfg.replicas, steps) for k in KINDS]
+    paths = cost.lines(of, cfg, len(PATHS) * cfg.replicas, cfg.batch_norm)
+    planes = len(KINDS) * cfg.plane**2
+    test = cost.Measured("planes", of, planes, cfg.path_test or of.test, path=True)
+    return cost.together(
+        work_of_networks(setup), *bends, paths, cost.Work((), (test,) * bool(planes))
+    )
 
 
 def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
@@ -262,6 +282,7 @@ EXPERIMENT = Experiment(
     "--replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import display, metrics, presets, recipes
+from experiments import cost, display, metrics, presets, recipes
 from experiments.dense import Dense, train
+from experiments.dense import work as work_of_dense
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -377,6 +378,29 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     )
 
 
+def work(setup: Setup) -> cost.Work:
+    """What dense networks and all their parts compute."""
+    cfg, whole, of = setup.cfg, setup.plan, cost.of_setup(setup)
+    levels, replicas = len(cfg.levels), cfg.replicas
+
+    def again(name: str, number: int, *arms: str) -> cost.Work:
+        if not number:
+            return cost.Work(())
+        chains = [imp.Chain(f"{i}") for i in range(number)]
+        protocol = plan(cfg, whole.steps, chains, *arms)
+        return cost.again(of, protocol, replicas, name)
+
+    tried = len(UNTRAINED) * len(WEIGHTS) * len(cfg.untrained_levels) * replicas
+    untrained_ = cost.Measured("masks on untrained weights", of, tried, of.test)
+    return cost.together(
+        work_of_dense(setup),
+        cost.Work((), (untrained_,)),
+        again("starts", levels, *cfg.starts),
+        again("criteria", len(_others(cfg)) * levels),
+        again("pruned weights", len(cfg.pruned) * levels),
+    )
+
+
 def _densities(setup: Setup, levels: Sequence[int]) -> np.ndarray:
     total = masks.total(setup.task.shapes[0], masks.of_task(setup.task))
     kept = [counts(setup.cfg, setup.task, level)[0] for level in levels]
@@ -566,6 +590,7 @@ EXPERIMENT = Experiment(
     "--replicas 3",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from experiments import cost
 from experiments.recipes import Setup
 from lottery_jax import keys, training, trees
 from lottery_jax.execution import Where
@@ -47,3 +48,9 @@ def train(setup: Setup, ids: list[int], where: Where) -> Dense:
         where=where.below("dense"),
     )
     return Dense(setup, ids, initial, trees.host(done.networks))
+
+
+def work(setup: Setup) -> cost.Work:
+    """What `train` costs, and a test of each network."""
+    of, replicas = cost.of_setup(setup), setup.cfg.replicas
+    return cost.trained("dense networks", of, replicas, setup.plan.steps, tests=1)

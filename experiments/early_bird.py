@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import display, metrics, presets, recipes
+from experiments import cost, display, metrics, presets, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, UNLESS_DEFAULT, Where
@@ -373,6 +373,17 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     return _results(setup, ids, when, study, dense.diverged, whole, tickets)
 
 
+def work(setup: Setup) -> cost.Work:
+    """What dense networks and their tickets cost."""
+    cfg, task, _, plan = setup
+    of, kept = cost.of_setup(setup), len(times(cfg, task).masks)
+    dense = cost.trained(
+        "dense networks", of, cfg.replicas, plan.steps, tests=1, kept=kept
+    )
+    # Where there is no early bird the last mask stands in, and is trained all the same.
+    return cost.together(dense, cost.again(of, plan, cfg.replicas, "tickets"))
+
+
 def _results(
     setup: Setup,
     ids: list[int],
@@ -635,6 +646,7 @@ EXPERIMENT = Experiment(
     "--draws 2it 5it --densities 0.3 --validate-every 6 --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

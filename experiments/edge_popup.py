@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import display, frozen, metrics, presets
+from experiments import cost, display, frozen, metrics, presets
 from experiments.display import Judged, Rows, answers, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.frozen import FrozenRecipe
@@ -148,6 +148,22 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
         "model": list(models(cfg)),
     }
     return dataset(cfg, out, coordinates)
+
+
+def work(setups: dict[str, Setup]) -> cost.Work:
+    """What weights and scores of all networks cost."""
+    cfg = next(iter(setups.values())).cfg
+    parts = []
+    for name in models(cfg):
+        weights, scores = (setups[f"{name}, {kind}"] for kind in _KINDS)
+        densities = len(cfg.densities) if name == cfg.model else 1
+        number = len(cfg.laws) * densities * cfg.replicas
+        parts.append(frozen.work(weights, cfg.replicas, f"{name}, weights"))
+        own = frozen.work(scores, number, f"{name}, scores")
+        of = cost.of_setup(scores)
+        ends = cost.Measured(f"{name}, ends", of, number, of.validation)
+        parts += [own, cost.Work((), (ends,))]
+    return cost.together(*parts)
 
 
 _KINDS = ("weights", "scores")
@@ -370,6 +386,7 @@ EXPERIMENT = Experiment(
     "--densities 0.3 0.5 --laws kaiming_normal signed_kaiming_constant --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from experiments import display, groups, identity, launch, recipes
+from experiments import cost, display, groups, identity, launch, plans, recipes
 from experiments.display import Judged, Rows
 from experiments.launch import Command
 from experiments.presets import Preset
@@ -94,6 +94,7 @@ class Experiment(Generic[C]):
       prepare: what all groups share, before a folder is made; raises a ValueError that
         names the first field that makes no sense.
       one: runs a group of replicas, by ids, or what is missing of it.
+      work: what a run computes, of what `prepare` has made; for `--plan`.
       judge: the verdicts on results.
       tables: of an outcome.
       figures: their names and matplotlib figures; the first is named on the screen. A
@@ -123,6 +124,7 @@ class Experiment(Generic[C]):
     figures: Callable[[Outcome], Iterable[Drawn]]
     conclusions: Callable[[Outcome], list[str]] = describe
     default: str = "mnist1d"
+    work: Callable[[Any], cost.Work] | None = None
     complete: Callable[["xr.Dataset", C], bool] | None = None
     again: (
         Callable[[C, pathlib.Path, int, pathlib.Path, Deadline | None], "xr.Dataset"]
@@ -276,6 +278,8 @@ class Experiment(Generic[C]):
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """The command; returns the exit status."""
         command = self.parse(arguments)
+        if command.planned is not None:
+            return launch.guarded(lambda: self._plan(command))
         if command.source is not None and self.again is None:
             launch.fail(f"--from: {self.name} trains no stored level again")
         if command.processes is not None and self.together:
@@ -284,6 +288,14 @@ class Experiment(Generic[C]):
             lambda: self._work(command, launch.deadline(command.config, arguments)),
             command.processes,
         )
+
+    def _plan(self, command: Command) -> None:
+        cfg, this = command.config, self.of(command.config)
+        if this.work is None or command.planned is None:
+            raise ValueError(f"--plan: {self.name} does not say what it trains")
+        this.check(cfg)
+        name, rate = f"{self.name} {command.preset}", command.planned.rate
+        plans.show(name, cfg, this.prepare, this.work, rate)
 
     def _work(self, command: Command, deadline: Deadline | None) -> None:
         cfg, source, level = command.config, command.source, command.level

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments import cost
 from experiments.identity import FREE, Where
 from experiments.recipes import Recipe, Setup, make_optimizer, make_task, parse_step
 from lottery_jax import keys, training
@@ -119,6 +120,22 @@ def trained(setup: Setup, runs: Runs, stage: str, where: Place) -> Trained:
         stage=stage,
         where=where.below(stage.replace(",", "").replace(" ", "-")),
     )
+
+
+def work(setup: Setup, number: int, name: str, tests: int = 1) -> cost.Work:
+    """What `trained` costs.
+
+    Args:
+      setup: of the runs.
+      number: of runs; those of a replica share its noise.
+      name: of the stage.
+      tests: how often each is measured on test data.
+    """
+    cfg, of = setup.cfg, cost.of_setup(setup)
+    steps = parse_step(cfg, "steps", setup.task.steps_per_epoch)
+    orders = min(number, cfg.replicas)
+    how: dict[str, int] = dict(every=cfg.every, tests=tests, orders=orders)
+    return cost.trained(name, of, number, steps, **how)
 
 
 def error(task: Task, done: Trained, split: str, where: Place) -> np.ndarray:

@@ -48,6 +48,9 @@ class Where:
     """Devices that share the batch of each network."""
     checkpoint_seconds: float = dataclasses.field(default=30.0, metadata=FREE)
     """Time between checkpoints."""
+    window: int | None = dataclasses.field(default=None, metadata=FREE)
+    """Steps whose examples are read together, where data are read while runs train; None
+    for as many as fit."""
     minutes: float | None = dataclasses.field(default=None, metadata=NEVER_STORED)
     """Stop in time to have ended after so many, checkpoint written, with exit status 75;
     the same command goes on. None for no limit."""

@@ -215,6 +215,18 @@ def one(
     return study.dataset(**_note(cfg))
 
 
+def work(setup: Setup) -> cost.Work:
+    """What a study computes."""
+    cfg = setup.cfg
+    return cost.study(cost.of_setup(setup), setup.plan, levels(cfg), cfg.replicas)
+
+
+def work_of(cfg: Config) -> cost.Work:
+    """The same, of a data set of known size; nothing is loaded for it."""
+    of = cost.of_recipe(cfg)
+    return cost.study(of, plan(cfg, of.steps_per_epoch), levels(cfg), cfg.replicas)
+
+
 def watched(setup: Setup, ids: list[int], where: Place, last: int) -> Any:
     """The place of a study with a display that knows what its networks are called."""
     names, metric = display.names(setup.plan, ids), recipes.metric(setup.cfg)
@@ -586,7 +598,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     yield "layer_density", plots.layer_densities(density_, layers, title)
 
 
-PRESETS = cost.told(presets.make(Config, presets.IMP), cost.of_study)
+PRESETS = cost.told(presets.make(Config, presets.IMP), work_of)
 
 EXPERIMENT = Experiment(
     name="imp",
@@ -597,6 +609,7 @@ EXPERIMENT = Experiment(
     "--replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

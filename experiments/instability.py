@@ -109,6 +109,17 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     )
 
 
+def work(setup: Setup) -> cost.Work:
+    """What an analysis computes."""
+    return cost.analysis(cost.of_setup(setup), setup.plan, setup.cfg)
+
+
+def work_of(cfg: Config) -> cost.Work:
+    """The same, of a data set of known size; nothing is loaded for it."""
+    of = cost.of_recipe(cfg)
+    return cost.analysis(of, plan(cfg, of.steps_per_epoch), cfg)
+
+
 def rising(records: Records, metric: verdicts.Metric) -> Records:
     """Records whose `lii` is that of what networks are compared by, and in its direction.
 
@@ -300,7 +311,7 @@ def figures(outcome: Outcome) -> Iterator[tuple[str, Any]]:
     yield "other_rulers", figure
 
 
-PRESETS = cost.told(presets.make(Config, presets.INSTABILITY), cost.of_instability)
+PRESETS = cost.told(presets.make(Config, presets.INSTABILITY), work_of)
 
 EXPERIMENT = Experiment(
     name="instability",
@@ -311,6 +322,7 @@ EXPERIMENT = Experiment(
     "--replicas 2 --alphas 3 --every 1",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -88,6 +88,7 @@ EXPERIMENT = Experiment(
     "--rewind-step 1it --validate-every 3 --levels 1 --replicas 2",
     prepare=procedures.prepare,
     one=functools.partial(procedures.one, experiment="language"),
+    work=procedures.work,
     judge=procedures.judge,
     tables=tables,
     figures=figures,

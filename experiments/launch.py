@@ -2,6 +2,7 @@
 
     python -m experiments.NAME [PRESET] [--field value ...] [--out DIR]
     python -m experiments.NAME --from RUN --level L [--field value ...]
+    python -m experiments.NAME [PRESET] [--field value ...] --plan [--rate STEPS/S]
     python -m experiments.NAME ... --distributed [--coordinator HOST:PORT --processes N
                                                   --process I]
 
@@ -13,6 +14,7 @@ This module must be imported before JAX is used: it makes one host device per co
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -56,6 +58,16 @@ class Processes(NamedTuple):
     this: int | None = None
 
 
+class Planned(NamedTuple):
+    """That a run is only planned.
+
+    Attributes:
+      rate: `--rate`, replica-steps/s that hours are counted by; None for a known one.
+    """
+
+    rate: float | None = None
+
+
 class Command(NamedTuple):
     """What was asked for on the command line.
 
@@ -65,6 +77,7 @@ class Command(NamedTuple):
       source: `--from`, a stored run, or None.
       level: `--level`, of that run.
       processes: `--distributed` and its companions, or None for one process.
+      planned: `--plan`, or None to run.
     """
 
     config: Any
@@ -72,6 +85,7 @@ class Command(NamedTuple):
     source: pathlib.Path | None = None
     level: int | None = None
     processes: Processes | None = None
+    planned: Planned | None = None
 
 
 def parse(
@@ -97,6 +111,9 @@ def parse(
     source, rest = _take(rest, "--from")
     level, rest = _take(rest, "--level")
     several, rest = _take_processes(rest)
+    planned, rest = _take_planned(rest)
+    if planned is not None and (source is not None or several is not None):
+        fail("--plan: it says what one process does with a preset; leave the rest out")
     if (source is None) != (level is None):
         fail("--from RUN and --level L go together: which level of which run?")
     chosen = None
@@ -130,7 +147,7 @@ def parse(
     )
     preset = chosen or default
     config = _flags(presets[preset].config, rest, f"{program} [PRESET]", text)
-    return Command(config, preset, processes=several)
+    return Command(config, preset, processes=several, planned=planned)
 
 
 def _flags(config: C, rest: list[str], program: str, text: str) -> C:
@@ -178,6 +195,25 @@ def _take_processes(rest: list[str]) -> tuple[Processes | None, list[str]]:
     return several, rest
 
 
+def _take_planned(rest: list[str]) -> tuple[Planned | None, list[str]]:
+    """Removes `--plan` and `--rate` from the arguments."""
+    rate, rest = _take(rest, "--rate")
+    if "--plan" not in rest:
+        if rate is not None:
+            fail("--rate goes with --plan")
+        return None, rest
+    rest = [argument for argument in rest if argument != "--plan"]
+    if rate is None:
+        return Planned(), rest
+    try:
+        steps = float(rate)
+    except ValueError:
+        steps = 0.0
+    if not 0 < steps < math.inf:
+        fail(f"--rate {rate}: it must be a number above 0, replica-steps/s")
+    return Planned(steps), rest
+
+
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     """Removes `flag value` or `flag=value` from the arguments."""
     for i, argument in enumerate(arguments):
@@ -216,8 +252,17 @@ def where(
     deadline: Deadline | None = None,
 ) -> Where:
     """How a run is executed, where it lies, and when it must have ended."""
-    seconds = config.checkpoint_seconds
-    return Where(execution(config), folder, seconds, meeting=meeting, deadline=deadline)
+    seconds, window = config.checkpoint_seconds, {}
+    if "window" in Where.__dataclass_fields__:
+        window = {"window": config.window}
+    return Where(
+        execution(config),
+        folder,
+        seconds,
+        meeting=meeting,
+        deadline=deadline,
+        **window,
+    )
 
 
 def deadline(config: Any, arguments: Sequence[str] | None = None) -> Deadline | None:

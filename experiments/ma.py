@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display, metrics, presets, recipes
+from experiments import cost, display, metrics, presets, recipes
 from experiments.display import Judged, Rows
 from experiments.experiment import Drawn, Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -164,6 +164,20 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
             where=place,
         )
     return _results(cfg, ids, study.dataset(), trained.dataset())
+
+
+def work(setup: Setup) -> cost.Work:
+    """What the study at every rate, and its masks at all rates, cost."""
+    cfg, task, _, plan = setup
+    of, sweep = cost.of_setup(setup), recipes.sweep(cfg, task.steps_per_epoch)
+    found = cfg.levels * len(cfg.sweep_learning_rate)
+    chains = tuple(imp.Chain(f"{i}") for i in range(found))
+    again = dataclasses.replace(plan, chains=chains, arms=("reinit",))
+    again = imp.swept(again, sweep, tickets=False)
+    return cost.together(
+        cost.study(of, imp.swept(plan, sweep), cfg.levels, cfg.replicas),
+        cost.again(of, again, cfg.replicas),
+    )
 
 
 def _results(
@@ -438,6 +452,7 @@ EXPERIMENT = Experiment(
     "--sweep-learning-rate 1e-3 1e-2 --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

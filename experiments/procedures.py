@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments import imp, recipes
+from experiments import cost, imp, recipes
 from experiments.display import Judged
 from experiments.recipes import Setup
 from lottery_jax import errors, verdicts
@@ -93,6 +93,15 @@ def one(setup: Setup, ids: list[int], where: Where, experiment: str) -> "xr.Data
     found = found.sel(arm="ticket", drop=True).rename(chain="procedure")
     kept = ("density", "diverged", *(x for x in found if str(x).startswith("test_")))
     return results.assign({f"beside_{name}": found[name] for name in kept})
+
+
+def work(setup: Setup) -> cost.Work:
+    """What the study and the procedures beside it cost."""
+    own = imp.work(setup)
+    if not setup.cfg.beside:
+        return own
+    beside = imp.work(setup._replace(plan=plan_beside(setup)))
+    return cost.together(own, cost.named("beside", beside))
 
 
 # --- what came out --------------------------------------------------------------------

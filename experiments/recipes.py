@@ -19,7 +19,7 @@ from experiments.kinds import (
     language_models,
     policies,
 )
-from lottery_jax import errors, training, trees
+from lottery_jax import errors, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Activations, Precision
@@ -43,7 +43,15 @@ class Recipe:
     """What is trained, a name of `experiments.recipes.TASKS`."""
     data: str = "mnist1d"
     """Data set: mnist1d and digits need no download; mnist, fashion_mnist, kmnist,
-    cifar10, cifar100, svhn are read through tensorflow-datasets; usps from its files."""
+    cifar10, cifar100, svhn are read through tensorflow-datasets; usps from its files.
+    Read while runs train: imagenet, places365, tiny_imagenet from their prepared maps, or a
+    folder, of a map or of class folders."""
+    side: int | None = _later(None)
+    """Of a folder of images: pixels of the square that they are decoded to; None for images
+    of one size."""
+    shared_order: bool = _later(False)
+    """Whether all networks see the examples in one order, and so share what is read. What
+    augmentation draws is each replica's own."""
     validation: int | None = None
     """Training examples held out for validation; None for the data set's default."""
     subset: int | None = None
@@ -212,6 +220,7 @@ _IMAGES = (
     "classes",
     "half",
     "from_class",
+    "side",
     "augment",
     "initializer",
     "bias",
@@ -264,7 +273,7 @@ def make_task(recipe: Recipe) -> Task:
     _check_used(recipe, kind)
     task = kind.make(recipe)
     _check_measured(recipe, task, kind.metric(recipe))
-    return task
+    return tasks.shared_order(task, recipe.seed) if recipe.shared_order else task
 
 
 def as_task(recipe: C, task: str) -> C:
@@ -312,6 +321,14 @@ def metric(recipe: Recipe) -> Metric:
     """What the networks of a recipe are compared by; raises as `make_task` does."""
     errors.one_of("task", recipe.task, TASKS)
     return TASKS[recipe.task].metric(recipe)
+
+
+by_size = images.by_size
+
+
+def there(recipe: Recipe) -> bool:
+    """Whether the data of a recipe are there, and not only their sizes."""
+    return images.there(recipe)
 
 
 def start(recipe: Recipe, task: Task, ids: Sequence[int]) -> Network | None:

@@ -14,6 +14,7 @@ Yu et al., Playing the Lottery with Rewards and Multiple Languages, 2020.
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import display, imp, instability, metrics, presets, procedures
+from experiments import cost, display, imp, instability, metrics, presets, procedures
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome
 from experiments.experiment import dataset as recorded
@@ -163,6 +164,24 @@ def between_branches(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset"
             "alpha": path.alphas,
         },
     )
+
+
+def work(setup: Setup) -> cost.Work:
+    """What the study, all beside it and the branches cost."""
+    cfg, own = setup.cfg, procedures.work(setup)
+    if not cfg.branches:
+        return own
+    of, plan = cost.of_setup(setup), setup.plan
+    steps = {plan.rewind_step, *([0] if "from_0" in cfg.beside else [])}
+    cells = len(steps) * len(cfg.branch_levels) * cfg.replicas
+    number = cells * cfg.branches
+    orders = cfg.replicas * cfg.branches
+    done = cost.trained(
+        "branches", of, number, plan.steps, first=min(steps), orders=orders
+    )
+    points = cells * math.comb(cfg.branches, 2) * cfg.alphas
+    path = cost.Measured("paths", of, points, of.test, path=True)
+    return cost.together(own, done, cost.Work((), (path,)))
 
 
 # --- what came out --------------------------------------------------------------------
@@ -346,6 +365,7 @@ EXPERIMENT = Experiment(
     "--branch-levels 0 1",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import curves, display, presets, recipes
+from experiments import cost, curves, display, presets, recipes
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.identity import FREE, Where
@@ -289,6 +289,11 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     return dataset(cfg, records, coordinates)
 
 
+def work(setup: Setup) -> cost.Work:
+    """What targets cost; their twins are made on the host, and are left out."""
+    return curves.work_of_networks(setup)
+
+
 # --- what came out --------------------------------------------------------------------
 
 
@@ -536,6 +541,7 @@ EXPERIMENT = Experiment(
     "--compared 6 --starts 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from experiments import display, frozen, metrics, presets
+from experiments import cost, display, frozen, metrics, presets
 from experiments.display import Judged, Rows, mean_range
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.frozen import FrozenRecipe
@@ -169,6 +169,22 @@ def one(setups: dict[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     }
     chance = 1 - 1 / images.load_data(cfg).num_classes
     return dataset(cfg, out | found, coordinates, chance=chance)
+
+
+def work(setups: dict[str, Setup]) -> cost.Work:
+    """What weights and masks cost, and masks that follow from trained weights."""
+    trained, cfg = setups["trained"], setups["trained"].cfg
+    of, number = cost.of_setup(trained), len(WEIGHTS) * cfg.replicas
+    tried = len(CRITERIA) * number * (cfg.levels + 1)
+    masks_ = cost.Measured("heuristic masks", of, tried, of.validation + of.test)
+    ends = cost.Measured("trained weights", of, cfg.replicas, of.validation)
+    # The error of a mask is the mean of those of its samples, and that by threshold.
+    tests = cfg.samples + 1
+    return cost.together(
+        frozen.work(trained, cfg.replicas, "trained weights"),
+        cost.Work((), (ends, masks_)),
+        *(frozen.work(setups[n], number, f"masks, {n}", tests) for n in LEARNED),
+    )
 
 
 def measured(
@@ -484,6 +500,7 @@ EXPERIMENT = Experiment(
     "--replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

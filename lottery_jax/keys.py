@@ -2,6 +2,7 @@
 
     seed, replica id  ->  ReplicaKeys   init, noise, fresh_init, fresh_noise, ...
     a noise key       ->  NoiseKeys     order, batch, loss, rule, ...; and those of branches
+    seed              ->  the key of a data order that all replicas share
 
 All are derived by `fold_in`, so a replica's numbers depend on its own id alone, and each
 key has one use. All are keys of threefry, whatever JAX's default is: draws of others (rbg)
@@ -37,6 +38,9 @@ R = TypeVar("R")
 
 # Far from the roles of a noise key, which count from 0.
 _BRANCHES = 0x0B4A
+
+# No replica's id, which are below 2**31.
+_OF_ALL = 0x8000_0000
 
 
 class ReplicaKeys(NamedTuple):
@@ -189,6 +193,15 @@ def noise_keys(noise: Key) -> NoiseKeys:
     """The keys of each role of a noise key."""
     roles = range(len(NoiseKeys._fields))
     return NoiseKeys(*(jax.random.fold_in(noise, role) for role in roles))
+
+
+def shared_order(seed: int) -> Key:
+    """The key of a data order that all replicas have, `[]`, apart from those of each.
+
+    Args:
+      seed: see `of_seed`.
+    """
+    return jax.random.fold_in(of_seed(seed), np.uint32(_OF_ALL))
 
 
 def branch_keys(noise: Key, number: int) -> Key:

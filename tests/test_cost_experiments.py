@@ -7,7 +7,8 @@ import re
 import pytest
 
 from experiments import cost, imp, instability, launch
-from lottery_jax import data
+from experiments.kinds import images
+from lottery_jax import data, training
 from lottery_jax.execution import Execution, Where
 from lottery_jax.training import segment
 
@@ -16,7 +17,6 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 pytest.importorskip("xarray")
 
 ROOT = pathlib.Path(__file__).parent.parent
-OF = {imp: cost.of_study, instability: cost.of_instability}
 SHORT = [
     (imp, "resnet20-cifar10-warmup-short"),
     (imp, "resnet20-cifar10-rewind-short"),
@@ -35,7 +35,7 @@ def config(module, name):
 
 
 def work(module, name):
-    return OF[module](config(module, name))
+    return module.work_of(config(module, name))
 
 
 def needed(module, name):
@@ -60,7 +60,8 @@ def counted(monkeypatch):
     }
     whole = examples["train"] + examples["validation"]
     sizes = (whole, examples["validation"], examples["test"])
-    monkeypatch.setattr(cost, "_EXAMPLES", {"mnist1d": sizes})
+    known = {"mnist1d": images.Size(*sizes, 10, (40,))}
+    monkeypatch.setattr(images, "SIZES", known)
     return found
 
 
@@ -84,7 +85,7 @@ def test_the_training_that_is_counted_is_what_is_trained(counted, module, flags)
     cfg = module.EXPERIMENT.parse(f"{TINY} {flags}".split()).config
     place = Where(Execution(1, 0))
     module.one(module.prepare(cfg), list(range(cfg.replicas)), place)
-    assert sum(counted) == OF[module](cfg).training
+    assert sum(counted) == module.work_of(cfg).training
 
 
 def test_an_evaluation_is_a_third_of_the_steps_of_its_examples():
@@ -106,8 +107,11 @@ def test_paths_are_counted_point_by_point():
 
 
 def test_the_sizes_of_data_sets_are_those_of_the_sets():
-    for name, (_, validation, _) in cost._EXAMPLES.items():
-        assert data.sets._SETS[name].validation == validation
+    for name, known in images.SIZES.items():
+        if name not in images.STREAMED:
+            own = data.sets._SETS[name]
+            assert own.validation == known.validation
+            assert (own.num_classes, own.shape) == (known.num_classes, known.shape)
 
 
 # --- what is said ---------------------------------------------------------------------
@@ -146,8 +150,8 @@ def test_short_presets_fit_into_two_calls(module, name):
 def test_narrow_activations_are_another_rate():
     cfg = config(imp, "resnet20-cifar10-warmup")
     narrow = dataclasses.replace(cfg, activations="bfloat16")
-    ratio = cost.minutes(cfg, cost.of_study(cfg)) / cost.minutes(
-        narrow, cost.of_study(narrow)
+    ratio = cost.minutes(cfg, imp.work_of(cfg)) / cost.minutes(
+        narrow, imp.work_of(narrow)
     )
     assert ratio == pytest.approx(1717 / 937)
 
@@ -160,7 +164,8 @@ def test_short_presets_are_a_third_of_the_long_ones(module, name):
 
     def steps(cfg):
         marks = (cfg.steps, *cfg.drops, cfg.warmup, getattr(cfg, "rewind_step", "0it"))
-        return [cost._step(cfg, text) for text in marks]
+        epoch = cost.of_recipe(cfg).steps_per_epoch
+        return [training.parse_step(text, epoch) for text in marks]
 
     assert steps(short) == [round(step / 3) for step in steps(long)]
     same = (

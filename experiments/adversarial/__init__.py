@@ -37,6 +37,7 @@ EXPERIMENT = Experiment(
     "--finders fgsm pgd --replicas 2",
     prepare=prepare,
     one=trained.one,
+    work=trained.work,
     judge=compared.judge,
     tables=compared.tables,
     figures=compared.figures,

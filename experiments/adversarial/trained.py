@@ -1,13 +1,14 @@
 """What is trained in a study of tickets under attack: finders, and tickets again."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import display
+from experiments import cost, display
 from experiments.adversarial.config import Config, chains, largest, name
 from experiments.experiment import dataset
 from experiments.recipes import Setup
@@ -175,6 +176,21 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
             "replica": ids,
         },
     )
+
+
+def work(setups: Mapping[str, Setup]) -> cost.Work:
+    """What finders and all trainings again cost; a step finds its attacks, too."""
+    cfg: Config = setups[next(iter(setups))].cfg
+    parts = []
+    for finder in cfg.finders:
+        of, plan = cost.of_setup(setups[finder]), setups[finder].plan
+        what = f"{finder} finder"
+        parts.append(cost.trained(what, of, cfg.replicas, plan.steps, tests=1))
+    for rate, length in itertools.product(cfg.rates, cfg.lengths):
+        what = name(rate, length)
+        of, plan = cost.of_setup(setups[what]), setups[what].plan
+        parts.append(cost.again(of, plan, cfg.replicas, what))
+    return cost.together(*parts)
 
 
 def _parts(study: imp.Study, cfg: Config, gone: np.ndarray) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ EXPERIMENT = Experiment(
     "--levels 1 --transfer-level 1 --controls 1 --replicas 2",
     prepare=prepare,
     one=found.one,
+    work=found.work,
     judge=compared.judge,
     tables=compared.tables,
     figures=compared.figures,

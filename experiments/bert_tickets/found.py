@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from experiments import display, recipes
+from experiments import cost, display, recipes
 from experiments.bert_tickets.config import Config
 from experiments.experiment import dataset
 from experiments.kinds import encoders
@@ -297,6 +297,40 @@ def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Datase
     notes = {name: recipes.note(setups[name].cfg) for name in names}
     said = "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
     return found_.assign_attrs(note=said) if said else found_
+
+
+def work(setups: Mapping[str, Setup]) -> cost.Work:
+    """What the repair, the tickets of all tasks, their controls and transfer cost."""
+    names = [name for name in setups if name != "repair"]
+    cfg: Config = setups[names[0]].cfg
+    parts = []
+    if "repair" in setups:
+        own = setups["repair"]
+        steps = recipes.parse_step(own.cfg, "steps", own.task.steps_per_epoch)
+        parts.append(cost.trained("repair", cost.of_setup(own), 1, steps))
+
+    def again(name: str, number: int, arms: tuple[str, ...]) -> cost.Work:
+        setup = setups[name]
+        (chain,) = setup.plan.chains
+        chains = tuple(dataclasses.replace(chain, name=f"{i}") for i in range(number))
+        plan = dataclasses.replace(setup.plan, chains=chains, arms=arms)
+        return cost.again(cost.of_setup(setup), plan, cfg.replicas, name)
+
+    for name in names:
+        of = cost.of_setup(setups[name])
+        study = cost.study(of, setups[name].plan, cfg.levels, cfg.replicas)
+        parts.append(cost.named(name, study))
+    parts += [
+        cost.named(f"controls, level {level}", again(name, 1, cfg.arms))
+        for name in names
+        for level in cfg.controls
+    ]
+    sources = len(names) + 1  # that of magnitude
+    parts += [
+        cost.named("transferred to", again(name, sources, ("ticket",)))
+        for name in names
+    ]
+    return cost.together(*parts)
 
 
 def _of_magnitude(own: Found, cfg: Config, number: int) -> Mask:

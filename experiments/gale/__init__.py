@@ -30,6 +30,7 @@ EXPERIMENT = Experiment(
     "--replicas 2",
     prepare=prepare,
     one=trained.one,
+    work=trained.work,
     judge=compared.judge,
     tables=compared.tables,
     figures=compared.figures,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from experiments import display, recipes
+from experiments import cost, display, recipes
 from experiments.experiment import dataset
 from experiments.gale.config import (
     RATE,
@@ -75,6 +75,45 @@ def one(setup: Setup, ids: list[int], where: Place) -> "xr.Dataset":
     found["imp_same_steps"] = stacked(each)
     steps["imp_same_steps"] = [shared(plan.steps, n) * (n + 1) for n in cfg.levels]
     return _results(setup, ids, found, steps, dense)
+
+
+def work(setup: Setup) -> cost.Work:
+    """What all methods cost."""
+    cfg, task, _, plan = setup
+    of, replicas, longest = cost.of_setup(setup), cfg.replicas, cfg.longer * plan.steps
+
+    def by(name: str, steps: int, sets: int = 1) -> cost.Work:
+        how: dict[str, int] = dict(every=cfg.validate_every, tests=1, orders=replicas)
+        return cost.trained(name, of, sets * replicas, steps, **how)
+
+    chains = tuple(imp.Chain(f"level {level}") for level in cfg.levels)
+
+    def again(name: str, steps: int) -> cost.Work:
+        arms = tuple(AGAIN.values())
+        own = dataclasses.replace(plan, steps=steps, chains=chains, arms=arms)
+        return cost.again(of, own, replicas, name)
+
+    def iterated(name: str, levels: int, steps: int) -> cost.Work:
+        own = dataclasses.replace(plan, steps=steps)
+        return cost.named(name, cost.study(of, own, levels, replicas))
+
+    methods = [
+        by(f"{method}-{level}", plan.steps)
+        for level, density in zip(cfg.levels, densities(cfg, task))
+        for method in rules(cfg, task, density)
+    ]
+    return cost.together(
+        by("dense", plan.steps, len(cfg.sweep_learning_rate)),
+        *methods,
+        *(by(f"gradual_longer-{level}", longest) for level in cfg.levels),
+        again("again", plan.steps),
+        again("again_longer", longest),
+        iterated("imp", max(cfg.levels), plan.steps),
+        *(
+            iterated(f"imp-shared-{level}", level, shared(plan.steps, level))
+            for level in cfg.levels
+        ),
+    )
 
 
 def optimizer(setup: Setup, steps: int) -> Optimizer:

@@ -19,7 +19,7 @@ al., Sanity Checks for Lottery Tickets, 2021.
 from experiments.experiment import Experiment
 from experiments.liu.compared import conclusions, figures, judge, tables
 from experiments.liu.config import PRESETS, Config
-from experiments.liu.trained import one, prepare
+from experiments.liu.trained import one, prepare, work
 
 EXPERIMENT = Experiment(
     name="liu",
@@ -31,6 +31,7 @@ EXPERIMENT = Experiment(
     "--batch-sizes 200 --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments import display, recipes
+from experiments import cost, display, recipes
 from experiments.experiment import dataset
 from experiments.imp import stored_tickets
 from experiments.liu.config import ARMS, Config, Cure, check, cures, scaled
@@ -146,6 +146,23 @@ def _studied(setup: Setup, ids: list[int], where: Where) -> imp.Records:
             task, make_tx, again, found, level=1, replicas=ids, where=place
         )
     return _joined(cfg, study.dataset(), trained.dataset())
+
+
+def work(setups: dict[str, Setup]) -> cost.Work:
+    """What the studies of all cures cost."""
+    parts = []
+    for name, setup in setups.items():
+        cfg, task, _, (plan, _) = setup
+        of, sweep = cost.of_setup(setup), recipes.sweep(cfg, task.steps_per_epoch)
+        chains = tuple(imp.Chain(f"level {n}") for n in range(1, cfg.levels + 1))
+        again = dataclasses.replace(plan, chains=chains, arms=("reinit",))
+        again = imp.swept(again, sweep, tickets=False)
+        own = (
+            cost.study(of, imp.swept(plan, sweep), cfg.levels, cfg.replicas),
+            cost.again(of, again, cfg.replicas),
+        )
+        parts.append(cost.named(name, cost.together(*own)))
+    return cost.together(*parts)
 
 
 def _joined(cfg: Config, study: "xr.Dataset", trained: "xr.Dataset") -> imp.Records:

@@ -33,6 +33,7 @@ EXPERIMENT = Experiment(
     "--replicas 2 --neighbours 3",
     prepare=prepare,
     one=trained.one,
+    work=trained.work,
     judge=compared.judge,
     tables=compared.tables,
     figures=compared.figures,

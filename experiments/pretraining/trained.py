@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments import recipes
+from experiments import cost, recipes
 from experiments.experiment import dataset
 from experiments.kinds import images
 from experiments.pretraining.config import (
@@ -163,6 +163,27 @@ def probed(
         near = probes.nearest(*both, neighbours=number, where=where)
         errors.append([near, probes.linear(*both, where=where)])
     return np.array(errors)
+
+
+def work(setups: Mapping[str, Setup]) -> cost.Work:
+    """What pre-training, its tickets and all that is done downstream cost.
+
+    What nothing is trained for, the probes, is left out.
+    """
+    cfg: Config = next(iter(setups.values())).cfg
+
+    def studied(name: str, setup: Setup) -> cost.Work:
+        levels, of = max(cfg.levels), cost.of_setup(setup)
+        return cost.named(name, cost.study(of, setup.plan, levels, cfg.replicas))
+
+    carried = len(cfg.pretrainings) * len(cfg.levels)
+    parts = [pairs.work_of_dense(n, setups[dense(n)]) for n in cfg.pretrainings]
+    parts += [studied(name, setups[name]) for name in cfg.pretrainings]
+    for name in cfg.targets:
+        own = setups[name]
+        parts += [studied(f"{name} from {origin}", own) for origin in origins(cfg)]
+        parts.append(pairs.work_of_again(own, carried, CARRIED, f"to {name}"))
+    return cost.together(*parts)
 
 
 def one(setups: Mapping[str, Setup], ids: list[int], where: Where) -> "xr.Dataset":

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments import metrics
+from experiments import cost, metrics
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome
 from experiments.instability import samples
@@ -60,6 +60,16 @@ def one(setups: dict[int, Setup], ids: list[int], where: Where) -> "xr.Dataset":
     found = [part.isel(rewind_step=0, drop=True) for part in found]
     results = xr.concat(found, "batch_size", combine_attrs="override")
     return results.assign_coords(batch_size=list(setups))
+
+
+def work(setups: dict[int, Setup]) -> cost.Work:
+    """What the studies of all batch sizes compute."""
+    return cost.together(
+        *(
+            cost.named(f"batch {size}", stability.work(setup))
+            for size, setup in setups.items()
+        )
+    )
 
 
 # --- what came out --------------------------------------------------------------------
@@ -193,6 +203,7 @@ EXPERIMENT = Experiment(
     "--replicas 2 --alphas 3 --levels 0 1",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import metrics
+from experiments import cost, metrics
 from experiments.display import Judged, Rows, mean_deviation
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.imp import tested
@@ -125,6 +125,17 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
     execution = found["rewound"].execution._asdict()
     results = dataset(cfg, out, coordinates, execution=execution, steps=steps)
     return results.sel(level=sorted(set(cfg.levels)))
+
+
+def work(setup: Setup) -> cost.Work:
+    """What both plans compute."""
+    cfg, of = setup.cfg, cost.of_setup(setup)
+    return cost.together(
+        *(
+            cost.named(name, cost.study(of, plan, max(cfg.levels), cfg.replicas))
+            for name, plan in setup.plan.items()
+        )
+    )
 
 
 # --- what came out --------------------------------------------------------------------
@@ -246,6 +257,7 @@ EXPERIMENT = Experiment(
     "--every 2 --levels 0 1 --replicas 2",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

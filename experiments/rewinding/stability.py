@@ -5,12 +5,13 @@ al. 2023.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments import metrics
+from experiments import cost, metrics
 from experiments.display import Judged, Rows
 from experiments.experiment import Experiment, Outcome, dataset
 from experiments.instability import samples
@@ -119,6 +120,29 @@ def one(setup: Setup, ids: list[int], where: Where) -> "xr.Dataset":
         execution=trained.execution._asdict(),
         steps=protocol.steps,
     )
+
+
+def work(setup: Setup) -> cost.Work:
+    """What the study computes."""
+    cfg, protocol, of = setup.cfg, setup.plan, cost.of_setup(setup)
+    steps, last, replicas = protocol.rewind_steps, max(cfg.levels), cfg.replicas
+    pruned = len(set(cfg.levels)) - 1
+    cells = len(steps) * replicas * (1 + pruned * len(cfg.arms))
+    successive = len(set(range(last + 1)) - set(cfg.levels)) if cfg.successive else 0
+    branches = cells * cfg.branches + len(steps) * replicas * successive
+    parts = [cost.study(of, protocol, last, replicas)]
+    if "reinit" in cfg.arms:
+        parts.append(subnetworks.work_of_draws(of, steps, replicas))
+    parts.append(subnetworks.work(of, branches, protocol, replicas * cfg.branches))
+    number = cells * math.comb(cfg.branches, 2)
+    parts.append(cost.lines(of, cfg, number, cfg.batch_norm))
+    examples = cost.path_examples(of, cfg)
+    ends = cost.Measured("branches", of, branches, examples)
+    parts.append(cost.Work((), (ends,)))
+    if cfg.successive:
+        number = len(PROJECTIONS) * len(steps) * replicas * last
+        parts.append(cost.lines(of, cfg, number, cfg.batch_norm))
+    return cost.together(*parts)
 
 
 def _arrange(
@@ -456,6 +480,7 @@ EXPERIMENT = Experiment(
     "--replicas 2 --alphas 3 --levels 0 1",
     prepare=prepare,
     one=one,
+    work=work,
     judge=judge,
     tables=tables,
     figures=figures,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import display, recipes
+from experiments import cost, display, recipes
 from experiments.recipes import Setup
 from lottery_jax import imp, keys, masks, tickets, training, trees
 from lottery_jax.connectivity import Measure, branches, distances, evaluation, linear
@@ -131,6 +131,18 @@ def cells(
     )
 
 
+def work_of_draws(of: cost.Of, steps: Sequence[int], replicas: int) -> cost.Work:
+    """What the fresh draws of reinit cost.
+
+    Args:
+      of: what is trained.
+      steps: the rewind steps.
+      replicas: how many.
+    """
+    kept = len(set(steps))
+    return cost.trained("fresh draws", of, replicas, max(steps), kept=kept)
+
+
 class Trained(NamedTuple):
     """Branches of subnetworks, in the order of the cells.
 
@@ -188,6 +200,19 @@ def train(
     how = trained.execution
     networks = trained.networks
     return Trained(cell, networks, states.mask, first_nan, how, where.by(how))
+
+
+def work(of: cost.Of, number: int, plan: imp.Plan, orders: int) -> cost.Work:
+    """What the branches of subnetworks cost.
+
+    Args:
+      of: what is trained.
+      number: of branches.
+      plan: with the rewind steps.
+      orders: how many noises they share.
+    """
+    first = min(plan.rewind_steps)
+    return cost.trained("branches", of, number, plan.steps, first=first, orders=orders)
 
 
 class Measured(NamedTuple):

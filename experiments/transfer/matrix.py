@@ -47,6 +47,7 @@ EXPERIMENT = Experiment(
     "--rewind-step 1it --every 2 --levels 1 --replicas 2",
     prepare=functools.partial(pairs.prepare, design),
     one=functools.partial(pairs.one, design),
+    work=functools.partial(pairs.work, design),
     judge=compared.judge,
     tables=compared.tables,
     figures=compared.figures,

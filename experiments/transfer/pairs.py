@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import display, identity, recipes
+from experiments import cost, display, identity, recipes
 from experiments.recipes import Recipe, Setup
 from experiments.transfer.config import Config
 from lottery_jax import errors, imp, keys, masks, records, tickets, training, trees
@@ -435,6 +435,67 @@ def one(
         **({"note": note} if note else {}),
     }
     return records.dataset(out, coordinates, attributes)
+
+
+def work(design: Callable[[Config], Design], setups: Mapping[str, Setup]) -> cost.Work:
+    """What all sources, and all that comes to each target, cost.
+
+    Args:
+      design: of the study.
+      setups: from `prepare`.
+    """
+    cfg = next(iter(setups.values())).cfg
+    own, levels, parts = design(cfg), len(cfg.levels), list[cost.Work]()
+    for name in own.recipes:
+        of = cost.of_setup(setups[name])
+        study = cost.study(of, setups[name].plan, max(cfg.levels), cfg.replicas)
+        parts.append(cost.named(name, study))
+    dense = [name for name in own.sources if "dense" in cfg.carried]
+    parts += [work_of_dense(name, setups[name]) for name in dense]
+    random = grafts.CARRIED["random ticket"]
+    for target in own.targets:
+        setup = setups[target]
+        carried = tuple(grafts.CARRIED[one] for one in travelling(cfg))
+        comes = {
+            f"to {target}": (len(own.sources) * levels, carried),
+            f"{target}, its own": (levels, ("ticket", random)),
+            f"dense to {target}": (len(dense), ("ticket",)),
+        }
+        parts += [
+            work_of_again(setup, number, arms, name)
+            for name, (number, arms) in comes.items()
+            if number
+        ]
+    return cost.together(*parts)
+
+
+def work_of_dense(name: str, setup: Setup) -> cost.Work:
+    """What `trained_dense` costs.
+
+    Args:
+      name: of the networks.
+      setup: of them.
+    """
+    cfg, of, plan = setup.cfg, cost.of_setup(setup), setup.plan
+    every = plan.validate_every
+    return cost.trained(f"{name}, dense", of, cfg.replicas, plan.steps, every=every)
+
+
+def work_of_again(
+    setup: Setup, number: int, arms: tuple[str, ...], name: str
+) -> cost.Work:
+    """What `again` costs.
+
+    Args:
+      setup: of the target.
+      number: of chains.
+      arms: of them.
+      name: of it.
+    """
+    (chain,) = setup.plan.chains
+    chains = tuple(dataclasses.replace(chain, name=f"{i}") for i in range(number))
+    plan = dataclasses.replace(setup.plan, chains=chains, arms=arms)
+    return cost.again(cost.of_setup(setup), plan, setup.cfg.replicas, name)
 
 
 def broken(found: Found, levels: Sequence[int]) -> np.ndarray:

@@ -32,6 +32,7 @@ def experiment(
     own: dict[str, Any] = {
         "prepare": functools.partial(pairs.prepare, design),
         "one": functools.partial(pairs.one, design),
+        "work": functools.partial(pairs.work, design),
     }
     return dataclasses.replace(matrix.EXPERIMENT, **(own | parts))
 

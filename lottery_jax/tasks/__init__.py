@@ -17,4 +17,5 @@ from lottery_jax.tasks.curve import straight as straight
 from lottery_jax.tasks.language_model import language_model as language_model
 from lottery_jax.tasks.masked_lm import masked_lm as masked_lm
 from lottery_jax.tasks.sentences import sentences as sentences
+from lottery_jax.tasks.shared_order import shared_order as shared_order
 from lottery_jax.tasks.spans import spans as spans
