@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from experiments import cost
-from experiments.identity import FREE, Where
+from experiments.identity import FREE, UNLESS_DEFAULT, Where
 from experiments.recipes import Recipe, Setup, make_optimizer, make_task, parse_step
 from lottery_jax import keys, training
 from lottery_jax.execution import Where as Place
@@ -38,6 +38,8 @@ class FrozenRecipe(Where, Recipe):
     """Examples per step."""
     score_steps: str = "3000it"
     """How long masks are trained, in iterations or epochs."""
+    score_warmup: str = dataclasses.field(default="0it", metadata=UNLESS_DEFAULT)
+    """Linear warm-up from 0 over this many steps."""
     every: int = 500
     """Steps of a segment; validations and checkpoints come between segments."""
     replicas: int = dataclasses.field(default=3, metadata=FREE)
@@ -52,13 +54,14 @@ _OF_SCORES = (
     "schedule",
     "batch_size",
     "steps",
+    "warmup",
 )
 
 
 def of_scores(cfg: FrozenRecipe) -> FrozenRecipe:
     """The configuration whose recipe is that of the scores."""
     own = {name: getattr(cfg, f"score_{name}") for name in _OF_SCORES}
-    return dataclasses.replace(cfg, **own, warmup="0it", drops=())
+    return dataclasses.replace(cfg, **own, drops=())
 
 
 def set_up(cfg: FrozenRecipe) -> Setup:

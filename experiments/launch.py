@@ -252,16 +252,13 @@ def where(
     deadline: Deadline | None = None,
 ) -> Where:
     """How a run is executed, where it lies, and when it must have ended."""
-    seconds, window = config.checkpoint_seconds, {}
-    if "window" in Where.__dataclass_fields__:
-        window = {"window": config.window}
     return Where(
         execution(config),
         folder,
-        seconds,
+        config.checkpoint_seconds,
         meeting=meeting,
         deadline=deadline,
-        **window,
+        window=config.window,
     )
 
 

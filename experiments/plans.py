@@ -33,8 +33,8 @@ from lottery_jax.types import (
     TrainState,
 )
 
-WINDOW = 64
-"""Steps of a segment that a plan is made for; of streamed data, those read at a time."""
+CAPACITY = 64
+"""Steps of a segment that a program is compiled for."""
 
 
 # --- one network, by its shapes -------------------------------------------------------
@@ -181,7 +181,7 @@ def program(setup: Setup, execution: Execution) -> Any:
         offset: Array,
     ) -> tuple[TrainState, Metrics]:
         task, own = functions._replace(data=data), at(tx, hyper)
-        how: dict[str, Any] = dict(capacity=WINDOW, offset=offset)
+        how: dict[str, Any] = dict(capacity=CAPACITY, offset=offset)
         return loop.train_steps(task, own, state, noise, a, b, **how)
 
     return execution.parallel(train, (None, 0, 0, None, None, 0, 0))
@@ -216,6 +216,14 @@ def specs(setup: Setup, rows: int, execution: Execution, window: int) -> Sequenc
     )
 
 
+def orders(one: Training) -> int:
+    """How many data orders what trains side by side has, each of which is read."""
+    setup = one.of.setup
+    if setup is not None and setup.cfg.shared_order:
+        return 1
+    return -(-one.orders * together(one) // one.networks)
+
+
 def device(one: Training, execution: Execution) -> Device:
     """Compiles the program of a training, from shapes, and asks what it needs.
 
@@ -225,7 +233,8 @@ def device(one: Training, execution: Execution) -> Device:
     """
     setup, number = one.of.setup, together(one)
     assert setup is not None
-    given = specs(setup, execution.padded(number), execution, one.of.batch_size)
+    window = (setup.cfg.window or 1) * one.of.batch_size * orders(one)
+    given = specs(setup, execution.padded(number), execution, window)
     begin = time.monotonic()
     fixed, temporary = memory.needed(program(setup, execution), *given)
     seconds = time.monotonic() - begin
@@ -296,8 +305,8 @@ def measured(setup: Setup, found: Device) -> float:
 
     seconds(1)  # compiles
     steps, took = 1, seconds(1)
-    while took < 0.5 and steps < WINDOW:
-        steps = min(2 * steps, WINDOW)
+    while took < 0.5 and steps < CAPACITY:
+        steps = min(2 * steps, CAPACITY)
         took = seconds(steps)
     return number * steps / took
 
@@ -391,7 +400,7 @@ def _reading(work: Work, seconds: float | None) -> str:
         assert one.of.setup is not None
         away = streams.streamed(one.of.setup.task.data)
         if "train" in away:
-            shared = getattr(one.of.setup.cfg, "shared_order", False)
+            shared = one.of.setup.cfg.shared_order
             read += one.read // one.orders if shared else one.read
             example = away["train"].nbytes
         if away:  # all networks are measured in one pass
@@ -421,9 +430,13 @@ def _memory(found: Device) -> str:
     )
     setup = found.of.of.setup
     assert setup is not None
-    if away := streams.streamed(setup.task.data):
-        step = found.of.of.batch_size * away["train"].nbytes if "train" in away else 0
-        text += f"; a window of one step is among the data, {_amount(step)} a step more"
+    if away := streams.streamed(setup.task.data).get("train"):
+        step = found.of.of.batch_size * orders(found.of) * away.nbytes
+        steps = setup.cfg.window or 1
+        text += (
+            f"; of what is streamed a window of {steps} step{'s' * (steps > 1)} is among "
+            f"the data: each is {_amount(step)}, and two windows lie there at a time"
+        )
     return f"{text} ({found.seconds:.0f} s to compile)"
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lottery_jax import data, errors, models, streams, tasks
-from lottery_jax.data import prepared as maps
+from lottery_jax.data import maps
 from lottery_jax.keys import of_seed
 from lottery_jax.types import Task
 

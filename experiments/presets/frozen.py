@@ -83,6 +83,24 @@ EDGE_POPUP: Table = {
             widths=("conv-6-32", "conv-6", "conv-6-96"), every=1000,
         ),
     ),
+    "imagenet-edge-popup": (
+        "Ramanujan et al.'s ResNet-50 on ImageNet, 30% of each layer kept, 100 epochs of "
+        "batches of 256, beside trained weights; published 61.7% with normal weights, 68.6% "
+        "with constants. One replica. For accelerators (not run).",
+        # 4,966 steps are an epoch of what is not held out.
+        dict(
+            data="imagenet", crop=224, augment=("resized_crop", "flip"),
+            model="imagenet-resnet-50", validation=10_000, label_smoothing=0.1,
+            batch_size=256, optimizer="sgd", learning_rate=0.256, momentum=0.875,
+            weight_decay=3.05e-5, schedule="cosine", warmup="5ep", steps="100ep",
+            score_batch_size=256, score_learning_rate=0.256, score_momentum=0.875,
+            score_weight_decay=3.05e-5, score_warmup="5ep", score_steps="100ep",
+            densities=(0.3,), width_density=0.3, laws=(
+                "kaiming_normal", "signed_kaiming_constant",
+            ),
+            every=4966, replicas=1, shared_order=True,
+        ),
+    ),
 }
 
 STRONG_LTH: Table = {

@@ -2,6 +2,7 @@
 
 from experiments.presets.preset import Fields, Table
 from experiments.presets.shared import (
+    IMAGENET,
     LENET,
     MLP_ENDS,
     MLP_PATHS,
@@ -71,6 +72,15 @@ INSTABILITY: Table = {
     "vgg16-cifar10-paper": (
         "Frankle et al.'s VGG-16, with the same schedule. GPU; interrupt and repeat.",
         {**_INSTABILITY_PAPER, "model": "vgg-16"},
+    ),
+    "imagenet-resnet50": (
+        "Frankle et al.'s ResNet-50 on ImageNet: published as stable from epoch 18 of 90 "
+        "on. Four k, 3 inits x 2 branches. For accelerators (not run).",
+        {
+            **IMAGENET, "rewind_steps": ("0ep", "5ep", "18ep", "30ep"), "branches": 2,
+            "batch_norm": ("recompute",), "alphas": 11, "path_test": 10_000,
+            "path_train": 50_000, "validation": 50_000, "every": 1203, "group_size": 1,
+        },
     ),
     "bert-tiny-sst2": (
         "Fine-tuning a pre-trained BERT of 2 layers and width 128 (folder bert-tiny-mlm) on "

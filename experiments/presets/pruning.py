@@ -3,6 +3,7 @@
 from experiments.presets.preset import Table
 from experiments.presets.shared import (
     CIFAR,
+    IMAGENET,
     LENET,
     OPEN_LTH,
     OPEN_LTH_CIFAR,
@@ -112,6 +113,42 @@ IMP: Table = {
             rates=(("head", 0.1), ("conv", 0.1), ("dense", 0.2)), levels=14,
             validate_every=500,
         ),
+    ),
+    "imagenet-resnet50": (
+        "Frankle et al.'s ResNet-50 on ImageNet: 90 epochs of batches of 1,024, pruned at "
+        "once to 30% and rewound to epoch 5; --rewind-step 0ep for the failure. Three "
+        "replicas in one data order. For accelerators (not run).",
+        {
+            **IMAGENET, "shared_order": True, "schedules": ("one_shot",), "fraction": 0.7,
+            "levels": 1, "rewind_step": "5ep", "validate_every": 1252,
+        },
+    ),
+    "imagenet-resnet50-iterative": (
+        "The same in six levels of 20% to 26.2%. For accelerators (not run).",
+        {
+            **IMAGENET, "shared_order": True, "levels": 6, "rewind_step": "5ep",
+            "validate_every": 1252,
+        },
+    ),
+    "imagenet-resnet50-init": (
+        "Both, one-shot and iterative side by side, rewound to step 0. For accelerators "
+        "(not run).",
+        {
+            **IMAGENET, "shared_order": True, "schedules": ("one_shot", "geometric"),
+            "levels": 6, "arms": ("ticket", "reinit"), "validate_every": 1252,
+        },
+    ),
+    "tiny-imagenet-resnet18": (
+        "A ResNet-18 with CIFAR's stem on TinyImageNet, 64 pixels: 200 epochs of SGD 0.2 "
+        "with two drops, rewound to step 1,000, 12 levels, 3 replicas in one data order. "
+        "For a GPU (not run).",
+        # 372 steps are an epoch of what is not held out.
+        {
+            **CIFAR, "data": "tiny_imagenet", "model": "tiny-imagenet-resnet-18",
+            "validation": 5000, "batch_size": 256, "learning_rate": 0.2,
+            "drops": ("100ep", "150ep"), "steps": "200ep", "rewind_step": "1000it",
+            "levels": 12, "replicas": 3, "validate_every": 1860, "shared_order": True,
+        },
     ),
 }
 

@@ -3,6 +3,7 @@
 from experiments.presets.preset import Table
 from experiments.presets.shared import (
     CIFAR,
+    IMAGENET,
     LENET,
     RESNET20,
 )
@@ -75,6 +76,15 @@ LIU: Table = {
             "batch_sizes": (1024,), "fraction": 0.36, "levels": 5,
         },
     ),
+    "imagenet-resnet50": (
+        "Where Liu et al. found no ticket: ResNet-50 on ImageNet at 0.04 and 0.4, one level "
+        "of 70%; 5 epochs of warm-up, or k of 5 epochs. For accelerators (not run).",
+        {
+            **IMAGENET, "warmup": "0it", "sweep_learning_rate": (0.04, 0.4),
+            "sweep_warmup": ("0it", "5ep"), "rewind_steps": ("5ep",), "batch_sizes": (),
+            "fraction": 0.7, "levels": 1, "validate_every": 1252, "shared_order": True,
+        },
+    ),
 }
 
 # Masks stop changing after three quarters of the steps, as RigL's do.
@@ -111,6 +121,17 @@ GALE: Table = {
             **RESNET20, "steps": "14700it", "drops": ("9800it", "12250it"),
             "levels": (2, 4, 6), "update_begin": "1000it", "update_end": "11000it",
             "update_every": 100, "sweep_learning_rate": (0.03, 0.1, 0.3),
+        },
+    ),
+    "imagenet-resnet50": (
+        "Gale et al.'s ResNet-50 on ImageNet, 90 epochs; 25, 12.5 and 6.25% of the weights, "
+        "3 replicas in one data order. For accelerators (not run).",
+        # 1,242 steps are an epoch of what is not held out; masks change every 500.
+        {
+            **IMAGENET, "validation": 10_000, "levels": (2, 3, 4), "update_begin": "5ep",
+            "update_end": "84000it", "update_every": 500,
+            "sweep_learning_rate": (0.2, 0.4, 0.8), "validate_every": 1242,
+            "shared_order": True,
         },
     ),
 }

@@ -3,6 +3,7 @@
 from experiments.presets.preset import Fields, Table
 from experiments.presets.shared import (
     CIFAR,
+    IMAGENET,
     LENET,
 )
 
@@ -96,6 +97,17 @@ TRANSFER: Table = {
             "model": "resnet-20", "batch_size": 128, "drops": ("20000it", "30000it"),
             "steps": "40000it", "rewind_step": "400it", "levels": tuple(range(2, 31, 4)),
             "replicas": 6, "every": 1000,
+        },
+    ),
+    "resnet50-imagenet-paper": (
+        "Morcos et al.'s ResNet-50: ImageNet and Places365, 90 epochs with drops at 50, 65 "
+        "and 80, batch 512, k of one epoch, 30 levels, 6 replicas in one data order. For "
+        "accelerators (not run).",
+        {
+            **IMAGENET, "datasets": ("imagenet", "places365"), "batch_size": 512,
+            "learning_rate": 0.1, "warmup": "0it", "drops": ("50ep", "65ep", "80ep"),
+            "rewind_step": "1ep", "levels": tuple(range(2, 31, 4)), "replicas": 6,
+            "every": 2503, "shared_order": True,
         },
     ),
 }
