@@ -70,8 +70,14 @@ class Recipe:
     """One of two disjoint halves of the training examples; None for both."""
     from_class: int = _later(0)
     """Leave out the classes before this one; the others are renumbered from 0."""
-    augment: tuple[Literal["flip", "crop"], ...] = ()
-    """Augmentation, in this order."""
+    augment: tuple[Literal["flip", "crop", "resized_crop"], ...] = ()
+    """Augmentation, in this order: flip, crop (a shift), or both; or resized_crop (a
+    random window, resized), and then flip."""
+    crop: int | None = _later(None)
+    """Pixels of a side of the square that networks see: the middle of an image, but where
+    training makes a resized crop; None for images as they are stored."""
+    label_smoothing: float = _later(0.0)
+    """Share of each label that is spread over all classes in the training loss."""
     model: str = "mlp-100-100"
     """lenet-300-100, mlp-W1-W2, residual-mlp-W, conv-2|4|6|8, resnet-D[-W], vgg-D, ..."""
     initializer: Literal["kaiming_normal", "glorot_normal"] = "kaiming_normal"
@@ -222,13 +228,18 @@ _IMAGES = (
     "from_class",
     "side",
     "augment",
+    "crop",
+    "label_smoothing",
     "initializer",
     "bias",
     "norm_scale",
     "unbiased_variance",
 )
 # Without labels; flips and crops are views there.
-_VIEWED = tuple(name for name in _IMAGES if name not in ("label_noise", "augment"))
+_LABELLED = ("label_noise", "augment", "crop", "label_smoothing")
+_VIEWED = tuple(name for name in _IMAGES if name not in _LABELLED)
+# An attack is on images as they are stored.
+_WHOLE = tuple(name for name in _IMAGES if name != "crop")
 _ENCODER = ("pretrained", "pooler", "length", "dropout", "evaluated")
 
 TASKS: Mapping[str, Kind] = {
@@ -239,7 +250,7 @@ TASKS: Mapping[str, Kind] = {
     "adversarial": Kind(
         adversaries.make_adversarial,
         images.note,
-        fields=(*_IMAGES, *adversaries.FIELDS),
+        fields=(*_WHOLE, *adversaries.FIELDS),
     ),
     "masked_lm": Kind(
         encoders.make_masked_lm, encoders.note, encoders.metric, _ENCODER
@@ -384,7 +395,7 @@ def ticket_metadata(recipe: Recipe, experiment: str) -> dict[str, Any]:
         dataset = images.load_data(recipe)
         found["dataset"] = {
             "name": dataset.name,
-            "shape": list(dataset.shape),
+            "shape": list(images.shape_of(recipe)),
             "num_classes": dataset.num_classes,
             "mean": list(dataset.mean),
             "std": list(dataset.std),
@@ -414,6 +425,10 @@ def in_words(recipe: Recipe) -> str:
     parts.append(f"{recipe.steps} of {recipe.batch_size} examples")
     if recipe.augment:
         parts.append(" and ".join(recipe.augment))
+    if recipe.crop:
+        parts.append(f"{recipe.crop} x {recipe.crop} pixels")
+    if recipe.label_smoothing:
+        parts.append(f"label smoothing {recipe.label_smoothing:g}")
     return ", ".join(parts)
 
 

@@ -130,6 +130,7 @@ def prepare(cfg: Config) -> Setup:
         if field != "neurons" or cfg.neurons is not None:
             errors.whole(field, getattr(cfg, field), low)
     errors.whole("compared", cfg.compared, 1, 40)
+    images.check_whole(cfg, "twins are compared on images as they are stored")
     model = images.make_model(cfg)
     if not isinstance(model, models.MLP):
         must = "a chain of dense layers with ReLU: mlp-W1[-W2...]"
@@ -144,6 +145,7 @@ def prepare(cfg: Config) -> Setup:
         apply=network.apply,
         batch_size=cfg.batch_size,
         augment=cfg.augment,
+        label_smoothing=cfg.label_smoothing,
     )
     recipes.parse_step(cfg, "steps", task.steps_per_epoch)  # or it raises
     return Setup(cfg, task, recipes.make_optimizer(cfg, task.steps_per_epoch))

@@ -18,11 +18,16 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 KEY = keys.of_seed(5)
 WIDE = ((0.08, 1.0), (3 / 4, 4 / 3))
+cropped = quick.jit(
+    data.random_resized_crop, static_argnames=("size", "scale", "ratio")
+)
+both = quick.jit(data.resized_crop_and_flip, static_argnames="size")
+windows = quick.jit(augment.windows, static_argnums=(1, 2, 3))
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 20, 26, 3), np.uint8)
 
 
 def drawn_windows(number, height, width, scale, ratio, key=KEY):
-    found = augment.windows(key, (number, height, width), scale, ratio)
+    found = windows(key, (number, height, width), scale, ratio)
     return [np.asarray(x) for x in found]
 
 
@@ -102,12 +107,10 @@ def triangle(pixels, out):
 
 @pytest.mark.parametrize("size", [1, 7, 24])
 def test_a_crop_is_its_window_cut_out_and_resized(size):
-    found = np.asarray(data.random_resized_crop(KEY, IMAGES, size, scale=(0.1, 0.9)))
+    found = np.asarray(cropped(KEY, IMAGES, size=size, scale=(0.1, 0.9)))
     assert found.shape == (6, size, size, 3) and found.dtype == np.uint8
     boxes = zip(*drawn_windows(6, 20, 26, (0.1, 0.9), (3 / 4, 4 / 3)), strict=True)
-    real = data.random_resized_crop(
-        KEY, IMAGES.astype(np.float32), size, scale=(0.1, 0.9)
-    )
+    real = cropped(KEY, IMAGES.astype(np.float32), size=size, scale=(0.1, 0.9))
     assert real.dtype == np.float32
     for i, (top, left, tall, wide) in enumerate(boxes):
         window = IMAGES[i, top : top + tall, left : left + wide]
@@ -123,7 +126,7 @@ def test_a_crop_is_its_window_cut_out_and_resized(size):
 def test_a_crop_between_centres_is_bilinear_by_hand():
     # Two pixels become four: a quarter of the way in, and constant beyond the centres.
     image = np.array([[0, 100], [40, 60]], np.float32)[None, :, :, None]
-    crop = data.random_resized_crop(KEY, image, 4, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    crop = cropped(KEY, image, size=4, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     np.testing.assert_allclose(crop[0, 0, :, 0], [0, 25, 75, 100])
     np.testing.assert_allclose(crop[0, :, 0, 0], [0, 10, 30, 40])
     np.testing.assert_allclose(crop[0, 1, 1, 0], 25 * 0.75 + 0.25 * 45)
@@ -131,28 +134,28 @@ def test_a_crop_between_centres_is_bilinear_by_hand():
 
 def test_the_whole_image_at_its_own_size_is_the_image():
     square = IMAGES[:, :, :20]
-    crop = data.random_resized_crop(KEY, square, 20, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    crop = cropped(KEY, square, size=20, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     np.testing.assert_array_equal(crop, square)
 
 
 def test_crops_are_functions_of_their_key_and_of_their_own_image():
-    crop = quick.jit(data.resized_crop_and_flip, static_argnames="size")
-    once = np.asarray(crop(KEY, IMAGES, size=9))
-    np.testing.assert_array_equal(once, crop(KEY, IMAGES, size=9))
-    other = np.asarray(crop(keys.of_seed(6), IMAGES, size=9))
+    once = np.asarray(both(KEY, IMAGES, size=9))
+    np.testing.assert_array_equal(once, both(KEY, IMAGES, size=9))
+    other = np.asarray(both(keys.of_seed(6), IMAGES, size=9))
     assert all((a != b).any() for a, b in zip(once, other, strict=True))
     changed = IMAGES.copy()
     changed[1:] = 7
-    np.testing.assert_array_equal(once[0], crop(KEY, changed, size=9)[0])
+    np.testing.assert_array_equal(once[0], both(KEY, changed, size=9)[0])
     # As many images as there are beside it.
-    np.testing.assert_array_equal(once[:2], crop(KEY, IMAGES[:2], size=9))
+    np.testing.assert_array_equal(once[:2], both(KEY, IMAGES[:2], size=9))
     every = jnp.stack([KEY, keys.of_seed(6)])
-    together = jax.vmap(lambda key: data.resized_crop_and_flip(key, IMAGES, 9))(every)
+    of_both = jax.vmap(lambda key: data.resized_crop_and_flip(key, IMAGES, 9))
+    together = quick.jit(of_both)(every)
     np.testing.assert_array_equal(together, np.stack([once, other]))
     # The flip has a key of its own.
     crop_key, flip_key = jax.random.split(KEY)
-    cropped = data.random_resized_crop(crop_key, IMAGES, 9)
-    np.testing.assert_array_equal(once, data.flip(flip_key, cropped))
+    wanted = data.flip(flip_key, cropped(crop_key, IMAGES, size=9))
+    np.testing.assert_array_equal(once, wanted)
 
 
 def test_a_crop_of_the_middle():
@@ -216,7 +219,8 @@ def task(made=None, model="mlp-6", **options):
 
 def images_of(task, step=0, key=KEY):
     rows = jnp.arange(4, dtype=jnp.int32)
-    return np.asarray(task.batch(task.data, rows, key, jnp.int32(step))["image"])
+    batch = quick.jit(task.batch)(task.data, rows, key, jnp.int32(step))
+    return np.asarray(batch["image"])
 
 
 def normal(images, made):
@@ -231,7 +235,7 @@ def test_networks_see_resized_crops_in_training_and_the_middle_in_evaluation():
     stored = made.arrays["train"]["image"][:4]
     for step in (0, 3):
         key = jax.random.fold_in(KEY, step)
-        wanted = normal(data.resized_crop_and_flip(key, stored, 7), made)
+        wanted = normal(both(key, stored, size=7), made)
         np.testing.assert_array_equal(images_of(own, step), wanted)
     params, state, _ = own.init(KEY)
     # The same network, measured on images that were cropped before.
@@ -240,15 +244,17 @@ def test_networks_see_resized_crops_in_training_and_the_middle_in_evaluation():
         for split, fields in made.arrays.items()
     }
     other = task(made._replace(arrays=arrays, shape=(7, 7, 3)))
-    for split in ("train", "test"):
-        found, wanted = (
-            each.evaluate(params, state, each.data, KEY, split) for each in (own, other)
-        )
-        assert found == wanted
-        found, wanted = (
-            each.predict(params, state, each.data, KEY, split) for each in (own, other)
-        )
-        np.testing.assert_array_equal(found, wanted)
+
+    def measured(task):
+        rest = (params, state, task.data, KEY, "test")
+        return task.evaluate(*rest), task.predict(*rest)
+
+    (found, classes), (wanted, others) = (
+        quick.jit(lambda each=each: measured(each))() for each in (own, other)
+    )
+    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-6)
+    assert found["error"] == wanted["error"]
+    np.testing.assert_array_equal(classes, others)
 
 
 def test_without_augmentation_the_middle_is_seen_in_training_too():
@@ -265,7 +271,7 @@ def test_without_augmentation_the_middle_is_seen_in_training_too():
     assert (images_of(own) != images_of(task())).any()
     stored = dataset().arrays["train"]["image"][:4]
     key = jax.random.fold_in(KEY, 0)
-    wanted = normal(data.random_resized_crop(key, stored, 12), made)
+    wanted = normal(cropped(key, stored, size=12), made)
     np.testing.assert_array_equal(images_of(own), wanted)
 
 
@@ -334,11 +340,11 @@ def test_what_is_no_image_has_no_crop():
 
 def test_an_attack_on_cropped_images_is_refused():
     made = dataset()
-    cropped = task(made, crop=8)
+    small = task(made, crop=8)
     with pytest.raises(
         ValueError, match=r"image.shape=\(8, 8, 8, 3\); it must be \(8, 12"
     ):
-        lj.tasks.adversarial(cropped, made, lj.tasks.Attack.fgsm(0.1))
+        lj.tasks.adversarial(small, made, lj.tasks.Attack.fgsm(0.1))
 
 
 def test_the_augmentations_that_there_were_compute_what_they_did():

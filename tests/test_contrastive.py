@@ -497,6 +497,8 @@ def test_a_recipe_says_how_a_network_is_pre_trained():
         ({"blur_probability": -1.0}, "blur_probability=-1.0; it must be between"),
         ({"label_noise": 0.5}, "label_noise=0.5; it must be 0.0: task='contrastive'"),
         ({"augment": ("flip",)}, r"augment=\('flip',\); it must be \(\): task="),
+        ({"crop": 4}, "crop=4; it must be None: task='contrastive' does not use it"),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1; it must be 0.0: task="),
         ({"data": "mnist1d", "model": "mlp-3"}, r"shape of an example=\(40,\)"),
     ],
 )

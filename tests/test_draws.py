@@ -16,6 +16,7 @@ import toys
 
 from lottery_jax import data, imp, keys, masks, models, scores
 from lottery_jax.connectivity import alignment
+from lottery_jax.data import augment
 from lottery_jax.execution import Execution
 from lottery_jax.models import initializers
 from lottery_jax.tasks import classification, curve
@@ -110,6 +111,12 @@ DRAWS = {
     "flip": lambda: data.flip(keys.of_seed(8), IMAGES),
     "crop": lambda: data.shift_crop(keys.of_seed(8), IMAGES),
     "flip and crop": lambda: data.flip_and_crop(keys.of_seed(8), IMAGES),
+    "windows": lambda: augment.windows(
+        keys.of_seed(8), (6, 9, 7), (0.08, 1.0), (3 / 4, 4 / 3)
+    ),
+    "resized crop and flip": lambda: data.resized_crop_and_flip(
+        keys.of_seed(8), FLOATS, 4
+    ),
     "views": lambda: data.views.two(keys.of_seed(8), FLOATS, data.Views(blur=0.5)),
     "order": lambda: TASK.order(keys.of_seed(9), jnp.int32(6)),
     "batch": lambda: toys.classification().batch(

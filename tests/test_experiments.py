@@ -624,6 +624,11 @@ WRONG = {
     "--subset 0": ("subset", "[1, 3000]"),
     "--label-noise 2": ("label_noise", "[0, 1]"),
     "--augment flip": ("augment=('flip',)", "images"),
+    "--augment flip resized_crop": ("augment=", "'resized_crop' and 'flip'"),
+    "--crop 8": ("crop=8", "None", "images"),
+    "--data digits --crop 9": ("crop=9", "between 1 and 8"),
+    "--data digits --crop 0": ("crop=0", "1 or more"),
+    "--label-smoothing 1": ("label_smoothing=1.0", "below 1"),
     "--normalization imagenet": ("normalization='imagenet'", "mnist1d"),
     "--level 3": ("--from RUN and --level L",),
     "--from nowhere --level 1": ("--from nowhere", "no run"),
@@ -642,6 +647,27 @@ def test_wrong_arguments_are_named_and_leave_nothing(arguments, tmp_path):
         assert fragment in err, err
     assert "Traceback" not in err and out == ""
     assert not folder.exists()
+
+
+def test_crops_and_smoothing_of_a_recipe_are_those_of_its_task():
+    plain = dataclasses.replace(
+        imp.PRESETS["mnist1d"].config, data="digits", model="mlp-5", validation=100
+    )
+    cfg = dataclasses.replace(
+        plain, augment=("resized_crop", "flip"), crop=6, label_smoothing=0.1
+    )
+    assert images.shape_of(plain) == (8, 8, 1) and images.shape_of(cfg) == (6, 6, 1)
+    task, other = map(images.make_classification, (cfg, plain))
+    assert task.shapes[0]["dense_0"]["kernel"].shape == (36, 5)
+    assert other.shapes[0]["dense_0"]["kernel"].shape == (64, 5)
+    static = task.loss.__self__
+    assert static.label_smoothing == 0.1 and other.loss.__self__.label_smoothing == 0
+    assert static.batches.augment == ("resized_crop", "flip")
+    # Earlier runs keep their folders.
+    later = {"crop", "label_smoothing"}
+    assert later <= set(identity.as_config(cfg))
+    assert not later & set(identity.as_config(plain))
+    assert recipes.ticket_metadata(cfg, "imp")["dataset"]["shape"] == [6, 6, 1]
 
 
 def test_an_unknown_preset_gets_the_valid_ones():

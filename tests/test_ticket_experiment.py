@@ -190,6 +190,12 @@ def test_recipes_in_words_say_what_changes_training():
         "sgd at 0.005 (times 0.1 at 80ep, 120ep, warm-up over 10ep), momentum 0.9, "
         "weight decay 0.0001, 160ep of 100 examples, flip and crop"
     )
+    words = recipes.in_words(
+        Recipe(augment=("resized_crop", "flip"), crop=224, label_smoothing=0.1)
+    )
+    assert words.endswith(
+        "examples, resized_crop and flip, 224 x 224 pixels, label smoothing 0.1"
+    )
 
 
 def test_a_ticket_of_a_sweep_is_that_of_its_setting(file):

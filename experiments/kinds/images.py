@@ -276,6 +276,26 @@ def _of_size(name: str, inputs: str, own: Mapping[str, Any]) -> data.Dataset:
     return data.Dataset(arrays, classes, shape, mean, std, name)
 
 
+def shape_of(recipe: "Recipe") -> tuple[int, ...]:
+    """The shape of an example as the networks of a recipe see it.
+
+    Raises:
+      ValueError: a crop that is no number of pixels; or as `load_data`.
+      FileNotFoundError: data that are not prepared; says how to.
+    """
+    shape = load_data(recipe).shape
+    if recipe.crop is None or len(shape) != 3:
+        return shape
+    crop = errors.whole("crop", recipe.crop, 1)
+    return crop, crop, shape[-1]
+
+
+def check_whole(recipe: "Recipe", why: str) -> None:
+    """Raises a ValueError for a recipe whose networks do not see images as stored."""
+    if recipe.crop is not None:
+        raise errors.wrong("crop", recipe.crop, f"None: {why}")
+
+
 def make_model(
     recipe: "Recipe", outputs: int | None = None, **choices: Any
 ) -> nn.Module:
@@ -289,7 +309,7 @@ def make_model(
     Raises:
       ValueError: an unknown name or choice, or a model that does not fit.
     """
-    dataset = load_data(recipe)
+    dataset, shape = load_data(recipe), shape_of(recipe)
     try:
         model = models.make(
             recipe.model,
@@ -303,11 +323,11 @@ def make_model(
     except ValueError as error:
         raise ValueError(f"model={recipe.model!r}: {error}") from None
     try:
-        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *dataset.shape)))
+        jax.eval_shape(model.init, of_seed(0), jnp.zeros((1, *shape)))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"model={recipe.model!r} does not fit data={recipe.data!r}, with examples of "
-            f"shape {dataset.shape}: {error}"
+            f"shape {shape}: {error}"
         ) from None
     return model
 
@@ -324,6 +344,8 @@ def make_classification(recipe: "Recipe") -> Task:
         make_model(recipe),
         batch_size=recipe.batch_size,
         augment=recipe.augment,
+        crop=recipe.crop,
+        label_smoothing=recipe.label_smoothing,
         exclude=recipe.exclude,
     )
 

@@ -197,6 +197,7 @@ def prepare(cfg: Config) -> dict[str, Setup]:
     if cfg.task != "classification":
         must = "'classification': what is trained is said by pretrainings and targets"
         raise errors.wrong("task", repr(cfg.task), must)
+    images.check_whole(cfg, "views and probes are of images as they are stored")
     known = (*data.NAMES, HELD_OUT)
     for name in cfg.targets:
         errors.one_of("targets", name, known)

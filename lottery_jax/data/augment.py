@@ -189,7 +189,8 @@ def windows(
     tall = jnp.where(some, jnp.take_along_axis(tall, first, 1)[:, 0], middle_tall)
 
     def place(key: Key, room: Array) -> Array:
-        at = jnp.floor(drawn(key, 1, 0, 1)[:, 0] * (room + 1)).astype(jnp.int32)
+        places = (room + 1).astype(jnp.float32)
+        at = jnp.floor(drawn(key, 1, 0, 1)[:, 0] * places).astype(jnp.int32)
         return jnp.where(some, jnp.minimum(at, room), room // 2)
 
     return place(keys[2], height - tall), place(keys[3], width - wide), tall, wide
