@@ -18,7 +18,7 @@ from rich.text import Text
 
 from experiments import metrics
 from lottery_jax import imp, records, verdicts
-from lottery_jax.execution import Progress, Where, processes
+from lottery_jax.execution import Progress, Waited, Where, processes
 from lottery_jax.verdicts import ERROR, Metric
 
 
@@ -197,7 +197,8 @@ def watched(
       last: the last level.
       metric: what is validated.
     """
-    with progress(where.store, what, names=names, last=last, metric=metric) as watch:
+    own = dict(names=names, last=last, metric=metric, waited=where.waited)
+    with progress(where.store, what, **own) as watch:  # type: ignore[arg-type]
         yield dataclasses.replace(where, watch=watch)
 
 
@@ -209,6 +210,7 @@ def progress(
     names: Sequence[str] = (),
     last: int = 0,
     metric: Metric = ERROR,
+    waited: Waited | None = None,
 ) -> Iterator[Callable[[Progress], None]]:
     """A live bar on a terminal; elsewhere a line per stage and level, or every 30 s.
 
@@ -219,6 +221,7 @@ def progress(
       names: of the networks, in the order of their rows.
       last: the last level.
       metric: what is validated.
+      waited: for the examples of streamed splits; its share is shown.
     """
     console = Console(stderr=True, quiet=processes.index() > 0)
     begin, live = time.monotonic(), console.is_terminal
@@ -269,6 +272,9 @@ def progress(
             parts = [
                 f"{at.rows} networks",
                 rate if levels else "",
+                f"waiting for data {waited.share:.0%}"
+                if waited and waited.examples
+                else "",
                 f"{now - begin:.0f} s",
             ]
             say(f"{place}: " + ", ".join(filter(None, parts)))

@@ -203,7 +203,9 @@ class Experiment(Generic[C]):
         ) -> "xr.Dataset":
             where = launch.where(cfg, group, meeting, deadline)
             claim(folder, setup, where)
-            return this.one(setup, ids, where)
+            results = this.one(setup, ids, where)
+            results.attrs |= groups.of_streams(where.waited)
+            return results
 
         def all_together() -> "xr.Dataset":
             results = one(folder, list(range(replicas)))
@@ -265,6 +267,7 @@ class Experiment(Generic[C]):
         display.note_verdicts(folder / "results.nc", outcome.judged)
         if note := results.attrs.get("note"):
             lines = [*lines, f"Data: {note}"]
+        lines = [*lines, *groups.streams_in_words(results)]
         display.show(tables, [*lines, "", f"Figure: {first}"])
 
     # --- the command

@@ -14,12 +14,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lottery_jax import records
-from lottery_jax.execution import Deadline, OutOfTimeError, processes
+from lottery_jax.execution import Deadline, OutOfTimeError, Waited, processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -167,10 +167,61 @@ def _gathered(
     """The results of all groups, which are stored."""
     parts = [records.load(path / "results.nc") for path, _ in all_groups]
     results = merge(parts)
-    seconds = sum(part.attrs["seconds_last_call"] for part in parts)
-    results.attrs |= {"config": json.dumps(config), "seconds_last_call": seconds}
+    results.attrs |= {"config": json.dumps(config)} | _added_up(parts)
     records.save(folder / "results.nc", results)
     return results
+
+
+_ADDED = ("seconds_last_call", "seconds_waiting", "seconds_windows", "examples_read")
+
+
+def of_streams(waited: Waited) -> dict[str, Any]:
+    """What results say of splits that were read while networks trained, if there were any.
+
+    Args:
+      waited: of the last call.
+
+    Returns:
+      `seconds_waiting` for examples, `seconds_windows` in all, waiting and computing,
+      `examples_read`, and `examples_replaced`: by the names of corrupt ones, as JSON,
+      those that were read instead.
+    """
+    if not waited.examples:
+        return {}
+    return {
+        "seconds_waiting": waited.seconds,
+        "seconds_windows": waited.of,
+        "examples_read": waited.examples,
+        "examples_replaced": json.dumps(waited.replaced),
+    }
+
+
+def streams_in_words(results: "xr.Dataset") -> list[str]:
+    """That devices waited for examples, and which were corrupt: a line each."""
+    own = results.attrs
+    if not own.get("examples_read"):
+        return []
+    share = own["seconds_waiting"] / own["seconds_windows"]
+    lines = [
+        f"Data: {own['examples_read']:,} examples were read while networks trained; devices "
+        f"waited for them for {share:.1%} of the time."
+    ]
+    if replaced := json.loads(own["examples_replaced"]):
+        lines.append(
+            f"Data: {len(replaced)} corrupt examples were replaced by others, "
+            f"{next(iter(replaced))} first."
+        )
+    return lines
+
+
+def _added_up(parts: list["xr.Dataset"]) -> dict[str, Any]:
+    """Attributes of all groups together."""
+    there = [name for name in _ADDED if any(name in part.attrs for part in parts)]
+    found = {name: sum(part.attrs.get(name, 0) for part in parts) for name in there}
+    replaced: dict[str, str] = {}
+    for part in parts:
+        replaced |= json.loads(part.attrs.get("examples_replaced", "{}"))
+    return found | ({"examples_replaced": json.dumps(replaced)} if replaced else {})
 
 
 def merge(parts: list["xr.Dataset"]) -> "xr.Dataset":

@@ -116,17 +116,24 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part(Examples):
-    """Some of other examples, under new numbers."""
+    """Some of other examples, under new numbers.
+
+    Attributes:
+      whole: the others.
+      rows: for each number, that of the example among the others, int64 `[n]`.
+    """
 
     whole: Examples
     rows: np.ndarray
 
     @property
     def fields(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """See `Examples`; so are all others."""
         return self.whole.fields
 
     @property
     def digest(self) -> str:
+        """Of the others, and of which of them these are."""
         rows = hashlib.sha256(self.rows.tobytes()).hexdigest()
         return hashlib.sha256(f"{self.whole.digest} {rows}".encode()).hexdigest()
 
@@ -134,10 +141,17 @@ class Part(Examples):
         return len(self.rows)
 
     def read(self, indices: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
+        """See `Examples.read`.
+
+        Args:
+          indices: numbers of these examples, int64 `[n]`.
+          into: what is written, by field.
+        """
         self.whole.read(self.rows[indices], into)
 
     @property
     def replaced(self) -> Mapping[str, str]:
+        """Of all the others."""
         return self.whole.replaced
 
     def __eq__(self, other: object) -> bool:

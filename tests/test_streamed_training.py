@@ -114,14 +114,13 @@ def test_runs_that_join_late_and_stand_elsewhere_in_their_order(task):
 
 def study(task, where, **options):
     plan = lj.imp.Plan(steps=12, rewind_step=3, validate_every=4, **options)
-    return lj.imp.run(task, TX, plan, 2, 2, where=where)
+    return lj.imp.run(task, TX, plan, levels=2, replicas=2, where=where).dataset()
 
 
 def bits(results):
-    own = results.dataset() if hasattr(results, "dataset") else results
     return {
         name: np.asarray(x)
-        for name, x in own.data_vars.items()
+        for name, x in results.data_vars.items()
         if not name.startswith(("time", "seconds", "steps_per_"))
     }
 
@@ -160,7 +159,7 @@ def test_scores_see_the_first_batches_if_they_look_at_any(task, score):
 def test_masks_at_initialisation(task):
     found = [
         initial.prune_at_init(
-            own, "snip", (0.5, 0.2), 3, batches=3, where=lj.Where(TWO)
+            own, "snip", (0.5, 0.2), replicas=3, batches=3, where=lj.Where(TWO)
         )
         for own in (task, streamed(task))
     ]
@@ -268,7 +267,7 @@ def test_a_window_that_does_not_fit_says_how_long_it_may_be(task, monkeypatch):
     with pytest.raises(
         MemoryError, match=r"window=5: .*at most 4 steps .*\(window=4\)"
     ):
-        lj.train(streamed(task), TX, 10, 2, where=where)
+        lj.train(streamed(task), TX, 10, 2, validate_every=10, where=where)
     monkeypatch.setattr(memory, "of_host", lambda: 16 * 52)
     monkeypatch.setattr(windows, "ON_HOST", 10)
     with pytest.raises(MemoryError, match="not even one step fits"):
