@@ -164,31 +164,22 @@ class Encoded(Each):
           options: see `Options`.
         """
         super().__init__(name, num_classes, options)
-        # A million paths take half a gigabyte, a million names a tenth of one.
-        self._root, self._names = os.fspath(files.root), files.names
-        self.labels = files.labels
+        self._files, self.labels = files, files.labels
         self._look()
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._files)
 
     def called(self, number: int) -> str:
         """The path of a file."""
-        return os.path.join(self._root, self._names[number])
+        return self._files.path(number)
 
     def _got(self, number: int) -> Given:
-        path = self.called(number)
-
-        def content() -> bytes:
-            with open(path, "rb") as file:
-                return file.read()
-
+        retries = self.options.retries
         try:
-            encoded = reading.retried(content, self.options.retries)
+            return Given(*reading.retried(lambda: self._files[number], retries))
         except OSError as error:
-            raise _unreachable(path, error, self.options.retries) from error
-        assert self.labels is not None
-        return Given(encoded, self.labels[number])
+            raise _unreachable(self.called(number), error, retries) from error
 
     def _seen(self) -> Iterator[bytes]:
         yield self._chosen()
@@ -206,7 +197,7 @@ class Encoded(Each):
 
         # On a network's file system each waits for an answer.
         reading.spread(ask, len(self), ASKED, self.options.workers)
-        for name, size in zip(self._names, sizes.tolist()):
+        for name, size in zip(self._files.names, sizes.tolist()):
             yield f"{name} {size}\n".encode("utf-8", "surrogateescape")
 
 

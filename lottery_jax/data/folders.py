@@ -3,7 +3,8 @@
     train/n01440764/n01440764_10026.JPEG ...      ImageNet, Places365
     train/n01443537/images/n01443537_0.JPEG ...   TinyImageNet
 
-A listing asks for no file's status, so that a million of them are listed in seconds.
+A listing asks for no file's status and has names, no paths, so that a million of them are
+listed in seconds and take a hundred megabytes.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 def class_folders(
     folder: pathlib.Path,
-) -> tuple[tuple[str, ...], list[pathlib.Path], np.ndarray]:
+) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     """Lists the images of a split, whose classes are folders.
 
     Where a class has a folder `images`, its images are those in there, and other files
@@ -55,8 +56,8 @@ def class_folders(
       folder: of the split.
 
     Returns:
-      The classes, sorted by name; the images, sorted by class and name; and int32
-      labels `[N]`, the number of each image's class.
+      The classes, sorted by name; the images, "class/name" below the folder, sorted by
+      class and name; and int32 labels `[N]`, the number of each image's class.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -74,16 +75,16 @@ def class_folders(
     if not classes:
         raise errors.wrong("folder", own, f"{must}; there is none")
     classes.sort()
-    files: list[pathlib.Path] = []
+    names: list[str] = []
     counts = [0] * len(classes)
     for number, name in enumerate(classes):
-        found = _images(own / name)
+        found = _images(own, name)
         if not found:
             raise errors.wrong("folder", own, f"{must}; {name} has no images")
-        files += found
+        names += found
         counts[number] = len(found)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return tuple(classes), files, labels
+    return tuple(classes), names, labels
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
@@ -95,18 +96,19 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
         raise FileNotFoundError(f"folder={folder}; there is no such folder") from error
 
 
-def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images of a class, sorted by name."""
+def _images(root: pathlib.Path, below: str) -> list[str]:
+    """The images in a folder, by their names below the root, sorted."""
+    folder = root / below
     entries = _entries(folder)
     if any(entry.name == _WITHIN and entry.is_dir() for entry in entries):
-        folder = folder / _WITHIN
+        folder, below = folder / _WITHIN, f"{below}/{_WITHIN}"
         entries = _entries(folder)
     for entry in entries:
         if not entry.name.lower().endswith(SUFFIXES) or entry.is_dir():
             raise errors.wrong(
                 "folder", folder, f"a folder of images; {entry.name} in it is none"
             )
-    return [folder / name for name in sorted(entry.name for entry in entries)]
+    return [f"{below}/{name}" for name in sorted(entry.name for entry in entries)]
 
 
 # --- splits ---------------------------------------------------------------------------
@@ -119,36 +121,34 @@ class Files:
     Attributes:
       root: what names are relative to.
       classes: their names, sorted.
-      files: a path for each image.
+      names: of the image files, below the root, with slashes between.
       labels: int32 `[N]`, in [0, number of classes).
     """
 
     root: pathlib.Path
     classes: tuple[str, ...]
-    files: list[pathlib.Path]
+    names: list[str]
     labels: np.ndarray
 
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """The files' names, relative to the root."""
-        start = len(os.fspath(self.root)) + 1
-        return [os.fspath(path)[start:] for path in self.files]
+    def path(self, index: int) -> str:
+        """Where an image is."""
+        return os.path.join(self.root, self.names[index])
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the names and sizes of the files, and of their labels."""
         digest = hashlib.sha256(self.labels.tobytes())
-        for path, name in zip(self.files, self.names):
-            digest.update(
-                f"{name} {path.stat().st_size}\n".encode(errors="surrogateescape")
-            )
+        for index, name in enumerate(self.names):
+            size = os.stat(self.path(index)).st_size
+            digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.files[index].read_bytes(), int(self.labels[index])
+        with open(self.path(index), "rb") as file:
+            return file.read(), int(self.labels[index])
 
 
 def splits(folder: str | os.PathLike[str]) -> dict[str, Files]:
@@ -197,10 +197,10 @@ def _split(
     if split == "test" and not any(e.is_dir() and e.name != _WITHIN for e in entries):
         warnings.warn(f"{own} has no classes: it is left out", stacklevel=3)
         return None
-    there, files, labels = class_folders(own)
+    there, names, labels = class_folders(own)
     if classes is not None and there != classes:
         raise _other_classes(own, there, classes)
-    return Files(root, there, files, labels)
+    return Files(root, there, [f"{own.name}/{name}" for name in names], labels)
 
 
 def _other_classes(
@@ -225,18 +225,17 @@ def _annotated(
             "a name and a class in every line, with a tabulator between, no name twice"
         )
         raise errors.wrong("folder", listed, must)
-    files = _images(own)
-    for path in files:
-        if path.name not in of:
-            raise errors.wrong(
-                "folder", listed, f"a list of all images, {path.name} too"
-            )
-    if len(files) < len(of):
+    names = _images(root, own.name)
+    each = [os.path.basename(name) for name in names]
+    for name in each:
+        if name not in of:
+            raise errors.wrong("folder", listed, f"a list of all images, {name} too")
+    if len(names) < len(of):
         raise errors.wrong("folder", own, f"a folder of the {len(of)} images listed")
     if classes is None:
         classes = tuple(sorted(set(of.values())))
     elif set(of.values()) != set(classes):
         raise _other_classes(own, of.values(), classes)
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.asarray([numbers[of[path.name]] for path in files], np.int32)
-    return Files(root, classes, files, labels)
+    labels = np.asarray([numbers[of[name]] for name in each], np.int32)
+    return Files(root, classes, names, labels)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lottery_jax import errors, streams
-from lottery_jax.data import decode, folders, prepared
+from lottery_jax.data import decode, folders, prepared, reading
 
 DESCRIPTION = "map.json"
 """The file that says what the others are."""
@@ -283,7 +283,9 @@ def write(
     side = errors.whole("side", side, 1)
     errors.one_of("channels", channels, (1, 3))
     errors.flag("skip_corrupt", skip_corrupt)
-    workers = _cores() if workers is None else errors.whole("workers", workers, 1)
+    workers = (
+        reading.cores() if workers is None else errors.whole("workers", workers, 1)
+    )
     given = splits if isinstance(splits, Mapping) else folders.splits(splits)
     job = _Job(_sources(given), _incomplete(target), side, channels, skip_corrupt)
     if _complete(target, job):
@@ -462,12 +464,6 @@ def _decoder() -> str:
     jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
     version = features.version("libjpeg_turbo") or features.version("jpg")
     return f"Pillow {importlib.metadata.version('pillow')}, {jpeg} {version}"
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # --- what is there already ------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Many examples at once, and again where a file system fails for a moment."""
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,13 @@ WAIT = 0.1
 
 GROWTH = 4
 """By what that grows from one time to the next: three retries take 2.1 s, six 136 s."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def spread(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lottery_jax import errors, streams
-from lottery_jax.data import folders, maps
+from lottery_jax.data import folders, maps, reading
 from lottery_jax.data._random import random_state
 from lottery_jax.data.checked import check
 from lottery_jax.data.decoded import Encoded, Items
@@ -78,7 +78,7 @@ def stream(
       seed: of that permutation, in [0, 2**32).
       fields: what image and label are called where an example is a dict.
       name: of the data set. None for that of the folder or of TFDS's data set.
-      workers: threads that read. None for as many as there are processors.
+      workers: threads that read. None for one per core that the process may use.
       skip_corrupt: whether the next readable example of the split, in order, stands in for
         one that is corrupt, with its label; `Examples.replaced` says which. By default,
         and whatever else is wrong, reading stops.
@@ -137,7 +137,7 @@ def _options(
         side = errors.whole("side", side, 1)
     errors.one_of("channels", channels, (1, 3, None))
     if workers is None:
-        workers = os.cpu_count() or 1
+        workers = reading.cores()
     workers = errors.whole("workers", workers, 1)
     errors.flag("skip_corrupt", skip_corrupt)
     retries = errors.whole("retries", retries, 0)
