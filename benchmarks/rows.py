@@ -1023,6 +1023,90 @@ _CONTRASTIVE = Row(
     turns=9,
 )
 
+# streaming
+
+_IN_MEMORY = {
+    "ResNet-8-8": "ResNet-8-8, in memory",
+    "LeNet": "LeNet-300-100, in memory",
+}
+_MAPPED = {"ResNet-8-8": "ResNet-8-8, streamed", "LeNet": "LeNet-300-100, streamed"}
+_READ: Mapping[str, Mapping[str, Any]] = {
+    "ResNet-8-8": {},
+    "LeNet": dict(
+        model="lenet-300-100",
+        shape=(28, 28, 1),
+        batch=60,
+        optimizer="adam",
+        augment=False,
+        steps=1000,
+        every=500,
+    ),
+}
+
+
+def _streamed(function: str, program: str, **change: Any) -> Side:
+    return Side(f"sides_streamed:{function}", program, change, devices=N)
+
+
+_STREAMING = Row(
+    f"The runner on {N} replicas, {N} host devices: the same examples (noise, 45,000) as "
+    "arrays in memory and as a memory map of a file, of which each window is read in a "
+    "thread while the one before is trained on. Every replica has an order of its own. "
+    "ResNet-8 of width 8 on images of CIFAR-10's shape, batch 128, flip and crop; "
+    "LeNet-300-100, batch 60, on MNIST's, where a step takes a millisecond.",
+    Sizes(
+        model="resnet-8-8",
+        shape=(32, 32, 3),
+        examples=45_000,
+        batch=128,
+        optimizer="sgd",
+        learning_rate=0.01,
+        augment=True,
+        replicas=N,
+        steps=40,
+        every=20,
+    ),
+    TINY_RESNET | {"every": 1},
+    {
+        text: _streamed("train", program, **_READ[name])
+        for names, program in ((_IN_MEMORY, "memory"), (_MAPPED, "streamed"))
+        for name, text in names.items()
+    },
+    ratios=[
+        Ratio(
+            _MAPPED[name],
+            _IN_MEMORY[name],
+            Target(">=", 0.95) if name != "LeNet" else None,
+        )
+        for name in _READ
+    ],
+    facts=[_streamed("waiting", "run", steps=200, every=100)],
+    numbers=[Number("share of the time that devices waited for data", unit="share")],
+    turns=9,
+)
+
+_SOURCES = Row(
+    "Examples that one thread reads from each source, a window of 512 in rising order, as the "
+    "runner asks for them: maps of uint8 pixels (in the page cache), a folder of PNG files of "
+    "CIFAR-10's shape, a folder of JPEG files of 500 x 375 pixels (quality 90) of which the "
+    "middle square is cut and resized.",
+    Sizes(examples=1024, batch=512),
+    {"examples": 20, "batch": 10},
+    {
+        name: _streamed("sources", name)
+        for name in (
+            "map of 32 x 32",
+            "map of 64 x 64",
+            "map of 256 x 256",
+            "PNG of 32 x 32",
+            "JPEG of 500 x 375 to 64 x 64",
+            "JPEG of 500 x 375 to 256 x 256",
+        )
+    },
+    unit="examples per second",
+    needs=("PIL",),
+)
+
 ROWS: Mapping[str, Row] = {
     "lenet": _LENET,
     "resnet20": _RESNET20,
@@ -1049,5 +1133,7 @@ ROWS: Mapping[str, Row] = {
     "policy": _POLICY,
     "adversarial": _ADVERSARIAL,
     "contrastive": _CONTRASTIVE,
+    "streaming": _STREAMING,
+    "sources": _SOURCES,
 }
 """All rows by name, in the order of the table; they are for a CPU: see `benchmarks.gpu`."""
