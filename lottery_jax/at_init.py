@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors, keys, masks, scores, trees
+from lottery_jax import errors, keys, masks, scores, streams, trees
 from lottery_jax.keys import ReplicaKeys
 from lottery_jax.masks import Patterns, PrunableLike
 from lottery_jax.prune import global_topk, layerwise_topk
@@ -289,6 +289,7 @@ def first_batches(task: Task, noise: Key, number: int) -> PyTree:
       noise: the noise key of the run.
       number: how many; no more than an epoch has.
     """
+    streams.check_whole(task.data, "first batches", "imp.prune_at_init reads them")
     own = keys.noise_keys(noise)
 
     def one(step: Array) -> PyTree:

@@ -247,6 +247,19 @@ def streamed(data: PyTree) -> dict[str, Examples]:
     return found
 
 
+def check_whole(data: PyTree, by: str, instead: str) -> None:
+    """Raises a ValueError where a split is streamed, for what is compiled as a whole.
+
+    Args:
+      data: of a task.
+      by: what is called.
+      instead: what will do.
+    """
+    for split in streamed(data):
+        must = f"arrays for {by}, which sees all of a split at once; {instead}"
+        raise errors.wrong(f"task.data[{split!r}]", "streamed", must)
+
+
 def resident(data: PyTree) -> PyTree:
     """A task's data without the splits that are streamed."""
     away = streamed(data)

@@ -32,7 +32,7 @@ ARROWS = {
     "optimizers": ("trees",),
     "transforms": ("prune", "scores", "schedules", "optimizers"),
     "dynamic": ("transforms", "units"),
-    "at_init": ("prune", "scores", "schedules"),
+    "at_init": ("prune", "scores", "schedules", "streams"),
     # The mask is what is trained.
     "supermask": ("prune", "scores"),
     # Where things run, and what lies in files.

@@ -334,3 +334,16 @@ def test_sums_of_parts_are_those_of_the_whole():
     assert isinstance(found, means.Sums) and found.mean == means.of(
         jnp.arange(4.0), 7, 2
     )
+
+
+def test_what_is_compiled_as_a_whole_is_refused_by_name(task):
+    away, network = streamed(task), lj.Network(*task.init(jax.random.key(0))[:2])
+    measure = Measure(batch_norm="recompute", splits=("test",))
+    with pytest.raises(ValueError, match="streamed.*connectivity.paths reads it"):
+        lj.connectivity.error_along_path(away, network, network, measure)
+    state = lj.training.start(TX, network, (), lj.masks.ones_like(network.params))
+    with pytest.raises(ValueError, match="streamed.*a loop of one's own"):
+        lj.training.train_steps(away, TX, state, jax.random.key(1), 0, 1, capacity=1)
+    own = jax.tree.map(lambda x: x[0], lj.keys.of_replicas(0, (0,)))
+    with pytest.raises(ValueError, match="imp.prune_at_init reads them"):
+        lj.at_init.first_batches(away, own.noise, 2)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lottery_jax import masks as masks_
-from lottery_jax import trees
+from lottery_jax import streams, trees
 from lottery_jax.connectivity import evaluation, points
 from lottery_jax.connectivity.measure import Measure, check
 from lottery_jax.errors import flag, is_a, one_of, shown, whole, wrong
@@ -114,6 +114,7 @@ def error_along_path(
       ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy,
         "interpolate" outside.
     """
+    streams.check_whole(task.data, "error_along_path", "connectivity.paths reads it")
     measure, chunk = check(measure), whole("chunk", chunk, 1)
     check_task(task, trains=False, splits=measure.splits)
     for name, one_end in (("a", a), ("b", b)):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lottery_jax import masks, transforms
+from lottery_jax import masks, streams, transforms
 from lottery_jax.dynamic.rules import StartMask, UpdateMask, act
 from lottery_jax.execution import DATA_AXIS
 from lottery_jax.keys import noise_keys
@@ -91,6 +91,10 @@ def _loss_at(
     task: Task, state: TrainState, key: Key, step: Array
 ) -> Callable[[Params], tuple[Array, tuple[ModelState, StreamState, Metrics]]]:
     """The loss of one step's batch as a function of the weights alone."""
+    streams.check_whole(
+        *(task.data, "a loop of one's own"),
+        "training.train reads it, or batches of streams.read be given to task.loss",
+    )
     keys = noise_keys(key)
     indices = task.order(keys.order, step)
     batch = _divided(task.batch(task.data, indices, keys.batch, step), indices.shape[0])
