@@ -347,3 +347,16 @@ def test_what_is_compiled_as_a_whole_is_refused_by_name(task):
     own = jax.tree.map(lambda x: x[0], lj.keys.of_replicas(0, (0,)))
     with pytest.raises(ValueError, match="imp.prune_at_init reads them"):
         lj.at_init.first_batches(away, own.noise, 2)
+
+
+@pytest.mark.parametrize("wrapped", ["edge_popup", "curve"])
+def test_wrapped_tasks_know_nothing_of_it(task, wrapped):
+    if wrapped == "edge_popup":
+        made = lj.supermask.task(task, lj.supermask.edge_popup(0.5))
+    else:
+        made = lj.tasks.curve(task)
+    found = [
+        lj.train(own, TX, 6, 2, validate_every=3, where=lj.Where(TWO, window=2))
+        for own in (made, streamed(made))
+    ]
+    assert_same(*map(everything, found))
