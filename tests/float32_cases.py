@@ -18,7 +18,6 @@ CASES = {
     "vgg-11-8": ((16, 16, 3), 32),
     "resnet-8-8": ((16, 16, 3), 32),
     "imagenet-resnet-18-4": ((32, 32, 3), 16),
-    "tiny-imagenet-resnet-18-4": ((16, 16, 3), 16),
 }
 """A member of each family: shape of an example, examples in a batch."""
 

@@ -237,7 +237,7 @@ def test_networks_see_resized_crops_in_training_and_the_middle_in_evaluation():
         key = jax.random.fold_in(KEY, step)
         wanted = normal(both(key, stored, size=7), made)
         np.testing.assert_array_equal(images_of(own, step), wanted)
-    params, state, _ = own.init(KEY)
+    params, state, _ = quick.jit(own.init)(KEY)
     # The same network, measured on images that were cropped before.
     arrays = {
         split: fields | {"image": np.asarray(data.center_crop(fields["image"], 7))}
@@ -374,7 +374,7 @@ def test_smoothed_labels_in_the_training_loss_alone():
     smoothing = 0.3
     plain = task()
     smooth = task(label_smoothing=smoothing)
-    params, state, _ = plain.init(KEY)
+    params, state, _ = quick.jit(plain.init)(KEY)
     rows = jnp.array([0, 1, 2, -1], jnp.int32)  # one of them padding
     batch = plain.batch(plain.data, rows, KEY, jnp.int32(0))
 

@@ -168,14 +168,14 @@ def windows(
       Top, left, height and width in pixels, int32 `[B]` each.
     """
     number, height, width = shape
-    keys = jax.random.split(key, 4)
+    drawn = jax.random.uniform(key, (number, 2 * _TRIES + 2), jnp.float32)
 
-    def drawn(key: Key, tries: int, low: float, high: float) -> Array:
-        low_, high_ = jnp.float32(low), jnp.float32(high)
-        return jax.random.uniform(key, (number, tries), jnp.float32, low_, high_)
+    def between(uniform: Array, low: float, high: float) -> Array:
+        return jnp.float32(low) + jnp.float32(high - low) * uniform
 
-    area = height * width * drawn(keys[0], _TRIES, *scale)
-    aspect = jnp.exp(drawn(keys[1], _TRIES, math.log(ratio[0]), math.log(ratio[1])))
+    area = height * width * between(drawn[:, :_TRIES], *scale)
+    logarithms = math.log(ratio[0]), math.log(ratio[1])
+    aspect = jnp.exp(between(drawn[:, _TRIES:-2], *logarithms))
     wide = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     tall = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
@@ -188,12 +188,13 @@ def windows(
     wide = jnp.where(some, jnp.take_along_axis(wide, first, 1)[:, 0], middle_wide)
     tall = jnp.where(some, jnp.take_along_axis(tall, first, 1)[:, 0], middle_tall)
 
-    def place(key: Key, room: Array) -> Array:
+    def place(uniform: Array, room: Array) -> Array:
         places = (room + 1).astype(jnp.float32)
-        at = jnp.floor(drawn(key, 1, 0, 1)[:, 0] * places).astype(jnp.int32)
+        at = jnp.floor(uniform * places).astype(jnp.int32)
         return jnp.where(some, jnp.minimum(at, room), room // 2)
 
-    return place(keys[2], height - tall), place(keys[3], width - wide), tall, wide
+    top, left = place(drawn[:, -2], height - tall), place(drawn[:, -1], width - wide)
+    return top, left, tall, wide
 
 
 @settled
