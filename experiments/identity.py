@@ -48,7 +48,7 @@ class Where:
     """Devices that share the batch of each network."""
     checkpoint_seconds: float = dataclasses.field(default=30.0, metadata=FREE)
     """Time between checkpoints."""
-    window: int | None = dataclasses.field(default=None, metadata=FREE)
+    window_steps: int | None = dataclasses.field(default=None, metadata=FREE)
     """Steps whose examples are read together, where data are read while runs train; None
     for as many as fit."""
     minutes: float | None = dataclasses.field(default=None, metadata=NEVER_STORED)

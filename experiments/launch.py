@@ -258,7 +258,7 @@ def where(
         config.checkpoint_seconds,
         meeting=meeting,
         deadline=deadline,
-        window=config.window,
+        window=config.window_steps,
     )
 
 

@@ -233,7 +233,7 @@ def device(one: Training, execution: Execution) -> Device:
     """
     setup, number = one.of.setup, together(one)
     assert setup is not None
-    window = (setup.cfg.window or 1) * one.of.batch_size * orders(one)
+    window = (setup.cfg.window_steps or 1) * one.of.batch_size * orders(one)
     given = specs(setup, execution.padded(number), execution, window)
     begin = time.monotonic()
     fixed, temporary = memory.needed(program(setup, execution), *given)
@@ -432,7 +432,7 @@ def _memory(found: Device) -> str:
     assert setup is not None
     if away := streams.streamed(setup.task.data).get("train"):
         step = found.of.of.batch_size * orders(found.of) * away.nbytes
-        steps = setup.cfg.window or 1
+        steps = setup.cfg.window_steps or 1
         text += (
             f"; of what is streamed a window of {steps} step{'s' * (steps > 1)} is among "
             f"the data: each is {_amount(step)}, and two windows lie there at a time"

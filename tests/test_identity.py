@@ -36,6 +36,10 @@ HASHES = {
         "resnet8-cifar10": "37ce1222",
         "oneshot-vs-iterative": "de03750e",
         "conv2-cifar10": "0f182555",
+        "imagenet-resnet50": "1682cc07",
+        "imagenet-resnet50-iterative": "ed5d4e3d",
+        "imagenet-resnet50-init": "c4bf6599",
+        "tiny-imagenet-resnet18": "63c21716",
     },
     "instability": {
         "mnist1d": "c9be1943",
@@ -45,6 +49,7 @@ HASHES = {
         "resnet20-cifar10-paper": "85180774",
         "resnet20-cifar10-short": "b822aa89",
         "vgg16-cifar10-paper": "ed64a068",
+        "imagenet-resnet50": "46aeea2e",
         "bert-tiny-sst2": "1b38c22e",
     },
     "rewinding": {
@@ -78,6 +83,7 @@ HASHES = {
         "conv2-cifar10": "92058df3",
         "conv4-cifar10-paper": "091aa25d",
         "conv6-cifar10-paper": "e3701b49",
+        "imagenet-edge-popup": "0efcd95d",
     },
     "transfer": {
         "digits": "52fe59f6",
@@ -90,6 +96,7 @@ HASHES = {
         "structure": "3dacc792",
         "digits-optimizers": "8426d088",
         "resnet20-cifar-paper": "7fceb07a",
+        "resnet50-imagenet-paper": "8ad63482",
     },
     "ma": {
         "mnist1d": "8f139e69",
@@ -106,12 +113,14 @@ HASHES = {
         "mnist1d": "a054d490",
         "resnet8-cifar10": "ab475556",
         "resnet20-cifar10": "a1b5be9c",
+        "imagenet-resnet50": "942ef835",
     },
     "gale": {
         "mnist1d": "7f1a2b70",
         "lenet-fashion": "638dde4a",
         "conv2-cifar10": "a1e39ba8",
         "resnet20-cifar10": "530a96f7",
+        "imagenet-resnet50": "34199619",
     },
     "language": {
         "shakespeare-lstm": "00123915",
