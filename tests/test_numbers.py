@@ -34,7 +34,10 @@ ROUNDING = 2.0**-24
 
 def test_every_family_has_a_yardstick():
     named = {families._parse(name)[0] for name in cases.CASES}
-    assert named == set(models.FAMILIES) and set(PYTORCH) == set(cases.CASES)
+    # The stem of one family of ResNets and the stages of the other.
+    composed = {"tiny-imagenet-resnet"}
+    assert named == set(models.FAMILIES) - composed
+    assert set(PYTORCH) == set(cases.CASES)
 
 
 @pytest.mark.parametrize("name", cases.CASES)
