@@ -203,7 +203,7 @@ def streams_in_words(results: "xr.Dataset") -> list[str]:
         return []
     share = own["seconds_waiting"] / own["seconds_windows"]
     lines = [
-        f"Data: {own['examples_read']:,} examples were read while networks trained; devices "
+        f"Data: {own['examples_read']:,} examples were read by the last call; devices "
         f"waited for them for {share:.1%} of the time."
     ]
     if replaced := json.loads(own["examples_replaced"]):
