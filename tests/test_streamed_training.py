@@ -13,7 +13,7 @@ from flax import linen as nn
 import lottery_jax as lj
 from lottery_jax import means, streams
 from lottery_jax.connectivity import Measure, branches, evaluation
-from lottery_jax.execution import memory
+from lottery_jax.execution import GROUP, memory
 from lottery_jax.imp import initial
 from lottery_jax.training import windows
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 TX = optax.sgd(0.1, momentum=0.9)
 ONE, TWO, ALL = lj.Execution(1, 1), lj.Execution(2, 1), lj.Execution(2, 0)
+SHARED = lj.Execution(2, 1, data_parallel=2)
 
 
 class Small(nn.Module):
@@ -63,7 +64,7 @@ def everything(done):
     return done.state, done.best, done.curves, done.kept
 
 
-@pytest.mark.parametrize("execution", [TWO, ALL, lj.Execution(2, 1, data_parallel=2)])
+@pytest.mark.parametrize("execution", [TWO, ALL, SHARED, SHARED._replace(chunk=0)])
 def test_training_is_that_of_a_split_on_the_device(task, execution):
     found = []
     for own in (task, streamed(task)):
@@ -213,6 +214,34 @@ def test_a_window_is_read_once_in_rising_order(task):
     asked = streams.streamed(away.data)["train"].asked
     for numbers in asked:
         assert (np.diff(numbers) > 0).all() and numbers.dtype == np.int64
+
+
+def test_devices_that_share_a_batch_divide_a_window(task):
+    away = streamed(task, "train")
+    own = SHARED.place(lj.keys.of_replicas(0, np.arange(2)).noise)
+    window = windows.of_first_steps(away, SHARED, own, 2, lj.Where().waited)
+    image = window.examples["image"]
+    (number,) = {x.shape[1] for x in window.examples.values()}
+    asked = streams.streamed(away.data)["train"].asked[-1]
+    assert number % 2 == 0 and number >= len(asked)
+    halves = [np.asarray(part.data)[0] for part in image.addressable_shards]
+    assert [len(half) for half in halves] == [number // 2] * 2
+    whole = task.data["train"]["image"][asked]
+    np.testing.assert_array_equal(np.concatenate(halves)[: len(asked)], whole)
+
+    def first(examples, places, key):
+        seen = windows.seen(task.functions, {}, examples, places, 0)
+        keys = lj.keys.noise_keys(key)
+        return seen.batch(seen.data, seen.order(keys.order, 0), keys.batch, 0)
+
+    compiled = SHARED.parallel(first, (GROUP, 0, 0)).lower(*window, own).compile()
+    # No device ever has the other's part: what they add up is a batch.
+    assert f"u8[{number // 2},4,4,3]" in compiled.as_text()
+    assert f"u8[{number},4,4,3]" not in compiled.as_text()
+    labels = compiled(*window, own)["label"]
+    for key, found in zip(own, labels):
+        rows = task.order(lj.keys.noise_keys(key).order, np.int32(0))
+        np.testing.assert_array_equal(found, task.data["train"]["label"][rows])
 
 
 def test_at_most_one_window_is_read_ahead():

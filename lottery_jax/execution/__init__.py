@@ -8,6 +8,7 @@ from lottery_jax.execution import replicas as replicas
 from lottery_jax.execution import where as where
 from lottery_jax.execution.deadline import Deadline as Deadline
 from lottery_jax.execution.deadline import OutOfTimeError as OutOfTimeError
+from lottery_jax.execution.replicas import AXIS as AXIS
 from lottery_jax.execution.replicas import DATA_AXIS as DATA_AXIS
 from lottery_jax.execution.replicas import GROUP as GROUP
 from lottery_jax.execution.replicas import Execution as Execution

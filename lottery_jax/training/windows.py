@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lottery_jax import streams
-from lottery_jax.execution import Execution, Waited, memory
+from lottery_jax.execution import AXIS, DATA_AXIS, Execution, Waited, memory
 from lottery_jax.keys import noise_keys
 from lottery_jax.streams import Examples
 from lottery_jax.training.programs import program
@@ -43,7 +44,8 @@ class Window(NamedTuple):
 
     Attributes:
       examples: arrays by field, `[groups, N, ...]`: each group of devices has those of its
-        own runs; what lies behind them is not looked at.
+        own runs, and each device of a group an equal part; what lies behind them is not
+        looked at.
       places: where among them each step's batch lies, int32 `[P, steps, ...]`.
     """
 
@@ -135,8 +137,10 @@ class Reader:
         together = whole <= 1.5 * max(sizes)
         batch = once[0].size
         rows = (whole if together else max(sizes)) * batch
-        steps = _steps(rows * self.examples.nbytes, window, longest)
-        self.layout = Layout(steps, min(rows * steps, len(self.examples)), together)
+        shards = execution.data_parallel
+        steps = _steps(rows * self.examples.nbytes, shards, window, longest)
+        room = self._divided(min(rows * steps, len(self.examples)))
+        self.layout = Layout(steps, room, together)
 
     def _blocks(self, together: bool) -> list[np.ndarray]:
         """The rows whose examples are read together: of all groups, or of each."""
@@ -145,6 +149,11 @@ class Reader:
         if together:
             return [rows[real]]
         return [part[real[part]] for part in np.split(rows, self.execution.groups)]
+
+    def _divided(self, number: int) -> int:
+        """The next number of examples that the devices of a group divide."""
+        shards = self.execution.data_parallel
+        return -(-number // shards) * shards
 
     def _asked(self, a: int, steps: int) -> np.ndarray:
         return np.asarray(self._ask(a, steps))
@@ -194,7 +203,8 @@ class Reader:
         for block in self._blocks(layout.together):
             rows = block[self.joins[block] <= a]
             wanted, places[rows, : indices.shape[1]] = rebased(indices[rows])
-            part = _buffers(self.examples, max(layout.room, len(wanted)))
+            room = max(layout.room, self._divided(len(wanted)))
+            part = _buffers(self.examples, room)
             _read(self.examples, wanted, part)
             number += len(wanted)
             parts.append(part)
@@ -246,9 +256,10 @@ def _streams(orders: np.ndarray) -> int:
     return len(np.unique(orders.reshape(len(orders), -1), axis=0))
 
 
-def _steps(one: int, asked: int | None, longest: int) -> int:
-    """How many steps a window has, of which one takes so many bytes."""
+def _steps(one: int, shards: int, asked: int | None, longest: int) -> int:
+    """How many steps a window has that so many devices divide; one takes so many bytes."""
     limit = memory.available()
+    limit = limit and limit * shards
     own = SHARE * limit if limit else ON_HOST
     if asked is None:
         fit = int(own / 2 / one)
@@ -417,19 +428,23 @@ def _longer(part: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray
 def _by_group(
     execution: Execution, parts: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Array]:
-    """Each group's arrays on its devices, as arrays `[groups, ...]`."""
-    devices = execution.mesh.devices
+    """Each group's arrays on its devices, as arrays `[groups, ...]`.
+
+    Devices that share a batch divide a window: each is sent, and holds, an equal part of
+    its examples. A step's batch they put together themselves, by a sum of the size of the
+    batch to which each example is added by the one that has it, and as zeros by the others.
+    """
+    devices, shards = execution.mesh.devices, execution.data_parallel
+    divided = NamedSharding(execution.mesh, PartitionSpec(AXIS, DATA_AXIS))
 
     def field(name: str) -> Array:
         pieces = [
-            jax.device_put(part[name][None], device, may_alias=True)
+            jax.device_put(piece[None], device, may_alias=True)
             for part, own in zip(parts, devices)
-            for device in own
+            for piece, device in zip(np.split(part[name], shards), own)
         ]
-        shape = (len(parts), *pieces[0].shape[1:])
-        return jax.make_array_from_single_device_arrays(
-            shape, execution.sharded, pieces
-        )
+        shape = (len(parts), *parts[0][name].shape)
+        return jax.make_array_from_single_device_arrays(shape, divided, pieces)
 
     return jax.block_until_ready({name: field(name) for name in parts[0]})
 
