@@ -12,7 +12,8 @@ import toys
 
 import lottery_jax as lj
 from lottery_jax import data, probes, streams, tasks
-from lottery_jax.data import decode, decoded, generated, maps, reading, rows, sources
+from lottery_jax.data import decode, generated, maps, reading
+from lottery_jax.data.streamed import decoded, rows, sources
 from lottery_jax.types import Network
 
 NUMBER, SHAPE, CLASSES = 90, (6, 5, 3), 4

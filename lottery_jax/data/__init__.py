@@ -31,5 +31,5 @@ from lottery_jax.data.sets import NAMES as NAMES
 from lottery_jax.data.sets import Dataset as Dataset
 from lottery_jax.data.sets import available as available
 from lottery_jax.data.sets import load as load
-from lottery_jax.data.streamed import stream as stream
+from lottery_jax.data.streamed.stream import stream as stream
 from lottery_jax.data.views import Views as Views

@@ -14,7 +14,7 @@ import numpy as np
 
 from lottery_jax import errors, streams
 from lottery_jax.data.sets import Dataset
-from lottery_jax.data.sources import known_labels
+from lottery_jax.data.streamed.sources import known_labels
 from lottery_jax.errors import wrong
 
 _SPLITS = ("train", "validation", "test")

@@ -11,7 +11,7 @@ import numpy as np
 from lottery_jax import errors, streams
 from lottery_jax.data import reading
 from lottery_jax.data.maps import Map
-from lottery_jax.data.sources import SAMPLED, Options, Source, spaced
+from lottery_jax.data.streamed.sources import SAMPLED, Options, Source, spaced
 
 COPIED = 1 << 22
 """Bytes of arrays that one thread copies at a time."""

@@ -12,7 +12,7 @@ import numpy as np
 from lottery_jax import errors, streams
 from lottery_jax.data import decode, reading
 from lottery_jax.data.folders import Files
-from lottery_jax.data.sources import SAMPLED, Options, Source, spaced
+from lottery_jax.data.streamed.sources import SAMPLED, Options, Source, spaced
 
 DECODED = 16
 """Examples that one thread takes and decodes at a time."""

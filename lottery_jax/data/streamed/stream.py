@@ -11,10 +11,10 @@ from lottery_jax import errors, streams
 from lottery_jax.data import folders, maps, reading
 from lottery_jax.data._random import random_state
 from lottery_jax.data.checked import check
-from lottery_jax.data.decoded import Encoded, Items
-from lottery_jax.data.rows import Mapped, Rows, checked_labels
 from lottery_jax.data.sets import IMAGENET_MEAN, IMAGENET_STD, Dataset
-from lottery_jax.data.sources import Options
+from lottery_jax.data.streamed.decoded import Encoded, Items
+from lottery_jax.data.streamed.rows import Mapped, Rows, checked_labels
+from lottery_jax.data.streamed.sources import Options
 
 _SPLITS = ("train", "validation", "test")
 
