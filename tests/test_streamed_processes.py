@@ -93,12 +93,20 @@ def results(folder):
 
 
 def of_group(ids):
-    """What the orders of some replicas name, step by step, each example once."""
-    keys = lj.keys.of_replicas(0, np.array(ids)).noise
-    keys = jax.vmap(lambda key: lj.keys.noise_keys(key).order)(keys)
-    one = jax.vmap(order.shuffled, (0, None, None, None))
-    batches = [np.asarray(one(keys, step, TRAIN, BATCH)) for step in range(STEPS)]
-    return [np.unique(batch[batch >= 0]).tolist() for batch in batches]
+    """What the orders of some replicas name, step by step, each example once.
+
+    A replica has two: that of its ticket, and that of fresh draws.
+    """
+    own = lj.keys.of_replicas(0, np.array(ids))
+    keys = [
+        lj.keys.noise_keys(x).order for y in (own.noise, own.fresh_noise) for x in y
+    ]
+    one = jax.jit(order.shuffled, static_argnums=(2, 3))
+    found = []
+    for step in range(STEPS):
+        batches = np.stack([one(key, np.int32(step), TRAIN, BATCH) for key in keys])
+        found.append(np.unique(batches[batches >= 0]).tolist())
+    return found
 
 
 def test_each_process_reads_what_its_own_replicas_name(disks, tmp_path):
@@ -122,7 +130,7 @@ def test_each_process_reads_what_its_own_replicas_name(disks, tmp_path):
     for reads, ids in zip(of_both, ((0, 1), (2, 3))):
         found = json.loads(reads.read_text())
         trained = [wanted for length, wanted in found if length == TRAIN and wanted]
-        # Every level trains from step 0; ticket and control share the order, and a read.
+        # Every level trains from step 0, in the same orders.
         assert trained == of_group(ids) * (LEVELS + 1)
         group = f"replicas-{ids[0]:03d}-{ids[1]:03d}"
         of_process = results(tmp_path / "two" / group).attrs["examples_read"]
