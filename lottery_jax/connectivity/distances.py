@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from lottery_jax import keys, masks, streams, trees
 from lottery_jax.connectivity import evaluation
 from lottery_jax.execution import Execution, Where
-from lottery_jax.training import checked, measured
+from lottery_jax.training import checked, measured, windows
 from lottery_jax.training.passes import in_groups
 from lottery_jax.training.programs import program
 from lottery_jax.training.rows import shared_data
@@ -128,8 +128,8 @@ def predictions(
         one = program(_predict, task.functions, execution, split)
         if split in streams.streamed(task.data):
             parts = measured.parts_of(task, execution, split, where)
-            each = [np.asarray(one({split: part}, placed)) for part in parts]
-            return np.concatenate(each, axis=1)[:number]
+            found = windows.each(parts, lambda part: one({split: part}, placed))
+            return np.concatenate([np.asarray(x) for x in found], axis=1)[:number]
         return np.asarray(one(shared_data(task, execution, where), placed))[:number]
 
     stage = f"predictions on {split!r}"

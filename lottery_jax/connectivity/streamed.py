@@ -5,6 +5,7 @@ windows of their slice, and its metrics put together from the parts of each spli
 points of a group share what is read.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,12 +78,18 @@ def measure(
         one = program(_measured, *of, split, split in away, indices is not None)
         if split in away:
             parts = measured.parts_of(task, execution, split, where)
-            sums = [one({split: part}, states, *group) for part in parts]
-            each.append(measured.together(execution, sums))
+            use = functools.partial(_of_part, one, split, states, group)
+            each.append(measured.together(execution, windows.each(parts, use)))
         else:
             each.append(one(data, states, *group))
     stacked = {name: jnp.stack([x[name] for x in each], axis=1) for name in each[0]}
     return points.sound(stacked)
+
+
+def _of_part(
+    one: Callable[..., Any], split: str, states: ModelState, group: Group, part: PyTree
+) -> Any:
+    return one({split: part}, states, *group)
 
 
 def _network(networks: Network, which: Array, weights: Array, members: int) -> Network:
@@ -106,10 +113,13 @@ def _moments(
     sets = [windows.rebased(batches) for batches in some]
     rows = [wanted for wanted, _ in sets]
     read = windows.of_rows(examples, rows, how.execution, where.waited)
-    found = [
-        one(part, share(places), np.int32(cut), *group)
-        for cut, (_, places), part in zip(cuts, sets, read)
-    ]
+    at = iter(zip(cuts, sets))
+
+    def of_some(part: PyTree) -> PyTree:
+        cut, (_, places) = next(at)
+        return one(part, share(places), np.int32(cut), *group)
+
+    found = windows.each(read, of_some)
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *found)
 
 

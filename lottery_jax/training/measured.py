@@ -324,7 +324,8 @@ def in_parts(
     """
     one = program(_summed, task.functions, execution, split)
     parts = parts_of(task, execution, split, where)
-    return together(execution, [one({split: part}, networks) for part in parts])
+    found = windows.each(parts, lambda part: one({split: part}, networks))
+    return together(execution, found)
 
 
 def together(execution: Execution, parts: Sequence[dict[str, means.Sums]]) -> Metrics:

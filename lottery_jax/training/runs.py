@@ -250,7 +250,9 @@ def train(
         cuts |= set(range(0, stop, work.reader.layout.steps))
     segments = loop.segments(moment.step, stop, every, cuts)
     read = work.windows(segments)
-    for a, b in segments:
+
+    def advance(moment: Moment, a: int, b: int) -> tuple[Moment, Execution]:
+        # A function, so that nothing holds a window when the next but one is read.
         try:
             window = next(read)
         except streams.SourceError:
@@ -258,19 +260,16 @@ def train(
                 save(moment)
             raise
 
-        def attempt(
-            execution: Execution,
-            moment: Moment = moment,
-            a: int = a,
-            b: int = b,
-            window: windows.Window | None = window,
-        ) -> Moment:
+        def attempt(execution: Execution) -> Moment:
             if execution != work.execution:
                 work.place(execution, where)
             return work.segment(moment, a, b, window)
 
         at = f"{stage}, after step {a}"
-        moment, fits = where.room.run(at, execution, number, attempt)
+        return where.room.run(at, execution, number, attempt)
+
+    for a, b in segments:
+        moment, fits = advance(moment, a, b)
         if fits != execution:
             execution = fits
             changes.append(Change(a, fits))

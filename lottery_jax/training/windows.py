@@ -28,6 +28,7 @@ from lottery_jax.training.programs import program
 from lottery_jax.types import Array, Key, PyTree, Task
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 TRAIN = "train"
 """The split whose examples an order names."""
@@ -393,6 +394,20 @@ def ahead(jobs: Iterable[Callable[[], Callable[[], T]]], waited: Waited) -> Iter
             now = time.monotonic()
             waited.of += now - mark
             mark = now
+
+
+def each(read: Iterator[T], use: Callable[[T], R]) -> list[R]:
+    """What is made of each of what is read, when it is there: two are alive at a time.
+
+    Args:
+      read: from `ahead`.
+      use: makes arrays of it, and keeps nothing else.
+    """
+    found = []
+    for one in read:
+        found.append(jax.block_until_ready(use(one)))
+        del one  # before the next but one is read
+    return found
 
 
 _ALIGNED = 64
