@@ -56,7 +56,9 @@ def of(sums: Array, number: int, batch: int) -> Any:
     Args:
       sums: of each batch of it, in order, real `[batches]`.
       number: of examples.
-      batch: examples in a batch; the last one may have fewer.
+      batch: examples in a batch; the last one may have fewer. The same in all metrics of
+        a task: the parts of a split are of whole batches, and with others the sums of
+        parts are right, but not the bits of the whole.
 
     Returns:
       A number, or, within `as_sums`, what it is made of.

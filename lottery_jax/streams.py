@@ -38,19 +38,25 @@ class Examples(abc.ABC):
     @property
     @abc.abstractmethod
     def fields(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of what one example has, by name: "image", "label"."""
+        """Shape and dtype of what one example has, by the names that a task looks up."""
 
     @property
     @abc.abstractmethod
     def digest(self) -> str:
-        """Of names and sizes: tells these examples from others, cheaply."""
+        """Tells these examples from others, by names and sizes, say: it should be cheap.
+
+        A run that goes on from a folder is refused where it has changed.
+        """
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def read(self, indices: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
-        """Reads examples into arrays; called from one thread at a time, not the main one.
+        """Reads examples into arrays.
+
+        Whoever trains or measures calls it from one thread at a time, which is not the
+        main one; `streams.read` from where it is called itself.
 
         Args:
           indices: int64 `[n]` in [0, len); the same one may be there twice.

@@ -5,12 +5,14 @@
     python -m lottery_jax.data.prepare glue squad wikitext2 tiny_shakespeare --from FOLDER
     python -m lottery_jax.data.prepare imagenet --from FOLDER [--side 256] [--into DIR]
 
-This alone needs a network, and TensorFlow for all images but usps. It runs TFDS's own
-builders, and stores array_record files: TFDS's default format cannot be read without
-TensorFlow. Files of texts are taken from a folder that has them as published.
+This alone needs a network, for sets of images by their names, and TensorFlow for all of
+them but usps. It runs TFDS's own builders, and stores array_record files: TFDS's default
+format cannot be read without TensorFlow. Files of texts are taken from a folder that has
+them as published.
 
 Large sets of images are taken from a folder that has them unpacked, class folders in
-`train` and `val`, and become memory maps (`data.maps`), at any number of tries.
+`train` and `val`, and become memory maps (`data.maps`). That needs Pillow alone, of the
+extra `data`; what was done before a kill is kept by the same command.
 """
 
 import argparse

@@ -121,8 +121,9 @@ class Where:
       checkpoint_seconds: write a checkpoint when so many seconds have passed since the
         last one; a kill loses no more than that. Checkpoints take at most 5% of the time.
       watch: called with a `Progress` at the start, and after every segment.
-      window: steps whose examples are read together, where splits are streamed: two
-        windows lie in memory at a time. None for as many as an eighth of it holds.
+      window: steps whose examples are read together, where splits are streamed, and no
+        more than there are between two records: two windows lie on a device at a time.
+        None for as many as fit if both take an eighth of its memory, on a CPU 512 MiB.
       meeting: of all processes that work on this, for what they must agree on; None for
         one process.
       deadline: when all this must have ended; None for no limit. Whoever trains or

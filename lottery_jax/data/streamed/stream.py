@@ -77,7 +77,8 @@ def stream(
         so that the splits are the same; 0 for none, and for train in the source's order.
       seed: of that permutation, in [0, 2**32).
       fields: what image and label are called where an example is a dict.
-      name: of the data set. None for that of the folder or of TFDS's data set.
+      name: of the data set. None for that of the folder or of TFDS's data set, else
+        "streamed".
       workers: threads that read. None for one per core that the process may use.
       skip_corrupt: whether the next readable example of the split, in order, stands in for
         one that is corrupt, with its label; `Examples.replaced` says which. By default,
