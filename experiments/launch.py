@@ -37,6 +37,7 @@ from lottery_jax.execution import (
     processes,
 )
 from lottery_jax.execution.deadline import process_age
+from lottery_jax.streams import SourceError
 
 UNFINISHED = 75
 """Exit status of a run that has stopped in time and is not done."""
@@ -317,6 +318,7 @@ def guarded(main: Callable[[], None], several: Processes | None = None) -> int:
         OSError,
         ImportError,
         MemoryError,
+        SourceError,
         processes.LostProcessError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -49,6 +49,9 @@ class Recipe:
     side: int | None = _later(None)
     """Of a folder of images: pixels of the square that they are decoded to; None for images
     of one size."""
+    skip_corrupt: bool = _later(False)
+    """Of a folder of images: whether the next one that can be read stands in for a corrupt
+    one; results count them. By default the first one stops the run, and is named."""
     shared_order: bool = _later(False)
     """Whether all networks see the examples in one order, and so share what is read. What
     augmentation draws is each replica's own."""
@@ -227,6 +230,7 @@ _IMAGES = (
     "half",
     "from_class",
     "side",
+    "skip_corrupt",
     "augment",
     "crop",
     "label_smoothing",

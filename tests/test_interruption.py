@@ -7,23 +7,22 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 
-import jax
 import numpy as np
 import pytest
+from killed_runs import environment as environment
+from killed_runs import finish, kill_when, lines, same
+from killed_runs import settings as settings
 
 from lottery_jax import checkpoints, records
 
 pytestmark = pytest.mark.slow
 
-xr = pytest.importorskip("xarray")
+pytest.importorskip("xarray")
 
-ROOT = pathlib.Path(__file__).parent.parent
 STUDY = (
     "mnist1d --model mlp-8 --subset 200 --steps 12it --rewind-step 2it --validate-every 4 "
     "--levels 2 --replicas 2 --arms ticket reinit small_dense --level-optimizer rewind "
@@ -34,88 +33,11 @@ LINES = 9  # of metrics: three levels of three validations
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Of the processes: compiled programs and data are made once for all of them."""
-    cache = tmp_path_factory.mktemp("cache")
-    return os.environ | {
-        "JAX_NUM_CPU_DEVICES": "2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "LOTTERY_JAX_CACHE": str(cache),
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def start(environment, folder, *flags):
-    command = [sys.executable, *flags, "-m", "experiments.imp", *STUDY.split()]
-    return subprocess.Popen(
-        [*command, "--out", str(folder)],
-        cwd=folder.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(environment, folder):
-    """Runs the command to its end; returns stderr."""
-    process = start(environment, folder)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return err
-
-
-def kill_when(environment, folder, happened):
-    """Starts the command and kills it as soon as something has happened."""
-    process = start(environment, folder)
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return err
-
-
-def lines(folder):
-    path = folder / "replicas-000-001" / "metrics.jsonl"
-    return path.read_text().count("\n") if path.is_file() else 0
-
-
-@pytest.fixture(scope="module")
 def undisturbed(environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(environment, folder)
+    finish(environment, STUDY, folder)
     assert lines(folder) == LINES
     return folder
-
-
-def bits(folder):
-    """Everything that must not depend on interruptions, by name."""
-    found = {}
-    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as results:
-        for name in results.variables:
-            if not name.startswith(("time", "seconds", "steps_per_")):
-                found[name] = results[name].values.tobytes()
-    group = folder / "replicas-000-001"
-    for path in sorted(group.glob("tickets/*/*")):
-        found[str(path.relative_to(group))] = path.read_bytes()
-    newest = group / "checkpoints" / f"{checkpoints.latest(group / 'checkpoints'):08d}"
-    header = json.loads((newest / "metadata.json").read_text())
-    found["checkpoint"] = [header["leaves"], header["metadata"]]
-    found["checkpoint/leaves.bin"] = (newest / "leaves.bin").read_bytes()
-    return found
-
-
-def same(folder, other):
-    one, two = bits(folder), bits(other)
-    assert one.keys() == two.keys()
-    assert len(one) > 25
-    assert [name for name in one if one[name] != two[name]] == []
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bits(
@@ -129,8 +51,8 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(
         lambda: lines(folder) >= LINES,  # about to write the last checkpoint, results
     ]
     for happened in moments:
-        kill_when(environment, folder, happened)
-    finish(environment, folder)
+        kill_when(environment, STUDY, folder, happened)
+    finish(environment, STUDY, folder)
     same(folder, undisturbed)
     # The stream is continued: a line for each validation, in order.
     stream = (folder / "replicas-000-001" / "metrics.jsonl").read_text().splitlines()
@@ -159,31 +81,11 @@ def test_a_full_disk_is_said_and_loses_nothing(environment, undisturbed, tmp_pat
     assert "cannot write checkpoint 1 to" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "results.nc").exists()
-    finish(environment, folder)
+    finish(environment, STUDY, folder)
     same(folder, undisturbed)
 
 
 # --- in this process ------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def settings(environment):
-    """Those of the processes, so that compiled programs are shared with them."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    before["jax_disable_most_optimizations"] = jax.config.read(
-        "jax_disable_most_optimizations"
-    )
-    values = (environment["JAX_COMPILATION_CACHE_DIR"], 0.0, True)
-    for name, value in zip(before, values):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

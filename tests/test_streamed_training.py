@@ -9,6 +9,7 @@ import optax
 import pytest
 from examples_read import Listed, streamed
 from flax import linen as nn
+from streamed_bits import assert_same, bits
 
 import lottery_jax as lj
 from lottery_jax import means, streams
@@ -50,14 +51,6 @@ def task():
 def small_parts(monkeypatch):
     """Splits are evaluated in parts of one batch, or of two, with a rest."""
     monkeypatch.setattr(windows, "ON_HOST", 2 * 2 * 8 * (48 + 4))
-
-
-def assert_same(a, b):
-    """Every array of the one has the bits of the other."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
 def everything(done):
@@ -116,14 +109,6 @@ def test_runs_that_join_late_and_stand_elsewhere_in_their_order(task):
 def study(task, where, **options):
     plan = lj.imp.Plan(steps=12, rewind_step=3, validate_every=4, **options)
     return lj.imp.run(task, TX, plan, levels=2, replicas=2, where=where).dataset()
-
-
-def bits(results):
-    return {
-        name: np.asarray(x)
-        for name, x in results.data_vars.items()
-        if not name.startswith(("time", "seconds", "steps_per_"))
-    }
 
 
 def test_two_levels_of_pruning_after_five_interruptions(task, tmp_path):

@@ -32,6 +32,7 @@ _DATA_FIELDS = (
     "half",
     "from_class",
     "side",
+    "skip_corrupt",
 )
 
 _IN_MEMORY = (
@@ -112,6 +113,9 @@ def load_data(recipe: "Recipe") -> data.Dataset:
     elif recipe.side is not None:
         must = "None: only images that are decoded while runs train are resized"
         raise errors.wrong("side", recipe.side, must)
+    elif recipe.skip_corrupt:
+        must = "False: only images that are decoded while runs train are skipped"
+        raise errors.wrong("skip_corrupt", True, must)
     fields = (getattr(recipe, name) for name in _DATA_FIELDS)
     absent = _BY_SIZE.get() and not there(recipe)
     return _load_data(absent, recipe.inputs, *fields)
@@ -127,7 +131,7 @@ def _load_data(absent: bool, inputs: str, name: str, *options: Any) -> data.Data
         raise ValueError(f"data={name!r}; it must be one of {valid}, or a folder")
     if absent:
         return _of_size(name, inputs, own)
-    del own["side"]
+    del own["side"], own["skip_corrupt"]
     return ADAPTED[inputs](data.load(name, **own))
 
 
@@ -174,6 +178,11 @@ def _streamed(name: str, own: Mapping[str, Any]) -> data.Dataset:
         if own["side"] is not None:
             must = f"None: {folder} is a map, of the side that it was prepared with"
             raise errors.wrong("side", own["side"], must)
+        if own["skip_corrupt"]:
+            must = (
+                f"False: corrupt images of the map {folder} were met as it was prepared"
+            )
+            raise errors.wrong("skip_corrupt", True, must)
         return data.stream(folder, name=name if name in STREAMED else None, **how)
     if name in STREAMED:
         side = STREAMED[name].shape[0]
@@ -189,7 +198,8 @@ def _streamed(name: str, own: Mapping[str, Any]) -> data.Dataset:
     if not folder.is_dir():
         must = "a folder that is there, of a map or of class folders"
         raise errors.wrong("data", repr(name), must)
-    return data.stream(folder, side=own["side"], **how)
+    how |= {"side": own["side"], "skip_corrupt": own["skip_corrupt"]}
+    return data.stream(folder, **how)
 
 
 # --- by size, where the data are not there --------------------------------------------

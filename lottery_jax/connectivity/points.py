@@ -240,9 +240,13 @@ def evaluate(
 
 def combined(networks: list[Network], weights: Array) -> Network:
     """The weighted sum of networks, of their model states, too."""
-    return Network(
-        combine([n.params for n in networks], weights),
-        combine([n.model_state for n in networks], weights),
+    # Fused with what is computed of it, it may be rounded twice in one program, and once,
+    # by a fused multiply-add, in the next: a point has the same bits in all of them.
+    return jax.lax.optimization_barrier(
+        Network(
+            combine([n.params for n in networks], weights),
+            combine([n.model_state for n in networks], weights),
+        )
     )
 
 
