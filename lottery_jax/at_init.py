@@ -289,7 +289,8 @@ def first_batches(task: Task, noise: Key, number: int) -> PyTree:
       noise: the noise key of the run.
       number: how many; no more than an epoch has.
     """
-    streams.check_whole(task.data, "first batches", "imp.prune_at_init reads them")
+    instead = "imp.prune_at_init reads them"
+    streams.check_whole(task.data, "first batches", instead, split="train")
     own = keys.noise_keys(noise)
 
     def one(step: Array) -> PyTree:

@@ -253,17 +253,19 @@ def streamed(data: PyTree) -> dict[str, Examples]:
     return found
 
 
-def check_whole(data: PyTree, by: str, instead: str) -> None:
+def check_whole(data: PyTree, by: str, instead: str, split: str | None = None) -> None:
     """Raises a ValueError where a split is streamed, for what is compiled as a whole.
 
     Args:
       data: of a task.
       by: what is called.
       instead: what will do.
+      split: that it looks at; None for any.
     """
-    for split in streamed(data):
-        must = f"arrays for {by}, which sees all of a split at once; {instead}"
-        raise errors.wrong(f"task.data[{split!r}]", "streamed", must)
+    for name in streamed(data):
+        if split in (None, name):
+            must = f"arrays for {by}, which sees all of a split at once; {instead}"
+            raise errors.wrong(f"task.data[{name!r}]", "streamed", must)
 
 
 def resident(data: PyTree) -> PyTree:

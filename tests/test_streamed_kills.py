@@ -40,7 +40,7 @@ def study(tmp_path_factory):
         f"mnist1d --data {folder} --validation 30 --model mlp-8 --batch-size 20 "
         "--steps 200it --rewind-step 2it --validate-every 4 --levels 2 --replicas 2 "
         "--arms ticket reinit small_dense --level-optimizer rewind --schedule cosine "
-        "--checkpoint-seconds 0 --window 3"
+        "--checkpoint-seconds 0 --window-steps 3"
     )
 
 

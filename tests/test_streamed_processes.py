@@ -40,7 +40,7 @@ sys.exit(status)
 FLAGS = (
     f"--data tiny_imagenet --model mlp-4 --steps {STEPS}it --batch-size {BATCH} "
     f"--levels {LEVELS} --validate-every 3 --arms ticket reinit --replicas 4 "
-    "--group-size 2 --devices 1 --chunk 1 --window 1"
+    "--group-size 2 --devices 1 --chunk 1 --window-steps 1"
 )
 
 

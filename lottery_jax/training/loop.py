@@ -93,7 +93,8 @@ def _loss_at(
     """The loss of one step's batch as a function of the weights alone."""
     streams.check_whole(
         *(task.data, "a loop of one's own"),
-        "training.train reads it, or batches of streams.read be given to task.loss",
+        "training.train reads it, or the task be given what streams.read returns",
+        split="train",
     )
     keys = noise_keys(key)
     indices = task.order(keys.order, step)

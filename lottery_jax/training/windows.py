@@ -188,7 +188,7 @@ class Reader:
             def read() -> Window:
                 window, number = self._window(np.asarray(asked)[:, : b - a], a)
                 waited.examples += number
-                waited.replaced = dict(self.examples.replaced)
+                waited.replaced |= self.examples.replaced
                 return window
 
             return read
@@ -362,7 +362,7 @@ def of_rows(
             part = _buffers(examples, len(own))
             _read(examples, own, part)
             waited.examples += len(own)
-            waited.replaced = dict(examples.replaced)
+            waited.replaced |= examples.replaced
             return _shared(execution, part)
 
         return read

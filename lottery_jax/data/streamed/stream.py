@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lottery_jax import errors, streams
-from lottery_jax.data import folders, maps, reading
+from lottery_jax.data import decode, folders, maps, reading
 from lottery_jax.data._random import random_state
 from lottery_jax.data.checked import check
 from lottery_jax.data.sets import IMAGENET_MEAN, IMAGENET_STD, Dataset
@@ -121,10 +121,35 @@ def stream(
     }
     if validation:
         examples = _held_out(examples, validation, seed)
-    shape = examples["train"].fields["image"].shape
+    shape = _one_shape(examples)
     mean, std = _statistics(mean, std, shape)
-    arrays = {split: streams.columns(own) for split, own in examples.items()}
-    return check(Dataset(arrays, num_classes, shape, mean, std, name))  # type: ignore[arg-type]
+    arrays: Any = {split: streams.columns(own) for split, own in examples.items()}
+    note = _note(opened, side, shape)
+    return check(
+        Dataset(arrays, num_classes, shape, mean, std, name, note)  # type: ignore[arg-type]
+    )
+
+
+def _one_shape(examples: Mapping[str, streams.Examples]) -> tuple[int, ...]:
+    """The shape of the images of all splits."""
+    shapes = {split: own.fields["image"].shape for split, own in examples.items()}
+    for split, shape in shapes.items():
+        if shape != shapes["train"]:
+            must = (
+                f"a number of pixels: images of train are {shapes['train']}, those of "
+                f"{split} {shape}"
+            )
+            raise errors.wrong("side", None, must)
+    return shapes["train"]
+
+
+def _note(
+    opened: Mapping[str, Any], side: int | None, shape: tuple[int, ...]
+) -> str | None:
+    """What was done to images, if they were resized."""
+    if side is None and not any(isinstance(own, maps.Map) for own in opened.values()):
+        return None
+    return f"images have {shape[0]} x {shape[1]} pixels: {decode.RESIZED}"
 
 
 def _options(
