@@ -184,7 +184,9 @@ def test_files_that_vanish_stop_it_and_back_again_it_goes_on(
 def test_corrupt_images_are_skipped_only_where_they_are_decoded(tmp_path):
     from experiments import recipes
 
-    made = data.maps.write({"train": [(np.zeros((4, 4, 3), np.uint8), 0)]}, tmp_path, side=4)
+    made = data.maps.write(
+        {"train": [(np.zeros((4, 4, 3), np.uint8), 0)]}, tmp_path, side=4
+    )
     for source in ("mnist1d", str(made)):
         recipe = recipes.Recipe(data=source, skip_corrupt=True)
         with pytest.raises(ValueError, match="skip_corrupt=True; it must be False"):
