@@ -57,7 +57,7 @@ def study(source, *flags):
         f"mnist1d --data {source} --validation 50 --crop 64 --augment resized_crop flip "
         "--model imagenet-resnet-18-8 --batch-size 32 --optimizer sgd "
         "--learning-rate 0.02 --steps 6it --rewind-step 2it --validate-every 2 "
-        "--levels 2 --replicas 2 --arms ticket --checkpoint-seconds 0 --window 2 "
+        "--levels 2 --replicas 2 --arms ticket --checkpoint-seconds 0 --window-steps 2 "
     ) + " ".join(flags)
 
 
