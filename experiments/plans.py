@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments import cost, launch, recipes
-from experiments.cost import Training, Work
+from experiments.cost import Measured, Training, Work
 from experiments.recipes import Setup
 from lottery_jax import keys, streams, training
 from lottery_jax.execution import Execution, default_execution, memory
@@ -395,25 +395,38 @@ def disk(work: Work) -> int:
 
 def _reading(work: Work, seconds: float | None) -> str:
     """What is read of streamed splits, and how fast that is."""
-    read = example = 0
-    for one in work.trainings:
-        assert one.of.setup is not None
-        away = streams.streamed(one.of.setup.task.data)
-        if "train" in away:
-            shared = one.of.setup.cfg.shared_order
-            read += one.read // one.orders if shared else one.read
-            example = away["train"].nbytes
-        if away:  # all networks are measured in one pass
-            read += one.times * one.evaluated
-    read += sum(
-        one.examples
-        for one in work.measured
-        if one.of.setup is not None and streams.streamed(one.of.setup.task.data)
-    )
+    read = size_of_all = 0
+    pieces: list[Training | Measured] = [*work.trainings, *work.measured]
+    for one in pieces:
+        if one.of.setup is None:
+            continue
+        away, own = streams.streamed(one.of.setup.task.data), 0
+        groups = _groups(one.of.setup.cfg)
+        if isinstance(one, Training):
+            if "train" in away:
+                shared = one.of.setup.cfg.shared_order
+                own += groups * one.read // one.orders if shared else one.read
+            if away:  # all networks of a group are measured in one pass
+                own += groups * one.times * one.evaluated
+        elif away:
+            passes = math.ceil(one.points / groups / AT_ONCE) if one.path else 1
+            own += groups * passes * one.examples
+        read += own
+        size_of_all += own * max((x.nbytes for x in away.values()), default=0)
     if not read:
         return "none are streamed; all data lie on each device"
-    text = f"{read:,} are read from a streamed source, {_amount(read * example)} in all"
+    text = f"{read:,} are read from a streamed source, {_amount(size_of_all)} in all"
     return text if seconds is None else f"{text}: {read / seconds:,.0f} a second"
+
+
+AT_ONCE = 128
+"""Points of paths for which a split is read once, see `connectivity.evaluation`."""
+
+
+def _groups(cfg: Any) -> int:
+    """In how many groups replicas train, one after another: each reads for itself."""
+    size, replicas = getattr(cfg, "group_size", None), getattr(cfg, "replicas", 1)
+    return math.ceil(replicas / size) if size and isinstance(replicas, int) else 1
 
 
 def _memory(found: Device) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import identity
@@ -19,7 +20,7 @@ from experiments.kinds import (
     language_models,
     policies,
 )
-from lottery_jax import errors, tasks, training, trees
+from lottery_jax import errors, streams, tasks, training, trees
 from lottery_jax.connectivity import Measure, points
 from lottery_jax.connectivity.measure import BatchNorm
 from lottery_jax.execution import Activations, Precision
@@ -161,7 +162,8 @@ class PathRecipe(Where, Recipe):
     alphas: int = 30
     """Evenly spaced points of a path, the ends among them."""
     path_train: int | None = None
-    """Training examples that a path is measured on, the first ones; None for all."""
+    """Training examples that a path is measured on, the first ones, or evenly spread ones of
+    a set that is read while runs train; None for all."""
     path_test: int | None = None
     """Test examples, likewise."""
     every: int = 500
@@ -475,7 +477,11 @@ def make_path_task(recipe: PathRecipe) -> Task:
                 f"path_{split}={number}; it must be between 1 and {most}, the examples "
                 "of the split"
             )
-        data[f"{split}_part"] = trees.rows(data[split], slice(number))
+        rows: Any = slice(number)
+        if split in streams.streamed(task.data):
+            # Folders and maps are sorted by class.
+            rows = np.arange(number) * most // number
+        data[f"{split}_part"] = trees.rows(data[split], rows)
     return task._replace(data=data)
 
 

@@ -641,12 +641,12 @@ def test_other_decoders_do_not_go_on_and_complete_maps_stay(tmp_path, monkeypatc
     with pytest.raises(Killed):
         maps.write({"train": source}, tmp_path / "map", side=SIDE, watch=stop)
     with monkeypatch.context() as patch:
-        patch.setattr(maps, "_decoder", lambda: "Pillow of tomorrow")
+        patch.setattr(decode, "decoder", lambda: "Pillow of tomorrow")
         said = "decoder: .* there, 'Pillow of tomorrow' now"
         with pytest.raises(ValueError, match=said):
             maps.write({"train": source}, tmp_path / "map", side=SIDE)
     maps.write({"train": source}, tmp_path / "map", side=SIDE)
-    monkeypatch.setattr(maps, "_decoder", lambda: "Pillow of tomorrow")
+    monkeypatch.setattr(decode, "decoder", lambda: "Pillow of tomorrow")
     maps.write({"train": source}, tmp_path / "map", side=SIDE)
 
 

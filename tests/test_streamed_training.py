@@ -1,6 +1,7 @@
 """Training and measuring on splits that lie on no device: the bits of those that do."""
 
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -374,3 +375,87 @@ def test_wrapped_tasks_know_nothing_of_it(task, wrapped):
         for own in (made, streamed(made))
     ]
     assert_same(*map(everything, found))
+
+
+class Watched(Listed):
+    """Examples that notice whether two threads ask for some of them at once."""
+
+    within, most = 0, 0
+
+    def read(self, indices, into):
+        Watched.within += 1
+        Watched.most = max(Watched.most, Watched.within)
+        time.sleep(0.002)
+        super().read(indices, into)
+        Watched.within -= 1
+
+
+def test_one_thread_reads_at_a_time_and_time_is_counted_once(task):
+    whole = Watched(
+        {
+            n: np.concatenate([task.data[s][n] for s in task.data])
+            for n in ("image", "label")
+        }
+    )
+    edges = np.cumsum([0, *(len(task.data[s]["label"]) for s in task.data)])
+    data = {
+        s: streams.columns(streams.part(whole, np.arange(a, b)))
+        for s, a, b in zip(task.data, edges, edges[1:])
+    }
+    own, where = task._replace(data=data), lj.Where(TWO, window=2)
+    begin = time.monotonic()
+    done = lj.train(own, TX, 12, 2, validate_every=4, where=where)
+    lj.training.evaluate(own, done.networks, "test", where=where)
+    assert Watched.most == 1
+    assert 0 < where.waited.seconds <= where.waited.of <= time.monotonic() - begin
+    assert 0 < where.waited.share < 1
+
+
+def test_replaced_examples_of_all_splits_are_told(task):
+    away = streamed(task)
+    found = streams.streamed(away.data)
+    for examples in found.values():
+        type(examples).replaced = property(lambda self: {f"{self.name} 3": "4"})
+    try:
+        where = lj.Where(ONE)
+        done = lj.train(away, TX, 2, 1, where=where)
+        lj.training.evaluate(away, done.networks, "test", where=where)
+    finally:
+        del Listed.replaced
+    assert set(where.waited.replaced) == {f"{s} 3" for s in found}
+
+
+def test_metrics_of_batches_of_two_sizes_are_refused(task):
+    def evaluate(*args):
+        found = task.evaluate(*args)
+        if isinstance(found["loss"], means.Sums):
+            found["other"] = means.of(found["loss"].sums, 31, 4)
+        return found
+
+    other = streamed(task._replace(evaluate=evaluate))
+    with pytest.raises(ValueError, match="batches of one size"):
+        lj.train(other, TX, 5, 1)
+
+
+def test_a_failing_validation_leaves_what_was_reached(task, tmp_path):
+    away = streamed(task)
+    streams.streamed(away.data)["validation"].fails_at = 2 * 2  # of its third
+    where = lj.Where(ONE, tmp_path, checkpoint_seconds=1e6)
+    with pytest.raises(streams.SourceError, match="is gone"):
+        lj.train(away, TX, 12, 1, validate_every=1, where=where)
+    seen = []
+    again = dataclasses.replace(where, watch=seen.append)
+    lj.train(streamed(task), TX, 12, 1, validate_every=1, where=again)
+    assert seen[0].resumed and seen[0].done >= 1
+
+
+def test_a_study_refuses_such_a_metric_before_it_trains(task):
+    def evaluate(*args):
+        return task.evaluate(*args) | {"worst": jnp.float32(1)}
+
+    seen = []
+    with pytest.raises(ValueError, match="metric='worst'"):
+        study(
+            streamed(task._replace(evaluate=evaluate)), lj.Where(ONE, watch=seen.append)
+        )
+    assert not seen

@@ -2,10 +2,10 @@
 
 from experiments.presets.preset import Fields, Table
 from experiments.presets.shared import (
-    IMAGENET,
     LENET,
     MLP_ENDS,
     MLP_PATHS,
+    OPEN_LTH_IMAGENET,
     PAPER_PATHS,
     RESNET8_PATHS,
 )
@@ -77,7 +77,7 @@ INSTABILITY: Table = {
         "Frankle et al.'s ResNet-50 on ImageNet: published as stable from epoch 18 of 90 "
         "on. Four k, 3 inits x 2 branches. For accelerators (not run).",
         {
-            **IMAGENET, "rewind_steps": ("0ep", "5ep", "18ep", "30ep"), "branches": 2,
+            **OPEN_LTH_IMAGENET, "rewind_steps": ("0ep", "5ep", "18ep", "30ep"), "branches": 2,
             "batch_norm": ("recompute",), "alphas": 11, "path_test": 10_000,
             "path_train": 50_000, "validation": 50_000, "every": 1203, "group_size": 1,
         },

@@ -3,10 +3,10 @@
 from experiments.presets.preset import Table
 from experiments.presets.shared import (
     CIFAR,
-    IMAGENET,
     LENET,
     OPEN_LTH,
     OPEN_LTH_CIFAR,
+    OPEN_LTH_IMAGENET,
     RESNET20,
     RESNET20_SHORT,
 )
@@ -119,14 +119,14 @@ IMP: Table = {
         "once to 30% and rewound to epoch 5; --rewind-step 0ep for the failure. Three "
         "replicas in one data order. For accelerators (not run).",
         {
-            **IMAGENET, "shared_order": True, "schedules": ("one_shot",), "fraction": 0.7,
-            "levels": 1, "rewind_step": "5ep", "validate_every": 1252,
+            **OPEN_LTH_IMAGENET, "shared_order": True, "schedules": ("one_shot",),
+            "fraction": 0.7, "levels": 1, "rewind_step": "5ep", "validate_every": 1252,
         },
     ),
     "imagenet-resnet50-iterative": (
         "The same in six levels of 20% to 26.2%. For accelerators (not run).",
         {
-            **IMAGENET, "shared_order": True, "levels": 6, "rewind_step": "5ep",
+            **OPEN_LTH_IMAGENET, "shared_order": True, "levels": 6, "rewind_step": "5ep",
             "validate_every": 1252,
         },
     ),
@@ -134,7 +134,7 @@ IMP: Table = {
         "Both, one-shot and iterative side by side, rewound to step 0. For accelerators "
         "(not run).",
         {
-            **IMAGENET, "shared_order": True, "schedules": ("one_shot", "geometric"),
+            **OPEN_LTH_IMAGENET, "shared_order": True, "schedules": ("one_shot", "geometric"),
             "levels": 6, "arms": ("ticket", "reinit"), "validate_every": 1252,
         },
     ),

@@ -40,13 +40,17 @@ RESNET20: Fields = dict(
     **CIFAR, model="resnet-20", batch_size=128, drops=("10000it", "12500it"),
     steps="15000it", levels=12, replicas=3, validate_every=500,
 )
-# open_lth's imagenet_resnet_50, of Frankle et al. 2020; 1,252 steps are an epoch of all
-# examples.
+# Of Frankle et al. 2020; 1,252 steps are an epoch of all examples.
 IMAGENET: Fields = dict(
     data="imagenet", crop=224, augment=("resized_crop", "flip"),
     model="imagenet-resnet-50", batch_size=1024, optimizer="sgd", learning_rate=0.4,
     weight_decay=1e-4, schedule="step", drops=("30ep", "60ep", "80ep"), warmup="5ep",
     steps="90ep", validation=0, replicas=3,
+)
+# open_lth's imagenet_resnet_50 has its laws, too.
+OPEN_LTH_IMAGENET: Fields = dict(
+    **IMAGENET, initializer="kaiming_normal", bias="torch", norm_scale="uniform",
+    unbiased_variance=True,
 )
 # A third of the steps, with all that happens at one of them.
 RESNET20_SHORT: Fields = {

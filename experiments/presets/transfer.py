@@ -104,7 +104,8 @@ TRANSFER: Table = {
         "and 80, batch 512, k of one epoch, 30 levels, 6 replicas in one data order. For "
         "accelerators (not run).",
         {
-            **IMAGENET, "datasets": ("imagenet", "places365"), "batch_size": 512,
+            **IMAGENET, "initializer": "glorot_normal",
+            "datasets": ("imagenet", "places365"), "batch_size": 512,
             "learning_rate": 0.1, "warmup": "0it", "drops": ("50ep", "65ep", "80ep"),
             "rewind_step": "1ep", "levels": tuple(range(2, 31, 4)), "replicas": 6,
             "every": 2503, "shared_order": True,

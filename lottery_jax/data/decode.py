@@ -15,6 +15,7 @@ was converted can be counted (`converted`):
 """
 
 import contextlib
+import importlib.metadata
 import io
 import threading
 from collections.abc import Iterator
@@ -311,3 +312,20 @@ def _resized(found: Any, side: int, frame: tuple[float, float] | None = None) ->
 def _pixels(found: Any) -> np.ndarray:
     pixels = np.asarray(found)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def decoder() -> str:
+    """What decodes: other versions may give other pixels.
+
+    Raises:
+      ImportError: Pillow is not installed; names the extra.
+    """
+    try:
+        from PIL import features
+    except ImportError as error:
+        raise ImportError(
+            "decoding images needs the package Pillow: pip install 'lottery-jax[data]'"
+        ) from error
+    jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
+    version = features.version("libjpeg_turbo") or features.version("jpg")
+    return f"Pillow {importlib.metadata.version('pillow')}, {jpeg} {version}"

@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -362,7 +361,7 @@ class _Job:
             "side": self.side,
             "channels": self.channels,
             "resized": decode.RESIZED,
-            "decoder": _decoder(),
+            "decoder": decode.decoder(),
             "classes": None if self.classes is None else list(self.classes),
             "block": self.block,
             "splits": splits,
@@ -451,19 +450,6 @@ def _pair(examples: Any, index: int, name: str) -> tuple[Any, int]:
     except (TypeError, ValueError, KeyError) as error:
         raise streams.SourceError(f"{name}: not {must}: {error}") from error
     return image, number
-
-
-def _decoder() -> str:
-    """What decoded: other versions may give other pixels."""
-    try:
-        from PIL import features
-    except ImportError as error:
-        raise ImportError(
-            "preparing images needs the package Pillow: pip install 'lottery-jax[data]'"
-        ) from error
-    jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
-    version = features.version("libjpeg_turbo") or features.version("jpg")
-    return f"Pillow {importlib.metadata.version('pillow')}, {jpeg} {version}"
 
 
 # --- what is there already ------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Where something runs, where it is kept, and who watches it."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lottery_jax.errors import at_least, is_a, on_disk, shown, whole, wrong
@@ -82,6 +83,29 @@ class Waited:
         self.seconds = self.of = 0.0
         self.examples = 0
         self.replaced: dict[str, str] = {}
+        self._counts = False
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts the time within; not that of others within it once more."""
+        if self._counts:
+            yield
+            return
+        self._counts, begin = True, time.monotonic()
+        try:
+            yield
+        finally:
+            self._counts = False
+            self.of += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within as waited for."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - begin
 
     @property
     def share(self) -> float:

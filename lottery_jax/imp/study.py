@@ -178,9 +178,8 @@ def check_task(task: Task, plan: Plan, levels: int) -> None:
       plan: a checked one.
       levels: the last level.
     """
-    training.check(task)
-    for split in ("validation", "test") if task.validates else ("test",):
-        training.measured.metrics(task, split)
+    splits = ("validation", "test") if task.validates else ("test",)
+    training.check(task, splits=splits)
     shapes, prunable = task.shapes[0], masks.of_task(task)
     masks.cuttable(shapes, prunable, task.exclude)
     for chain in plan.chains:

@@ -5,7 +5,7 @@ form that `types.Task` asks for is refused here, once for each task.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -149,7 +149,11 @@ def _batch(functions: Task, data: PyTree, split: str) -> int:
                 "streamed, and seen part by part"
             )
             raise errors.wrong("task.evaluate: metric", repr(name), must)
-    return max(x.batch for x in found.values())
+    sizes = {name: x.batch for name, x in found.items()}
+    if len({*sizes.values()}) > 1:
+        must = f"of batches of one size, in which the streamed split {split!r} is seen"
+        raise errors.wrong("task.evaluate: metrics", sizes, must)
+    return next(iter(sizes.values()))
 
 
 def _evaluated(functions: Task, data: PyTree, split: str) -> Metrics:
@@ -355,7 +359,7 @@ def _together(execution: Execution, number: int) -> Callable[..., Any]:
 
 def parts_of(
     task: Task, execution: Execution, split: str, where: Where
-) -> Iterator[dict[str, Array]]:
+) -> Generator[dict[str, Array], None, None]:
     """The parts of a streamed split, of whole batches, on all devices.
 
     Args:

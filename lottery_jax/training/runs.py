@@ -15,9 +15,10 @@ What runs start from (`imp.arms`, `connectivity.branches`) and what is made of t
 business of others.
 """
 
+import contextlib
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -169,8 +170,9 @@ def train(
       MemoryError: not even one run fits on a device, or not the data or all states.
       execution.OutOfTimeError: the deadline is near. All is stored, and the same call
         goes on.
-      streams.SourceError: an example of a streamed split cannot be read; names it. All is
-        stored, and the same call goes on.
+      streams.SourceError: an example of a streamed split cannot be read; names it. What was
+        reached is stored if it was just recorded; else the last checkpoint stays. The same
+        call goes on.
 
     Warns:
       RuntimeWarning: a device ran out of memory; the segment starts again with fewer runs
@@ -249,43 +251,44 @@ def train(
     if work.reader is not None:
         cuts |= set(range(0, stop, work.reader.layout.steps))
     segments = loop.segments(moment.step, stop, every, cuts)
-    read = work.windows(segments)
 
-    def advance(moment: Moment, a: int, b: int) -> tuple[Moment, Execution]:
+    def advance(
+        read: Iterator[windows.Window | None], moment: Moment, a: int, b: int
+    ) -> tuple[Moment, Execution]:
         # A function, so that nothing holds a window when the next but one is read.
-        try:
-            window = next(read)
-        except streams.SourceError:
-            if where.store is not None and not saved and not moment.since:
-                save(moment)
-            raise
-
         def attempt(execution: Execution) -> Moment:
             if execution != work.execution:
                 work.place(execution, where)
             return work.segment(moment, a, b, window)
 
-        at = f"{stage}, after step {a}"
-        return where.room.run(at, execution, number, attempt)
-
-    for a, b in segments:
-        moment, fits = advance(moment, a, b)
-        if fits != execution:
-            execution = fits
-            changes.append(Change(a, fits))
-        tell(moment)
-        # Not within a column: its mean would begin anew. So a piece is a whole column.
-        if moment.since:
-            continue
-        where.ended(begins if begins else stage)
-        begins = ""
-        saved = where.unmeasured(stage) or (b < stop and where.due())
-        if saved:
-            save(moment)
-        if where.ending(stage if b < stop else BETWEEN, stage):
-            if not saved:
+        try:
+            window = next(read)
+            at = f"{stage}, after step {a}"
+            return where.room.run(at, execution, number, attempt)
+        except streams.SourceError:
+            if where.store is not None and not saved and not moment.since:
                 save(moment)
-            raise where.stopped()
+            raise
+
+    with contextlib.closing(work.windows(segments)) as read:
+        for a, b in segments:
+            moment, fits = advance(read, moment, a, b)
+            if fits != execution:
+                execution = fits
+                changes.append(Change(a, fits))
+            tell(moment)
+            # Not within a column: its mean would begin anew. So a piece is a whole column.
+            if moment.since:
+                continue
+            where.ended(begins if begins else stage)
+            begins = ""
+            saved = where.unmeasured(stage) or (b < stop and where.due())
+            if saved:
+                save(moment)
+            if where.ending(stage if b < stop else BETWEEN, stage):
+                if not saved:
+                    save(moment)
+                raise where.stopped()
     if where.store is not None and part_of is None and not saved:
         save(moment)
     return Trained(

@@ -5,7 +5,7 @@ nothing, so that it can be tried again with fewer runs at once.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -231,11 +231,14 @@ class Work:
             own = self.noise, at.joins, at.offset, where.window, longest
             self.reader = Reader(self.task, execution, *own)
 
-    def windows(self, segments: Sequence[tuple[int, int]]) -> Iterator[Window | None]:
+    def windows(
+        self, segments: Sequence[tuple[int, int]]
+    ) -> Generator[Window | None, None, None]:
         """The examples of each segment, of a split that is streamed; None for others."""
         if self.reader is None:
-            return iter([None] * len(segments))
-        return self.reader.windows(segments, self._where.waited)
+            yield from [None] * len(segments)
+        else:
+            yield from self.reader.windows(segments, self._where.waited)
 
     def laid_out(self, first: Moment) -> Moment:
         """A moment in the order of the runs, as rows on the devices."""
@@ -318,19 +321,19 @@ class Work:
             *(self.data, rows, self.noise),
             *(np.int32(a), np.int32(b), self.hyper, self.offset, active, *own),
         )
-        seen = {name: np.asarray(x)[:, : b - a] for name, x in found.items()}
+        scalars = {name: np.asarray(x)[:, : b - a] for name, x in found.items()}
         curves = Curves(
             moment.curves.steps,
             {name: x.copy() for name, x in moment.curves.values.items()},
             moment.curves.first_nan.copy(),
         )
-        bad = ~np.isfinite(seen["loss"]) & joined[:, None]
+        bad = ~np.isfinite(scalars["loss"]) & joined[:, None]
         new = bad.any(axis=1) & np.isnan(curves.first_nan)
         curves.first_nan[new] = (a + bad.argmax(axis=1))[new]
-        since, best = (*moment.since, seen), moment.best
+        since, best = (*moment.since, scalars), moment.best
         if b in curves.steps:
             column = int(np.searchsorted(curves.steps, b))
-            for name in seen:
+            for name in scalars:
                 curves.values[f"train_{name}"][:, column] = _mean_since(since, name)
             since = ()
             if best is not None:

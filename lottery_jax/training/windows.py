@@ -9,11 +9,11 @@ While one window is computed with the next one is read, in a thread.
 """
 
 import concurrent.futures
+import contextlib
 import functools
-import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from lottery_jax.types import Array, Key, PyTree, Task
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Job: TypeAlias = Callable[[], Callable[[], T]]
+"""Called in the main thread; what it returns is called in another one, and reads."""
 
 TRAIN = "train"
 """The split whose examples an order names."""
@@ -166,11 +169,12 @@ class Reader:
     def empty(self) -> Window:
         """A window of no step: to try a program, or to know what it is compiled for."""
         shape = self._ask(int(self.joins.min()), 1).shape[2:]
-        return self._window(np.zeros((len(self.joins), 0, *shape), np.int32), 0)[0]
+        none = np.zeros((len(self.joins), 0, *shape), np.int32)
+        return self._window(none, 0, Waited())
 
     def windows(
         self, segments: Iterable[tuple[int, int]], waited: Waited
-    ) -> Iterator[Window]:
+    ) -> Generator[Window, None, None]:
         """The windows of segments that follow one another, each read one ahead.
 
         Args:
@@ -186,37 +190,40 @@ class Reader:
             asked = self._ask(a, self.layout.steps)
 
             def read() -> Window:
-                window, number = self._window(np.asarray(asked)[:, : b - a], a)
-                waited.examples += number
-                waited.replaced |= self.examples.replaced
-                return window
+                return self._window(np.asarray(asked)[:, : b - a], a, waited)
 
             return read
 
         return ahead((functools.partial(job, a, b) for a, b in segments), waited)
 
-    def _window(self, indices: np.ndarray, a: int) -> tuple[Window, int]:
-        """The window of orders `[P, steps, ...]`, and how many examples were read."""
+    def _window(self, indices: np.ndarray, a: int, waited: Waited) -> Window:
+        """The window of orders `[P, steps, ...]` from step a on."""
         layout, groups = self.layout, self.execution.groups
         steps = (len(indices), layout.steps, *indices.shape[2:])
         places = np.zeros(steps, np.int32)
-        parts, number = [], 0
+        parts = []
         for block in self._blocks(layout.together):
             rows = block[self.joins[block] <= a]
             wanted, places[rows, : indices.shape[1]] = rebased(indices[rows])
             room = max(layout.room, self._divided(len(wanted)))
             part = _buffers(self.examples, room)
-            _read(self.examples, wanted, part)
-            number += len(wanted)
+            _read(self.examples, wanted, part, waited)
             parts.append(part)
         largest = max(len(next(iter(part.values()))) for part in parts)
         if any(len(next(iter(part.values()))) < largest for part in parts):
             parts = [_longer(part, largest) for part in parts]
         parts = parts if len(parts) == groups else parts * groups
-        return (
-            Window(_by_group(self.execution, parts), self.execution.place(places)),
-            number,
-        )
+        try:
+            examples = _by_group(self.execution, parts)
+        except jax.errors.JaxRuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                "a device has no room for the examples of the next "
+                f"{layout.steps} steps; use a shorter window, such as "
+                f"window={max(1, layout.steps // 2)}"
+            ) from error
+        return Window(examples, self.execution.place(places))
 
 
 def _orders(functions: Task, execution: Execution, steps: int) -> Callable[..., Any]:
@@ -261,7 +268,8 @@ def _steps(one: int, shards: int, asked: int | None, longest: int) -> int:
     """How many steps a window has that so many devices divide; one takes so many bytes."""
     limit = memory.available()
     limit = limit and limit * shards
-    own = SHARE * limit if limit else ON_HOST
+    # What is read lies on the host first, for all groups.
+    own = min(SHARE * limit, SHARE * memory.of_host()) if limit else ON_HOST
     if asked is None:
         fit = int(own / 2 / one)
         if fit:
@@ -330,7 +338,7 @@ def of_split(
     bounds: Sequence[tuple[int, int]],
     execution: Execution,
     waited: Waited,
-) -> Iterator[dict[str, Array]]:
+) -> Generator[dict[str, Array], None, None]:
     """The parts of a split, each whole on all devices, read one ahead.
 
     Args:
@@ -347,7 +355,7 @@ def of_rows(
     rows: Sequence[np.ndarray],
     execution: Execution,
     waited: Waited,
-) -> Iterator[dict[str, Array]]:
+) -> Generator[dict[str, Array], None, None]:
     """Examples by their numbers, each set whole on all devices, read one ahead.
 
     Args:
@@ -360,9 +368,7 @@ def of_rows(
     def job(own: np.ndarray) -> Callable[[], dict[str, Array]]:
         def read() -> dict[str, Array]:
             part = _buffers(examples, len(own))
-            _read(examples, own, part)
-            waited.examples += len(own)
-            waited.replaced |= examples.replaced
+            _read(examples, own, part, waited)
             return _shared(execution, part)
 
         return read
@@ -373,30 +379,35 @@ def of_rows(
 # --- reading --------------------------------------------------------------------------
 
 
-def ahead(jobs: Iterable[Callable[[], Callable[[], T]]], waited: Waited) -> Iterator[T]:
+def ahead(
+    jobs: Iterable[Callable[[], Callable[[], T]]], waited: Waited
+) -> Generator[T, None, None]:
     """What jobs return, in order; one is at work while its predecessor's result is used.
 
     Args:
-      jobs: each is called in this thread, and what it returns in another one.
+      jobs: see `Job`.
       waited: is told for how long there was nothing to use.
     """
     left = iter(jobs)
-    with concurrent.futures.ThreadPoolExecutor(1, "examples") as thread:
-        mark = time.monotonic()
-        coming = [thread.submit(job()) for job in itertools.islice(left, 1)]
-        while coming:
-            begin = time.monotonic()
-            found = coming.pop().result()
-            waited.seconds += time.monotonic() - begin
-            coming = [thread.submit(job()) for job in itertools.islice(left, 1)]
+    with (
+        concurrent.futures.ThreadPoolExecutor(1, "examples") as thread,
+        waited.counted(),
+    ):
+
+        def begun() -> concurrent.futures.Future[T] | None:
+            job = next(left, None)
+            return None if job is None else thread.submit(job())
+
+        coming = begun()
+        while coming is not None:
+            with waited.waiting():
+                found = coming.result()
+            coming = begun()
             yield found
             del found
-            now = time.monotonic()
-            waited.of += now - mark
-            mark = now
 
 
-def each(read: Iterator[T], use: Callable[[T], R]) -> list[R]:
+def each(read: Generator[T, None, None], use: Callable[[T], R]) -> list[R]:
     """What is made of each of what is read, when it is there: two are alive at a time.
 
     Args:
@@ -404,9 +415,10 @@ def each(read: Iterator[T], use: Callable[[T], R]) -> list[R]:
       use: makes arrays of it, and keeps nothing else.
     """
     found = []
-    for one in read:
-        found.append(jax.block_until_ready(use(one)))
-        del one  # before the next but one is read
+    with contextlib.closing(read):
+        for one in read:
+            found.append(jax.block_until_ready(use(one)))
+            del one  # before the next but one is read
     return found
 
 
@@ -426,11 +438,23 @@ def _buffers(examples: Examples, number: int) -> dict[str, np.ndarray]:
     return found
 
 
+_one_reads = threading.Lock()
+"""Sources are asked by one thread at a time: training reads ahead during a validation."""
+
+
 def _read(
-    examples: Examples, wanted: np.ndarray, part: Mapping[str, np.ndarray]
+    examples: Examples,
+    wanted: np.ndarray,
+    part: Mapping[str, np.ndarray],
+    waited: Waited,
 ) -> None:
+    if not len(wanted):
+        return
     own = {name: x[: len(wanted)] for name, x in part.items()}
-    examples.read(wanted.astype(np.int64), own)
+    with _one_reads:
+        examples.read(wanted.astype(np.int64), own)
+        waited.examples += len(wanted)
+        waited.replaced |= examples.replaced
 
 
 def _longer(part: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:

@@ -138,7 +138,11 @@ class Each(Source):
     def _chosen(self) -> bytes:
         """The options that change pixels."""
         side, channels, _, skip, _ = self.options
-        return f"{side} {channels} {skip} ".encode()
+        try:
+            by = decode.decoder()
+        except ImportError:  # so that nothing but arrays can be given
+            by = ""
+        return f"{side} {channels} {skip} {decode.RESIZED} {by} ".encode()
 
 
 def _channels(given: Any) -> int:
@@ -280,7 +284,7 @@ class Items(Each):
 
     def _seen(self) -> Iterator[bytes]:
         yield self._chosen()
-        yield f"{len(self)} ".encode()
+        yield f"{len(self)} {self._fields} ".encode()
         own = getattr(self._source, "_fingerprint", None)
         info = getattr(self._source, "dataset_info", None)
         full_name = getattr(info, "full_name", None)

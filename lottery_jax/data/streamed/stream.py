@@ -81,7 +81,8 @@ def stream(
         "streamed".
       workers: threads that read. None for one per core that the process may use.
       skip_corrupt: whether the next readable example of the split, in order, stands in for
-        one that is corrupt, with its label; `Examples.replaced` says which. By default,
+        one that is corrupt, with its label; `Examples.replaced` says which. It may be one
+        that is held out for validation. By default,
         and whatever else is wrong, reading stops.
       retries: how often again a file that cannot be read is tried, 0 or more: after 0.1 s,
         0.4 s, 1.6 s and so on.
