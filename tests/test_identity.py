@@ -36,9 +36,9 @@ HASHES = {
         "resnet8-cifar10": "37ce1222",
         "oneshot-vs-iterative": "de03750e",
         "conv2-cifar10": "0f182555",
-        "imagenet-resnet50": "1682cc07",
-        "imagenet-resnet50-iterative": "ed5d4e3d",
-        "imagenet-resnet50-init": "c4bf6599",
+        "imagenet-resnet50": "7d93f4eb",
+        "imagenet-resnet50-iterative": "ae503d55",
+        "imagenet-resnet50-init": "ff8e4440",
         "tiny-imagenet-resnet18": "63c21716",
     },
     "instability": {
@@ -49,7 +49,7 @@ HASHES = {
         "resnet20-cifar10-paper": "85180774",
         "resnet20-cifar10-short": "b822aa89",
         "vgg16-cifar10-paper": "ed64a068",
-        "imagenet-resnet50": "46aeea2e",
+        "imagenet-resnet50": "ff69807c",
         "bert-tiny-sst2": "1b38c22e",
     },
     "rewinding": {
@@ -96,7 +96,7 @@ HASHES = {
         "structure": "3dacc792",
         "digits-optimizers": "8426d088",
         "resnet20-cifar-paper": "7fceb07a",
-        "resnet50-imagenet-paper": "8ad63482",
+        "resnet50-imagenet-paper": "ab6ba9c2",
     },
     "ma": {
         "mnist1d": "8f139e69",
