@@ -266,16 +266,14 @@ def _streams(orders: np.ndarray) -> int:
 
 def _steps(one: int, shards: int, asked: int | None, longest: int) -> int:
     """How many steps a window has that so many devices divide; one takes so many bytes."""
-    limit = memory.available()
-    limit = limit and limit * shards
-    # What is read lies on the host first, for all groups.
-    own = min(SHARE * limit, SHARE * memory.of_host()) if limit else ON_HOST
     if asked is None:
-        fit = int(own / 2 / one)
+        fit = int(_own(shards) / one)
         if fit:
             return min(fit, longest)
         asked = 1
-    most = memory.SHARE * (limit or memory.of_host()) / 2 / one
+    device = memory.available()
+    limit = memory.of_host() if device is None else device * shards
+    most = memory.SHARE * limit / 2 / one
     asked = min(asked, longest)
     if asked > most:
         fits = (
@@ -289,6 +287,15 @@ def _steps(one: int, shards: int, asked: int | None, longest: int) -> int:
             f"MiB, and there are two windows at a time; {fits}"
         )
     return asked
+
+
+def _own(shards: int = 1) -> float:
+    """Bytes of a window if nobody says how long it is; so many devices divide it."""
+    device = memory.available()
+    if device is None:
+        return ON_HOST / 2
+    # What is read lies on the host first.
+    return SHARE * min(device * shards, memory.of_host()) / 2
 
 
 def rebased(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -328,9 +335,7 @@ def parts(examples: Examples, batch: int) -> list[tuple[int, int]]:
 
 def at_once(examples: Examples, batch: int) -> int:
     """How many batches of examples are read together, one at least."""
-    limit = memory.available()
-    own = int(SHARE * limit if limit else ON_HOST) // 2
-    return max(1, own // (batch * examples.nbytes))
+    return max(1, int(_own() / (batch * examples.nbytes)))
 
 
 def of_split(
@@ -379,9 +384,7 @@ def of_rows(
 # --- reading --------------------------------------------------------------------------
 
 
-def ahead(
-    jobs: Iterable[Callable[[], Callable[[], T]]], waited: Waited
-) -> Generator[T, None, None]:
+def ahead(jobs: Iterable[Job[T]], waited: Waited) -> Generator[T, None, None]:
     """What jobs return, in order; one is at work while its predecessor's result is used.
 
     Args:
