@@ -26,6 +26,11 @@ ONE, TWO, ALL = lj.Execution(1, 1), lj.Execution(2, 1), lj.Execution(2, 0)
 SHARED = lj.Execution(2, 1, data_parallel=2)
 
 
+def slowly(value):
+    """A case for `make slow-tests`: what compiles most is asked for once elsewhere."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 class Small(nn.Module):
     @nn.compact
     def __call__(self, x, train=False, weights=None):
@@ -58,7 +63,9 @@ def everything(done):
     return done.state, done.best, done.curves, done.kept
 
 
-@pytest.mark.parametrize("execution", [TWO, ALL, SHARED, SHARED._replace(chunk=0)])
+@pytest.mark.parametrize(
+    "execution", [TWO, *map(slowly, (ALL, SHARED, SHARED._replace(chunk=0)))]
+)
 def test_training_is_that_of_a_split_on_the_device(task, execution):
     found = []
     for own in (task, streamed(task)):
@@ -72,7 +79,7 @@ def test_training_is_that_of_a_split_on_the_device(task, execution):
     assert 4 * 31 < where.waited.examples <= 3 * 17 * 16 + 4 * 31
 
 
-@pytest.mark.parametrize("window", [1, 4, None])
+@pytest.mark.parametrize("window", [4, slowly(1), slowly(None)])
 def test_the_length_of_a_window_changes_nothing(task, window):
     found = [
         lj.train(own, TX, 11, 2, where=lj.Where(TWO, window=window))
@@ -81,6 +88,7 @@ def test_the_length_of_a_window_changes_nothing(task, window):
     assert_same(*map(everything, found))
 
 
+@pytest.mark.slow
 def test_a_rule_sees_the_batch_of_its_step(task):
     rule = lj.dynamic.rigl(0.5, every=4, end=12)
     found = [
@@ -132,6 +140,7 @@ def test_two_levels_of_pruning_after_five_interruptions(task, tmp_path):
     assert_same(bits(whole), bits(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["magnitude", "snip"])
 def test_scores_see_the_first_batches_if_they_look_at_any(task, score):
     chain = lj.imp.Chain(score=score)
@@ -153,7 +162,7 @@ def test_masks_at_initialisation(task):
     assert_same(*((x.masks, x.networks) for x in found))
 
 
-@pytest.mark.parametrize("policy", ["recompute", "interpolate"])
+@pytest.mark.parametrize("policy", ["recompute", slowly("interpolate")])
 def test_points_between_networks(task, policy):
     networks = lj.train(task, TX, 5, 3, where=lj.Where(TWO)).networks
     which = np.array([[0, 1], [1, 2], [0, 2], [2, 2], [0, 1]])
@@ -364,6 +373,7 @@ def test_what_is_compiled_as_a_whole_is_refused_by_name(task):
         lj.at_init.first_batches(away, own.noise, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", ["edge_popup", "curve"])
 def test_wrapped_tasks_know_nothing_of_it(task, wrapped):
     if wrapped == "edge_popup":
