@@ -50,9 +50,9 @@ def counted(monkeypatch):
     """Replica-steps of all segments that are trained, as they are."""
     found, real = [], segment.Work.segment
 
-    def segment_(self, moment, a, b):
+    def segment_(self, moment, a, b, window):
         found.append(len(self.runs.joins) * (b - a))
-        return real(self, moment, a, b)
+        return real(self, moment, a, b, window)
 
     monkeypatch.setattr(segment.Work, "segment", segment_)
     examples = {

@@ -131,9 +131,9 @@ class Work(lj.training.segment.Work):
     clock = Seconds()
     checkpoint = 0.0
 
-    def segment(self, moment, a, b):
+    def segment(self, moment, a, b, window):
         self.clock.now += b - a
-        return super().segment(moment, a, b)
+        return super().segment(moment, a, b, window)
 
     def save(self, *given):
         self.clock.now += self.checkpoint

@@ -165,7 +165,8 @@ def test_help_lists_every_preset_and_every_field():
 def test_every_preset_is_a_valid_study(name, fake_data):
     cfg = imp.PRESETS[name].config
     assert imp.EXPERIMENT.parse([name]).config == cfg
-    _, _, tx, protocol = imp.prepare(cfg)
+    with recipes.by_size() if images.streamed(cfg) else contextlib.nullcontext():
+        _, _, tx, protocol = imp.prepare(cfg)
     assert protocol.steps > protocol.rewind_step >= 0
     weights = {"w": np.ones(3, np.float32)}
     updates, _ = tx.update(weights, tx.init(weights), weights)
@@ -575,7 +576,8 @@ WRONG = {
     "--fraction 1.5": ("fraction=1.5", "(0, 1)"),
     "--fraction 0": ("fraction=0.0", "(0, 1)"),
     "--task chess": ("task='chess'", "classification"),
-    "--data imagenet": ("data='imagenet'", "mnist1d, digits"),
+    "--data chess": ("data='chess'", "mnist1d, digits", "imagenet"),
+    "--data imagenet": ("subset=200", "data='imagenet' is read while runs train"),
     "--model lenet": ("model='lenet'", "lenet-300-100"),
     "--model conv-2": ("model='conv-2'", "data='mnist1d'", "(40,)"),
     "--score smallest": ("score='smallest'", "magnitude"),

@@ -1537,9 +1537,14 @@ ENTRANCES = {
             ],
             "watch": [("told", "watch='told'; it must be a function of a Progress")],
             "meeting": [],  # made by `processes`
+            "window": [
+                (0, "window=0; it must be 1 or more"),
+                (2.5, "window=2.5; it must be a whole number, 1 or more"),
+            ],
             "deadline": [(9, "deadline=9; it must be an execution.Deadline")],
             "clock": [],
             "held": [],
+            "waited": [],
             "room": [],
         },
     ),

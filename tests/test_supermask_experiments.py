@@ -1,5 +1,6 @@
 """Supermasks and edge-popup as experiments: what is compared with what."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import edge_popup, frozen, supermask
+from experiments import edge_popup, frozen, recipes, supermask
 from experiments.kinds import images
 from lottery_jax.execution import Where
 
@@ -57,14 +58,16 @@ def fake_data(monkeypatch):
 
 @pytest.mark.parametrize(("module", "name"), PRESETS)
 def test_every_preset_makes_tasks_of_weights_and_of_scores(module, name, fake_data):
-    setups = module.prepare(module.PRESETS[name].config)
+    is_streamed = images.streamed(module.PRESETS[name].config)
+    with recipes.by_size() if is_streamed else contextlib.nullcontext():
+        setups = module.prepare(module.PRESETS[name].config)
     for key, (cfg, task, tx, *_) in setups.items():
         of_scores = key != "trained" and not key.endswith("weights")
         assert hasattr(task.shapes[1], "weights") == of_scores
         weights = {"w": np.ones(3, np.float32)}
         updates, _ = tx.update(weights, tx.init(weights), weights)
         assert jax.tree.map(np.shape, updates) == {"w": (3,)}
-        assert task.validates and cfg.replicas > 1
+        assert task.validates and (is_streamed or cfg.replicas > 1)
 
 
 BAD = [

@@ -457,7 +457,7 @@ def test_a_file_that_does_not_say_enough_is_refused(file, change, message):
     [
         ("model", "mlp-9", "does not fit model='mlp-9' on data='mnist1d'"),
         ("model", "transformer", "model='transformer'.*must be one of"),
-        ("data", "imagenet", "data='imagenet'; it must be one of"),
+        ("data", "chess", "data='chess'; it must be one of"),
         ("task", "chess", "task='chess'; it must be one of classification"),
         ("moon", 1, r"the recipe of .* has fields .* does not know: \['moon'\]"),
         ("steps", "soon", "steps: .*soon"),

@@ -1,5 +1,6 @@
 """Tickets on other tasks as experiments: what trains there, and what is concluded."""
 
+import contextlib
 import dataclasses
 import itertools
 import types
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import lottery_jax as lj
-from experiments import transfer
+from experiments import recipes, transfer
 from experiments.experiment import Outcome
 from experiments.kinds import images
 from experiments.transfer import compared, config, matrix, pairs
@@ -96,7 +97,9 @@ def ticket(folder, setup, name, level, replica):
 @pytest.mark.parametrize("name", config.PRESETS)
 def test_every_preset_makes_networks_that_fit_each_other(name, fake_data):
     cfg = config.PRESETS[name].config
-    setups = transfer.EXPERIMENT.of(cfg).prepare(cfg)
+    several = any(name in images.STREAMED for name in cfg.datasets)
+    with recipes.by_size() if several else contextlib.nullcontext():
+        setups = transfer.EXPERIMENT.of(cfg).prepare(cfg)
     assert len(setups) > 1
     for setup in setups.values():
         assert setup.plan.steps > setup.plan.rewind_step > 0

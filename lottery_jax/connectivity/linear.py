@@ -114,9 +114,9 @@ def error_along_path(
       ValueError: trees or masks that do not match, alphas outside of [0, 1], no policy,
         "interpolate" outside.
     """
-    streams.check_whole(task.data, "error_along_path", "connectivity.paths reads it")
     measure, chunk = check(measure), whole("chunk", chunk, 1)
     check_task(task, trains=False, splits=measure.splits)
+    streams.check_whole(task.data, "error_along_path", "connectivity.paths reads it")
     for name, one_end in (("a", a), ("b", b)):
         is_a(name, one_end, Network, "a lottery_jax.Network")
     trees.same(a, b)

@@ -178,8 +178,9 @@ def check_task(task: Task, plan: Plan, levels: int) -> None:
       plan: a checked one.
       levels: the last level.
     """
+    training.check(task)
     splits = ("validation", "test") if task.validates else ("test",)
-    training.check(task, splits=splits)
+    training.check(task, trains=False, splits=splits)
     shapes, prunable = task.shapes[0], masks.of_task(task)
     masks.cuttable(shapes, prunable, task.exclude)
     for chain in plan.chains:
