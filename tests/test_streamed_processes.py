@@ -27,7 +27,7 @@ TRAIN, BATCH, STEPS, LEVELS = 90, 16, 6, 1
 COMMAND = """
 import json, pathlib, sys
 from experiments import imp
-from lottery_jax.data import rows
+from lottery_jax.data.streamed import rows
 read, seen = rows.Mapped._read, []
 def noted(self, wanted, *into):
     seen.append([len(self), wanted.tolist()])
