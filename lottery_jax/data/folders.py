@@ -206,11 +206,22 @@ def _split(
 def _other_classes(
     own: pathlib.Path, there: Iterable[str], classes: tuple[str, ...]
 ) -> ValueError:
-    more, fewer = sorted({*there} - {*classes}), sorted({*classes} - {*there})
+    must = f"of the same classes as the other splits: {difference(there, classes)}"
+    return errors.wrong("folder", own, must)
+
+
+def difference(there: Iterable[str], classes: Iterable[str]) -> str:
+    """Which classes one split has alone, and which it lacks, in words; empty for none.
+
+    Args:
+      there: names of its classes.
+      classes: of another's.
+    """
+    own, others = {*there}, {*classes}
+    more, fewer = sorted(own - others), sorted(others - own)
     text = [f"{errors.shown(more)} only here"] if more else []
     text += [f"{errors.shown(fewer)} missing"] if fewer else []
-    must = f"of the same classes as the other splits: {', '.join(text)}"
-    return errors.wrong("folder", own, must)
+    return ", ".join(text)
 
 
 def _annotated(

@@ -265,7 +265,7 @@ class Work:
             best = specs_of(moment.best)
             self._validate.ahead(specs[0], specs[1], best, step, active)
         hyper, offset = specs_of((self.hyper, self.offset))
-        window = () if self.reader is None else specs_of(self.reader.empty())
+        window = () if self.reader is None else self.reader.specs()
         self._train.ahead(*specs, step, step, hyper, offset, active, *window)
 
     def one_step(self, moment: Moment) -> tuple[Program, tuple[Any, ...]]:

@@ -139,7 +139,7 @@ class Reader:
         whole = _streams(once[self.real])
         # One copy of what all need, if it is not much more than what each needs.
         together = whole <= 1.5 * max(sizes)
-        batch = once[0].size
+        self.shape, batch = once.shape[2:], once[0].size
         rows = (whole if together else max(sizes)) * batch
         shards = execution.data_parallel
         steps = _steps(rows * self.examples.nbytes, shards, window, longest)
@@ -167,10 +167,27 @@ class Reader:
         return one(self.noise, self.offset, np.int32(a))
 
     def empty(self) -> Window:
-        """A window of no step: to try a program, or to know what it is compiled for."""
-        shape = self._ask(int(self.joins.min()), 1).shape[2:]
-        none = np.zeros((len(self.joins), 0, *shape), np.int32)
+        """A window of no step, to try a program."""
+        none = np.zeros((len(self.joins), 0, *self.shape), np.int32)
         return self._window(none, 0, Waited())
+
+    def specs(self) -> Window:
+        """What a program is compiled for: the shapes of a window, and where they lie."""
+        execution, layout = self.execution, self.layout
+        examples = {
+            name: jax.ShapeDtypeStruct(
+                (execution.groups, layout.room, *one.shape),
+                one.dtype,
+                sharding=_divided(execution),
+            )
+            for name, one in self.examples.fields.items()
+        }
+        places: Any = jax.ShapeDtypeStruct(
+            (len(self.joins), layout.steps, *self.shape),
+            np.int32,
+            sharding=execution.sharded,
+        )
+        return Window(examples, places)  # type: ignore[arg-type]
 
     def windows(
         self, segments: Iterable[tuple[int, int]], waited: Waited
@@ -467,6 +484,11 @@ def _longer(part: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray
     }
 
 
+def _divided(execution: Execution) -> NamedSharding:
+    """Where a window lies: with its group, an equal part on each device of that."""
+    return NamedSharding(execution.mesh, PartitionSpec(AXIS, DATA_AXIS))
+
+
 def _by_group(
     execution: Execution, parts: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Array]:
@@ -477,7 +499,6 @@ def _by_group(
     batch to which each example is added by the one that has it, and as zeros by the others.
     """
     devices, shards = execution.mesh.devices, execution.data_parallel
-    divided = NamedSharding(execution.mesh, PartitionSpec(AXIS, DATA_AXIS))
 
     def field(name: str) -> Array:
         pieces = [
@@ -486,7 +507,9 @@ def _by_group(
             for piece, device in zip(np.split(part[name], shards), own)
         ]
         shape = (len(parts), *parts[0][name].shape)
-        return jax.make_array_from_single_device_arrays(shape, divided, pieces)
+        return jax.make_array_from_single_device_arrays(
+            shape, _divided(execution), pieces
+        )
 
     return jax.block_until_ready({name: field(name) for name in parts[0]})
 

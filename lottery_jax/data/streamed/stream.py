@@ -290,12 +290,11 @@ def _check_classes(opened: Mapping[str, Any]) -> None:
     }
     for split, own in named.items():
         first, known = next(iter(named.items()))
-        more, fewer = sorted({*own} - {*known}), sorted({*known} - {*own})
         if own != known:
-            text = [f"{errors.shown(more)} only here"] if more else []
-            text += [f"{errors.shown(fewer)} missing"] if fewer else []
             where = f"classes of source[{split!r}]"
-            must = f"those of {first}: {', '.join(text) or 'in its order'}"
+            must = (
+                f"those of {first}: {folders.difference(own, known) or 'in its order'}"
+            )
             raise errors.wrong(where, len(own), must)
 
 
