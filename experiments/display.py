@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -385,23 +385,20 @@ def plain(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     )
 
 
-def note_verdicts(path: pathlib.Path, judged: Sequence[Judged]) -> None:
-    """Puts the verdicts into the attributes of stored results, if others are there.
+def note(path: pathlib.Path, said: Mapping[str, str]) -> None:
+    """Puts what `provenance.attributes` gives into stored results, if they say otherwise.
 
-    The attribute `verdicts` is what verdicts.json holds, `claims` a list of lines from
-    `claims`. Both depend on fields that change no result, such as a tolerance, so they
-    may change in a folder.
+    It follows from fields that change no result, such as a tolerance, too, so it may change
+    in a folder.
 
     Args:
       path: of the results.
-      judged: the verdicts on all of them.
+      said: attributes by name.
     """
     found = records.load(path)
-    own = {"verdicts": plain(judged), "claims": claims(judged)}
-    attributes = {name: json.dumps(value) for name, value in own.items()}
-    if attributes.items() <= found.attrs.items():
+    if said.items() <= found.attrs.items():
         return
-    found.attrs |= attributes
+    found.attrs |= dict(said)
     records.save(path, found)
 
 

@@ -19,7 +19,16 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from experiments import cost, display, groups, identity, launch, plans, recipes
+from experiments import (
+    cost,
+    display,
+    groups,
+    identity,
+    launch,
+    plans,
+    provenance,
+    recipes,
+)
 from experiments.display import Judged, Rows
 from experiments.launch import Command
 from experiments.presets import Preset
@@ -249,25 +258,49 @@ class Experiment(Generic[C]):
     # --- what came out
 
     def report(
-        self, results: "xr.Dataset", cfg: C, preset: str, folder: pathlib.Path
+        self,
+        results: "xr.Dataset",
+        cfg: C,
+        preset: str,
+        folder: pathlib.Path,
+        command: str = "",
     ) -> None:
-        """Figures, tables and verdicts, on the disk and on the screen."""
+        """Figures, tables and verdicts, on the disk and on the screen.
+
+        Args:
+          results: all of them, as they are stored in the folder.
+          cfg: the configuration.
+          preset: its name.
+          folder: of the run.
+          command: that made them, as one would write it again.
+        """
         this = self.of(cfg)
         outcome = Outcome(results, cfg, preset, this.judge(results, cfg))
-        first = None
+        figures: list[str] = []
         for name, figure, *about in this.figures(outcome):
-            if first is None and not about:
+            if not figures and not about:
                 about = [outcome.judged]
             lines = [line for judged in about for line in display.claims(judged)]
             plots.caption(figure, lines)
             plots.save(figure, folder / "figures" / name)
-            first = first or folder / "figures" / f"{name}.png"
+            figures.append(name)
         tables, lines = this.tables(outcome), this.conclusions(outcome)
         display.leave(folder, outcome.judged, tables, lines)
-        display.note_verdicts(folder / "results.nc", outcome.judged)
+        shows = self.presets[preset].help if preset in self.presets else ""
+        said = provenance.attributes(
+            experiment=self.name,
+            preset=preset,
+            shows=shows,
+            command=command,
+            figures=figures,
+            verdicts=display.plain(outcome.judged),
+            claims=display.claims(outcome.judged),
+        )
+        display.note(folder / "results.nc", said)
         if note := results.attrs.get("note"):
             lines = [*lines, f"Data: {note}"]
         lines = [*lines, *groups.streams_in_words(results)]
+        first = folder / "figures" / f"{figures[0]}.png" if figures else None
         display.show(tables, [*lines, "", f"Figure: {first}"])
 
     # --- the command
@@ -317,7 +350,8 @@ class Experiment(Generic[C]):
             folder = errors.on_disk("out", cfg.out or usual)
             results = self.run(cfg, folder, deadline)
         if results is not None and processes.index() == 0:
-            self.report(results, cfg, command.preset, folder)
+            written = launch.written(self.name, self.presets, command)
+            self.report(results, cfg, command.preset, folder, written)
 
 
 def claim(folder: pathlib.Path, setup: Any, where: Where) -> None:

@@ -14,12 +14,14 @@ This module must be imported before JAX is used: it makes one host device per co
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
+import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import tyro
@@ -149,6 +151,47 @@ def parse(
     preset = chosen or default
     config = _flags(presets[preset].config, rest, f"{program} [PRESET]", text)
     return Command(config, preset, processes=several, planned=planned)
+
+
+def written(name: str, presets: Mapping[str, Preset], command: Command) -> str:
+    """A command as one would write it again: what differs from its preset, by flags.
+
+    What says nothing of the run (its folder, `--minutes`) is left out.
+
+    Args:
+      name: of the experiment: that of its module.
+      presets: by name.
+      command: what was asked for.
+    """
+    words = ["python", "-m", f"experiments.{name}"]
+    if command.source is not None:
+        words += ["--from", str(command.source), "--level", str(command.level)]
+        usual = _stored(str(command.source), type(command.config))
+    else:
+        words.append(command.preset)
+        usual = presets[command.preset].config
+    for field in dataclasses.fields(command.config):
+        value = getattr(command.config, field.name)
+        stays = field.metadata.get("stored", True) and field.name != "out"
+        if stays and value != getattr(usual, field.name):
+            words += _flag(field.name, value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """A field as it is given on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, tuple):
+        return [f"--{flag}", *(str(one) for one in _flat(value))]
+    return [f"--{flag}", str(value)]
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What nested tuples hold, one after another."""
+    for one in value:
+        yield from _flat(one) if isinstance(one, tuple) else (one,)
 
 
 def _flags(config: C, rest: list[str], program: str, text: str) -> C:
