@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # What runs without the optional packages, on the newest Python as well.
 CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py %/test_benchmarks.py \
 	%/test_interruption.py %/test_docs.py %/test_processes.py %/test_identity.py %/test_groups.py \
-	%/test_gpu_benchmark.py %/test_targets.py %/test_plans.py %/test_streamed_cifar.py \
+	%/test_gpu_benchmark.py %/test_targets.py %/test_plans.py %/test_provenance.py %/test_streamed_cifar.py \
 	%/test_streamed_folder.py %/test_streamed_kills.py %/test_streamed_processes.py \
 	%/test_streamed_recipes.py %/test_streamed_training.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))

@@ -67,4 +67,4 @@ from lottery_jax.storage import tickets as tickets
 
 train = training.train_replicas
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
