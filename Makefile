@@ -15,7 +15,12 @@ CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py 
 	%/test_streamed_recipes.py %/test_streamed_training.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test slow-tests lint types core-tests bench targets compile-targets clean
+# The core on the oldest versions that are admitted: what touches JAX, Flax and optax most.
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,masks scores prune schedules granularity selection \
+	transforms dynamic trees training runs imp connectivity supermask checkpoints)
+
+.PHONY: demo test slow-tests lint types core-tests oldest-tests run-oldest-tests docs notebooks \
+	bench targets compile-targets clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.imp
@@ -23,9 +28,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed.
+# Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed;
+# with SHARE=0 OF=3 the first third of their files.
 slow-tests: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(if $(OF),--share $(SHARE)/$(OF))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -39,6 +45,12 @@ types: $(VENV)/.test
 core-tests: $(VENV)/.core
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(CORE_TESTS)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow tests/test_optimizers.py
+
+oldest-tests:
+	$(MAKE) VENV=$(VENV)-oldest run-oldest-tests
+
+run-oldest-tests: $(VENV)/.oldest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(OLDEST_TESTS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -76,5 +88,10 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[core-test]'
 	touch $@
 
+$(VENV)/.oldest: $(VENV)/bin/python pyproject.toml requirements.oldest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements.oldest --editable '.[core-test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-targets build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-targets $(VENV)-oldest build dist *.egg-info

@@ -52,13 +52,13 @@ def test_code_runs_as_printed(block, tmp_path):
     assert done.stdout.strip()
 
 
-def test_readme_has_its_five_examples():
-    assert len(BLOCKS) == 7
+def test_readme_has_its_three_examples():
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.parametrize(
     "document",
-    [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))],
+    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_links_to_files_lead_somewhere(document):
@@ -79,10 +79,17 @@ def test_the_examples_of_docstrings_run_as_printed(module):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.name)
-def test_every_experiment_and_preset_is_in_the_readme(experiment):
-    assert f"python -m experiments.{experiment.name}" in README
+def test_every_experiment_and_preset_is_listed(experiment):
+    page = (ROOT / "docs" / "presets.md").read_text()
+    assert f"`{experiment.name}`" in README
+    assert f"python -m experiments.{experiment.name}" in page
     for name in experiment.presets:
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in page, name
+
+
+def test_every_notebook_is_in_the_readme():
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        assert f"notebooks/{path.name})" in README, path.name
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.name)

@@ -2,12 +2,17 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 
 import pytest
+
+import lottery_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -71,19 +76,25 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "copy"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    ):
         shutil.copy(ROOT / name, copy)
     for name in ("lottery_jax", "experiments", "tests"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    command = [sys.executable, "-m", "build", "--sdist", "--wheel", "--no-isolation"]
     done = subprocess.run(
         [*command, "--outdir", str(folder / "dist"), str(copy)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (folder / "dist").iterdir()
+    (path,) = (folder / "dist").glob("*.whl")
     return path
 
 
@@ -115,6 +126,37 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
     assert own == sources | {"lottery_jax/py.typed"}
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_the_source_distribution_holds_what_builds_the_wheel(wheel):
+    (path,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
+    assert "lottery_jax/py.typed" in names and "lottery_jax/training/loop.py" in names
+    kept = {name.split("/")[0] for name in names if name}
+    assert not kept & {"tests", "experiments", "docs", "notebooks", "benchmarks"}
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    assert lottery_jax.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## (\S+) ", changes, re.M)[0] == version
+
+
+def test_the_oldest_versions_are_those_that_are_admitted():
+    """What is tested as the oldest is what pyproject.toml asks for, package by package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    admitted = dict(one.split(">=") for one in project["dependencies"])
+    lines = (ROOT / "requirements.oldest").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    assert tested.pop("jaxlib") == tested["jax"]
+    assert {name: pin.removesuffix(".0") for name, pin in tested.items()} == {
+        name: least.removesuffix(".0") for name, least in admitted.items()
+    }
 
 
 def test_every_module_imports_without_the_extras(installed):
