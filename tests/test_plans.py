@@ -59,7 +59,9 @@ def nothing_there(monkeypatch, tmp_path_factory, made_texts):
 @pytest.mark.parametrize(("experiment", "name"), PRESETS)
 def test_every_preset_is_counted_without_its_images(experiment, name, nothing_there):
     cfg = experiment.presets[name].config
-    if cfg.data == "wikitext2":  # the made-up text is shorter than a part of the real one
+    if (
+        cfg.data == "wikitext2"
+    ):  # the made-up text is shorter than a part of the real one
         cfg = dataclasses.replace(cfg, subset=None, rewind_step="1it")
     try:
         work = counted(experiment, cfg)
