@@ -161,7 +161,16 @@ def test_help_lists_every_preset_and_every_field():
         assert f"--{field.name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("name", imp.PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Large networks take a while only to be looked at.
+        pytest.param(
+            name, marks=[pytest.mark.slow] * (preset.config.model[:3] != "mlp")
+        )
+        for name, preset in imp.PRESETS.items()
+    ],
+)
 def test_every_preset_is_a_valid_study(name, fake_data):
     cfg = imp.PRESETS[name].config
     assert imp.EXPERIMENT.parse([name]).config == cfg

@@ -229,8 +229,18 @@ def free(name):
     return FREE[name] | {field.name for field in dataclasses.fields(identity.Where)}
 
 
+SHARED = {
+    f.name
+    for kind in (recipes.Recipe, identity.Where)
+    for f in dataclasses.fields(kind)
+}
 FIELDS = [
-    (name, field.name)
+    # What all experiments share is tried with one of them, and with the others slowly.
+    pytest.param(
+        name,
+        field.name,
+        marks=[pytest.mark.slow] * (field.name in SHARED and name != "imp"),
+    )
     for name, experiment in BY_NAME.items()
     for field in dataclasses.fields(experiment.config)
 ]

@@ -273,6 +273,14 @@ DOORS = {
 }
 """Everything that stores: what runs, and which changes determine its numbers."""
 
+FIRST = ("imp.run", "lj.train", "paths")
+"""A study, a training, an evaluation: the others are asked among the slow tests."""
+
+
+def of_door(door, *others):
+    return pytest.param(door, *others, marks=[pytest.mark.slow] * (door not in FIRST))
+
+
 # Its trunk, which comes first, is not evaluated; its paths are (`evaluate_many`).
 WITHOUT = {("connectivity.run", "evaluation")}
 
@@ -293,7 +301,7 @@ def files(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", map(of_door, DOORS))
 def test_the_same_parts_made_anew_are_what_was_there(finished, door):
     folder, first = finished(door)
     before = files(folder)
@@ -344,7 +352,7 @@ def test_an_interrupted_study_goes_on_with_the_same_parts_made_anew(
 @pytest.mark.parametrize(
     ("door", "change"),
     [
-        (d, c)
+        of_door(d, c)
         for d, (_, changes) in DOORS.items()
         for c in changes
         if (d, c) not in WITHOUT
@@ -361,7 +369,9 @@ def test_what_determines_numbers_is_refused_by_name(finished, door, change):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("door", ["imp.run", "training.train", "evaluate_many"])
+@pytest.mark.parametrize(
+    "door", map(of_door, ["imp.run", "training.train", "evaluate_many"])
+)
 def test_other_draws_are_refused(finished, door, monkeypatch):
     folder, _ = finished(door)
     monkeypatch.setattr(keys, "DRAWS", keys.DRAWS + 1)
