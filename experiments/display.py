@@ -162,6 +162,8 @@ def _places(judged: Sequence[Judged]) -> str:
     if len(differing) != 1:
         return "places"
     noun = differing[0].replace("_", " ")
+    if noun.endswith("s"):  # weights are what they are
+        return noun
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
