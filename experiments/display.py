@@ -300,7 +300,7 @@ def progress(
                 if waited and waited.examples
                 else "",
                 f"{now - begin:.0f} s",
-                still if at.done < at.total or (levels and at.level != last) else "",
+                still,
             ]
             say(f"{place}: " + ", ".join(filter(None, parts)))
         if at.curves is not None:

@@ -283,57 +283,65 @@ class WandB:
     """One run of Weights & Biases for a folder, offline unless the user is logged in.
 
     What is known of it lies in FOLDER/wandb/lottery_jax.json: its id, which stays when the
-    folder is moved, and the last step of each part, since a run that is taken up again
-    measures the same once more.
+    folder is moved, and at which of its steps each part of the run begins. A run that is
+    taken up again so writes the same rows under the same steps, of which Weights & Biases
+    keeps one; to leave out what was written before would lose what a killed process had
+    not yet brought to the disk.
     """
 
     def __init__(self, folder: pathlib.Path, config: Mapping[str, Any]) -> None:
         """Args: folder: of a group of replicas; config: what it is."""
         self.folder, self.config = folder, config
         self._run: Any = None
-        self._about: dict[str, Any] = {}
+        self._id, self._parts = "", dict[str, list[int]]()
 
     @property
     def path(self) -> pathlib.Path:
-        """Where the id and the steps are kept."""
+        """Where the id, and the first and last step of each part, are kept."""
         return self.folder / "wandb" / "lottery_jax.json"
 
     def begin(self, place: str, step: int) -> None:
-        """See `Log`: nothing, as no step is written twice."""
+        """See `Log`: nothing, as rows are known by their steps."""
 
     def add(self, place: str, step: int, values: Values) -> None:
         """See `Log`."""
-        run = self._opened()
-        if step <= self._about["written"].get(place, -1):
-            return
-        if place not in self._about["written"]:
-            run.define_metric(f"{place}/*", step_metric=f"{place}/step")
+        if self._run is None:
+            self._read()
+            self._run = self._opened()
+        if place not in self._parts:
+            ends = [last for _, last in self._parts.values()]
+            self._parts[place] = [max(ends, default=0)] * 2
+        first, last = self._parts[place]
+        self._parts[place] = [first, max(last, first + step)]
+        about = {"id": self._id, "parts": self._parts}
+        records.write_text(self.path, json.dumps(about) + "\n")
         line: dict[str, float] = {f"{place}/step": step}
         for network, own in values.items():
             line |= {f"{place}/{network}/{name}": x for name, x in own.items()}
-        run.log(line)
-        self._about["written"][place] = step
-        records.write_text(self.path, json.dumps(self._about) + "\n")
+        self._run.define_metric(f"{place}/*", step_metric=f"{place}/step")
+        self._run.log(line, step=first + step)
 
     def close(self, place: str) -> None:
         """See `Log`: nothing; wandb ends its run with the process."""
 
+    def _read(self) -> None:
+        """What is known of the run, or the id of a new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            found = json.loads(self.path.read_text())
+            self._id, self._parts = found["id"], found["parts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self._id = secrets.token_hex(4)
+
     def _opened(self) -> Any:
         """The run, which is made with the first value."""
-        if self._run is not None:
-            return self._run
         import wandb
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError, ValueError):
-            self._about = json.loads(self.path.read_text())
-        if not {"id", "written"} <= self._about.keys():
-            self._about = {"id": secrets.token_hex(4), "written": {}}
         study = self.folder.resolve().parts[-2:]
         how: dict[str, Any] = dict(
             project=os.environ.get("WANDB_PROJECT", "lottery-jax"),
             dir=os.fspath(self.folder),
-            id=self._about["id"],
+            id=self._id,
             name="/".join(study),
             group=study[0],
             config=dict(self.config),
@@ -343,12 +351,11 @@ class WandB:
         )
         mode = wandb_mode(os.environ)
         try:
-            self._run = wandb.init(mode=mode, **how)
+            return wandb.init(mode=mode, **how)
         except Exception:
             if mode != "online":
                 raise
-            self._run = wandb.init(mode="offline", **how)  # no network
-        return self._run
+            return wandb.init(mode="offline", **how)  # no network
 
 
 Mode: TypeAlias = Literal["online", "offline", "disabled"]

@@ -161,13 +161,15 @@ class Run:
     """What wandb would be told."""
 
     def __init__(self, **given):
-        self.given, self.lines, self.axes = given, [], {}
+        self.given, self.lines, self.steps, self.axes = given, [], [], {}
 
     def define_metric(self, name, step_metric):
         self.axes[name] = step_metric
 
-    def log(self, line):
+    def log(self, line, step):
+        assert not self.steps or step > self.steps[-1]  # wandb would leave it out
         self.lines.append(line)
+        self.steps.append(step)
 
 
 @pytest.fixture
@@ -205,15 +207,27 @@ def test_a_folder_is_one_run_with_a_key_for_each_curve(tmp_path, wandb):
     assert last["levels/reinit/replica0/train_loss"] == pytest.approx(2.7)
 
 
-def test_a_run_that_is_taken_up_again_is_the_same_and_has_every_step_once(
+def test_a_run_that_is_taken_up_again_is_the_same_run_with_the_same_steps(
     tmp_path, wandb
 ):
-    run(tmp_path, ["wandb"], [*level(0), *level(1)])
+    trunk = [told(None, step, stage="trunk") for step in (0, 50, 100)]
+    run(tmp_path, ["wandb"], [*trunk, *level(0), *level(1)])
     moved = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    # Killed before level 1 was stored: it is measured again.
     run(moved, ["wandb"], [*level(1, resumed=True), *level(2)])
     first, second = wandb.runs
     assert first.given["id"] == second.given["id"] and second.given["resume"] == "allow"
-    assert [line["levels/step"] for line in second.lines] == [250, 300]
+    assert first.steps == [50, 100, 150, 200, 250, 300]
+    assert second.steps == [250, 300, 350, 400]
+    assert first.lines[4:] == second.lines[:2]
+    assert second.axes == {"levels/*": "levels/step"}
+
+
+def test_what_is_known_of_a_run_may_be_damaged(tmp_path, wandb):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "lottery_jax.json").write_text('{"id": "cut')
+    run(tmp_path, ["wandb"], level(0))
+    assert wandb.runs[0].steps == [50, 100] and len(wandb.runs[0].given["id"]) == 8
 
 
 def test_nothing_is_begun_where_nothing_is_measured(tmp_path, wandb):
@@ -264,10 +278,13 @@ def test_runs_are_sent_by_who_is_logged_in_and_nobody_is_asked(tmp_path):
 def test_wandb_itself_takes_it_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     made = run(tmp_path, ["wandb"], [*level(0), *level(1)])
-    made.services["wandb"]._run.finish()
+    wandb = sys.modules["wandb"]
+    run_id = made.services["wandb"]._run.id
+    wandb.teardown()  # as at the end of the process
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     about = json.loads((tmp_path / "wandb/lottery_jax.json").read_text())
-    assert about["written"] == {"levels": 200} and about["id"] in written.name
+    assert about == {"id": run_id, "parts": {"levels": [0, 200]}}
+    assert run_id in written.name
     assert b"levels/ticket/replica0/validation_error" in written.read_bytes()
 
 

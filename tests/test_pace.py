@@ -115,6 +115,7 @@ def test_the_last_level_is_the_callers_where_nothing_is_told():
     ["seconds", "said"],
     [
         (None, ""),
+        (0.0, ""),
         (0.2, "about 1 s left"),
         (41.4, "about 41 s left"),
         (89.9, "about 90 s left"),

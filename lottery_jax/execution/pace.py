@@ -100,8 +100,8 @@ def remaining(pace: Pace, at: Progress, last: int | None = None) -> float | None
 
 
 def left(seconds: float | None) -> str:
-    """Seconds that are left, in words: "about 3 min left"; "" for None."""
-    if seconds is None:
+    """Seconds that are left, in words: "about 3 min left"; "" for None and for 0."""
+    if not seconds:
         return ""
     if seconds < 90:
         return f"about {max(round(seconds), 1)} s left"
