@@ -1,6 +1,6 @@
 """`python -m experiments`: which experiments there are, and their presets."""
 
-from experiments import carry, ticket
+from experiments import carry, gallery, ticket
 from experiments.all import EXPERIMENTS
 
 if __name__ == "__main__":
@@ -11,3 +11,5 @@ if __name__ == "__main__":
     print(f"python -m experiments.ticket inspect|verify FILE: {about}")
     about = (carry.__doc__ or "").splitlines()[0]
     print(f"python -m experiments.carry pack|unpack: {about}")
+    about = (gallery.__doc__ or "").splitlines()[0]
+    print(f"python -m experiments.gallery: {about}")

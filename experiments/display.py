@@ -16,9 +16,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments import metrics
+from experiments import logs, metrics
+from experiments.logs import Logs
 from lottery_jax import imp, records, verdicts
 from lottery_jax.execution import Progress, Waited, Where, processes
+from lottery_jax.execution.pace import Pace, left, paced, remaining
 from lottery_jax.verdicts import ERROR, Metric
 
 
@@ -162,6 +164,8 @@ def _places(judged: Sequence[Judged]) -> str:
     if len(differing) != 1:
         return "places"
     noun = differing[0].replace("_", " ")
+    if noun.endswith("s"):  # weights are what they are
+        return noun
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
@@ -188,10 +192,11 @@ def watched(
     last: int = 0,
     metric: Metric = ERROR,
 ) -> Iterator[Where]:
-    """The same place, with someone who shows how far its run has come.
+    """The same place, with someone who shows how far its run has come, and logs it.
 
     Args:
-      where: its folder gets `metrics.jsonl` if levels are trained there.
+      where: its folder gets `metrics.jsonl` if levels are trained there; its logs, if it
+        is watched by some, get every validation.
       what: before the names of stages.
       names: of the networks, in the order of their rows, for those that diverge.
       last: the last level.
@@ -199,7 +204,24 @@ def watched(
     """
     own = dict(names=names, last=last, metric=metric, waited=where.waited)
     with progress(where.store, what, **own) as watch:  # type: ignore[arg-type]
-        yield dataclasses.replace(where, watch=watch)
+        if (kept := logs.of(where.watch)) is None:
+            yield dataclasses.replace(where, watch=watch)
+            return
+        with kept.watching(where.store, what, names) as log:
+            yield dataclasses.replace(where, watch=_Logged(watch, log, kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logged:
+    """A watcher and a log, both told; and the logs, for who watches another part."""
+
+    watch: Callable[[Progress], None]
+    log: Callable[[Progress], None]
+    logs: Logs
+
+    def __call__(self, at: Progress) -> None:
+        self.watch(at)
+        self.log(at)
 
 
 @contextlib.contextmanager
@@ -229,14 +251,14 @@ def progress(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(bar_width=None),
         bars.TextColumn("{task.fields[at]}"),
-        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[left]}"),
         console=console,
         disable=not live,
         transient=True,
     )
-    task = bar.add_task(what, total=None, at="")
+    task = bar.add_task(what, total=None, at="", left="")
     stream = _Stream(folder, begin, metric)
-    speed = _Speed()
+    pace = Pace()
     diverged: set[tuple[Any, int]] = set()
     now_in, shown = "", begin
 
@@ -244,8 +266,8 @@ def progress(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def watch(at: Progress) -> None:
-        nonlocal now_in, shown
-        levels = at.level is not None
+        nonlocal now_in, shown, pace
+        now, levels = time.monotonic(), at.level is not None
         label = what + (f"level {at.level}/{last}" if levels else at.stage)
         if at.resumed:
             place = f"{what}level {at.level}" if levels else label
@@ -253,7 +275,9 @@ def progress(
         if not levels and label != now_in:
             bar.reset(task)  # stages are unlike each other; levels are one long way
         now_in = label
-        rate = speed.after(at, label)
+        pace = paced(pace, at, now)
+        rate = f"{pace.rate:,.0f} replica-steps/s" if pace.rate else ""
+        still = left(remaining(pace, at, last))
         error = stream.add(at)
         steps = at.total - at.start
         bar.update(
@@ -262,8 +286,8 @@ def progress(
             completed=at.done - at.start + (at.level or 0) * steps,
             total=steps * (last + 1 if levels else 1),
             at=f"{at.done}/{at.total}  {rate}  {error}",
+            left=still,
         )
-        now = time.monotonic()
         # Levels are counted; of other stages one wants to hear now and then.
         due = not levels and now - shown > 30
         if not live and not at.resumed and (at.done == at.total or due):
@@ -276,6 +300,7 @@ def progress(
                 if waited and waited.examples
                 else "",
                 f"{now - begin:.0f} s",
+                still,
             ]
             say(f"{place}: " + ", ".join(filter(None, parts)))
         if at.curves is not None:
@@ -290,24 +315,6 @@ def progress(
 
     with bar:
         yield watch
-
-
-class _Speed:
-    """Steps of all networks per second, smoothed."""
-
-    def __init__(self) -> None:
-        self.rate, self.before = 0.0, (0.0, "", 0)
-
-    def after(self, at: Progress, label: str) -> str:
-        """As text, once there is something to say."""
-        (time_, where, done), now = self.before, time.monotonic()
-        self.before = now, label, at.done
-        if time_ and now > time_:
-            new = at.done - (done if where == label else at.start)
-            speed = new * at.rows / (now - time_)
-            if speed:  # a stage that has just begun says nothing
-                self.rate = 0.9 * self.rate + 0.1 * speed if self.rate else speed
-        return f"{self.rate:,.0f} replica-steps/s" if self.rate else ""
 
 
 class _Stream:

@@ -25,6 +25,7 @@ from experiments import (
     groups,
     identity,
     launch,
+    logs,
     plans,
     provenance,
     recipes,
@@ -176,6 +177,7 @@ class Experiment(Generic[C]):
             must = f"one whose networks are compared by their error, for {self.name}"
             name = f"{cfg.task!r} (compared by {metric.name})"  # type: ignore[attr-defined]
             raise errors.wrong("task", name, must)
+        logs.check(cfg.log)  # type: ignore[attr-defined]
         (launch.execution(cfg) or default_execution()).check()
 
     def run(

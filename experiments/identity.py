@@ -14,7 +14,7 @@ and says nothing of the run but of one call.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lottery_jax import records
 from lottery_jax.convolution import Method
@@ -57,6 +57,10 @@ class Where:
     group_size: int | None = dataclasses.field(default=None, metadata=NEVER_STORED)
     """Replicas that train side by side, of those that are independent; None for all.
     Small groups have small checkpoints."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = dataclasses.field(
+        default=(), metadata=NEVER_STORED
+    )
+    """Where metrics of validations go, beside metrics.jsonl; see docs/metrics.md."""
 
 
 def free(kind: type) -> tuple[str, ...]:

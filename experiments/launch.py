@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import tyro
 
-from experiments import identity
+from experiments import identity, logs
 from experiments.presets import Preset
 from lottery_jax import errors, records
 from lottery_jax.data.cache import cache_dir
@@ -295,11 +295,16 @@ def where(
     meeting: processes.Meeting | None = None,
     deadline: Deadline | None = None,
 ) -> Where:
-    """How a run is executed, where it lies, and when it must have ended."""
+    """How a run is executed, where it lies, who logs it, and when it must have ended."""
+    logs.check(config.log)
+    watch = None
+    if config.log:
+        watch = logs.Logs(config.log, folder, identity.as_config(config))
     return Where(
         execution(config),
         folder,
         config.checkpoint_seconds,
+        watch,
         meeting=meeting,
         deadline=deadline,
         window=config.window_steps,

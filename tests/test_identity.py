@@ -197,6 +197,7 @@ OTHERWISE = {
     "checkpoint_seconds": 0.0,
     "minutes": 60.0,
     "group_size": 9,
+    "log": ("tensorboard",),
     "precision": "bfloat16",
     "activations": "bfloat16",
     "target_density": 0.5,

@@ -17,13 +17,15 @@ _MASKS: Fields = dict(
 
 SUPERMASK: Table = {
     "mnist1d": (
-        "MLP 40-100-100-10 on MNIST-1D, 3 replicas, weights and masks trained for 3,000 "
-        "steps; no download. About a minute on 2 cores.",
+        "A mask alone lifts an untrained MLP on MNIST-1D far above chance, and a trained "
+        "mask comes close to trained weights. MLP 40-100-100-10, 3 replicas, weights and "
+        "masks trained for 3,000 steps; no download. About a minute on 2 cores.",
         dict(**_MASKS, schedule="cosine", steps="3000it", score_steps="3000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, 3 replicas, weights and masks trained on as many "
-        "examples, 12 epochs. Some minutes on 2 cores.",
+        "A mask alone lifts an untrained LeNet-300-100 on Fashion-MNIST far above chance, "
+        "and a trained mask comes close to trained weights. 3 replicas, weights and masks "
+        "trained on as many examples, 12 epochs. Some minutes on 2 cores.",
         {
             **LENET, **_MASKS, "schedule": "cosine", "steps": "10000it",
             "score_steps": "6000it", "every": 1000,
@@ -36,16 +38,19 @@ _SCORES: Fields = dict(score_weight_decay=1e-4)
 
 EDGE_POPUP: Table = {
     "mnist1d": (
-        "MLPs of three widths on MNIST-1D, five densities, three laws, 3 replicas; no "
-        "download. About a minute on 2 cores.",
+        "Random MLPs hold subnetworks that match trained weights on MNIST-1D: best at a "
+        "medium density, better when wider. Three widths, five densities, three laws, 3 "
+        "replicas; no download. About a minute on 2 cores.",
         dict(
             **_SCORES, score_steps="1500it",
             widths=("mlp-25-25", "mlp-50-50", "mlp-100-100"),
         ),
     ),
     "lenet-fashion": (
-        "LeNets of three widths on Fashion-MNIST, five densities, four laws, 3 replicas; "
-        "weights and scores are trained on as many examples. Some minutes on 2 cores.",
+        "Random LeNets hold subnetworks that match trained weights on Fashion-MNIST: best at "
+        "a medium density, better when wider. Three widths, five densities, four laws, 3 "
+        "replicas; weights and scores are trained on as many examples. Some minutes on 2 "
+        "cores.",
         dict(
             **{**LENET, "steps": "6400it"}, **_SCORES, schedule="cosine",
             score_steps="3000it",
@@ -57,8 +62,9 @@ EDGE_POPUP: Table = {
         ),
     ),
     "conv2-cifar10": (
-        "A narrow Conv-2 (8 channels) on CIFAR-10, five densities, two laws, 3 replicas. "
-        "Some minutes on 2 cores.",
+        "A random Conv-2 holds subnetworks that match trained weights on CIFAR-10, best at a "
+        "medium density. 8 channels, five densities, two laws, 3 replicas. Some minutes on 2 "
+        "cores.",
         dict(
             **_SCORES, data="cifar10", model="conv-2-8", batch_size=64,
             learning_rate=1e-3, schedule="cosine", steps="1000it", score_steps="1000it",
@@ -113,8 +119,9 @@ STRONG_LTH: Table = {
         ),
     ),
     "fashion": (
-        "The same with 784-100-10 on Fashion-MNIST, 3,000 steps, 42 neurons of each input: "
-        "371 random weights for each of the 79,400. Some minutes.",
+        "A random network holds, untrained, a twin of a trained 784-100-10 on Fashion-MNIST, "
+        "and its error falls with width as proved. Three constructions, 3,000 steps, 42 "
+        "neurons of each input: 371 random weights for each of the 79,400. Some minutes.",
         dict(**{**LENET, "model": "lenet-100"}, validation=0, neurons=42),
     ),
 }

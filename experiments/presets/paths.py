@@ -25,21 +25,23 @@ _INSTABILITY_PAPER: Fields = dict(
 
 INSTABILITY: Table = {
     "mnist1d": (
-        "The demo: MLP 40-100-100-10 on MNIST-1D, SGD 0.1, 3 inits x 3 branches, five k, "
+        "An MLP on MNIST-1D is unstable to the noise of SGD at its initialisation and stable "
+        "soon after. The demo: MLP 40-100-100-10, SGD 0.1, 3 inits x 3 branches, five k, "
         "with the control of restarted schedules; no download. Under a minute on 2 cores.",
         dict(**MLP_PATHS, schedules=("continued", "restarted")),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps: stable from the start. "
-        "Some minutes on 2 cores.",
+        "LeNet-300-100 on Fashion-MNIST is stable to the noise of SGD from its "
+        "initialisation. Adam 1.2e-3, 3,000 steps. Some minutes on 2 cores.",
         dict(
             **LENET, validation=0, rewind_steps=("0it", "100it", "300it", "1000it"),
             path_train=10_000, every=100,
         ),
     ),
     "resnet8-cifar10": (
-        "A narrow ResNet-8 with BatchNorm on CIFAR-10, 1,600 steps: unstable at k = 0. "
-        "Both BatchNorm policies. About an hour on 2 cores.",
+        "A narrow ResNet-8 on CIFAR-10 is unstable to the noise of SGD at its initialisation "
+        "and stable early in training. BatchNorm under both policies, 1,600 steps. About an "
+        "hour on 2 cores.",
         dict(
             **RESNET8_PATHS,
             rewind_steps=("0it", "16it", "50it", "160it", "480it", "1000it"),
@@ -83,9 +85,9 @@ INSTABILITY: Table = {
         },
     ),
     "bert-tiny-sst2": (
-        "Fine-tuning a pre-trained BERT of 2 layers and width 128 (folder bert-tiny-mlm) on "
-        "SST-2, AdamW 1e-3, 100 steps of 32 sentences, 3 heads x 2 branches, three k. Some "
-        "minutes on 2 cores.",
+        "Fine-tuning a pre-trained BERT on SST-2 is stable to the noise of SGD from its "
+        "first step. 2 layers of width 128 (folder bert-tiny-mlm), AdamW 1e-3, 100 steps of "
+        "32 sentences, 3 heads x 2 branches, three k. Some minutes on 2 cores.",
         dict(
             task="sentences", data="sst2", model="bert", pretrained="bert-tiny-mlm",
             validation=0, length=32, batch_size=32, optimizer="adamw",
@@ -111,14 +113,15 @@ _REWINDING_PAPER: Fields = dict(
 
 REWINDING: Table = {
     "mnist1d": (
-        "MLP on MNIST-1D: ticket, reinit and random mask at three densities and five k, "
-        "5 replicas x 3 branches, and barriers between levels; no download. Some minutes "
-        "on 2 cores.",
+        "Subnetworks of an MLP on MNIST-1D match the dense network if and only if they are "
+        "stable. Ticket, reinit and random mask at three densities and five k, 5 replicas x "
+        "3 branches, and barriers between levels; no download. Some minutes on 2 cores.",
         _REWINDING_MLP,
     ),
     "mnist1d-retraining": (
-        "The same network with a stepped learning rate: four ways to retrain, five "
-        "retraining times. Some minutes.",
+        "Rewinding, of weights or of the learning rate alone, retrains a pruned MLP on "
+        "MNIST-1D better than fine-tuning. A stepped learning rate, four ways to retrain, "
+        "five retraining times. Some minutes.",
         dict(
             **_REWINDING_MLP, study="retraining", schedule="step",
             drops=("1500it", "2250it"),
@@ -127,20 +130,23 @@ REWINDING: Table = {
         ),
     ),
     "mnist1d-batch-size": (
-        "The same network at k = 0 with batches of 25 to 1,000 at equal epochs. Some "
-        "minutes.",
+        "Larger batches make tickets of an MLP on MNIST-1D stable at k = 0, and widen their "
+        "lead over fresh weights. Batches of 25 to 1,000 at equal epochs. Some minutes.",
         {
             **_REWINDING_MLP, "study": "batch_size", "batch_sizes": (25, 100, 400, 1000),
             "steps": "75ep", "levels": (0, 4, 7), "every": 10_000,
         },
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST at 16.8%, five k, 3 replicas. A quarter of an "
+        "At 17% of the weights, subnetworks of LeNet-300-100 on Fashion-MNIST match the "
+        "dense network if and only if they are stable. Five k, 3 replicas. A quarter of an "
         "hour on 2 cores.",
         _REWINDING_LENET,
     ),
     "lenet-fashion-sparse": (
-        "The same at 4.4%, 36% per level. Ten minutes on 2 cores.",
+        "At 4.4% of the weights, subnetworks of LeNet-300-100 on Fashion-MNIST match the "
+        "dense network if and only if they are stable. 36% per level. Ten minutes on 2 "
+        "cores.",
         # Where the paper studies LeNet, at 3.5%, in larger steps.
         {
             **_REWINDING_LENET, "fraction": 0.36, "levels": (0, 7), "alphas": 11,
@@ -167,7 +173,8 @@ REWINDING: Table = {
 
 CURVES: Table = {
     "mnist1d": (
-        "MLP 40-100-100-10 on MNIST-1D, Adam 1e-3, 3 replicas; no download. About a "
+        "A trained curve joins two MLPs on MNIST-1D at low error where the line between them "
+        "has a barrier. MLP 40-100-100-10, Adam 1e-3, 3 replicas; no download. About a "
         "minute on 2 cores.",
         MLP_ENDS,
     ),
@@ -179,8 +186,8 @@ CURVES: Table = {
 
 ALIGNMENT: Table = {
     "mnist1d": (
-        "MLPs of three widths on MNIST-1D, Adam 1e-3, 3 replicas; no download. Some "
-        "minutes on 2 cores.",
+        "Renumbering hidden units lowers the barrier between two MLPs on MNIST-1D. Three "
+        "widths, Adam 1e-3, 3 replicas; no download. Some minutes on 2 cores.",
         MLP_ENDS,
     ),
     "resnet8-cifar10": (

@@ -11,7 +11,8 @@ class Preset(NamedTuple, Generic[C]):
 
     Attributes:
       config: the frozen dataclass.
-      help: one line for `--help`: what it shows, how long it takes.
+      help: for `--help`. Where results are stored its first sentence is what the study
+        claims, which the gallery shows; then how it is asked, and how long it takes.
     """
 
     config: C

@@ -16,8 +16,9 @@ from experiments.presets.shared import (
 
 IMP: Table = {
     "mnist1d": (
-        "The demo: MLP 40-100-100-10 on MNIST-1D, 5 replicas, 16 levels, no download. "
-        "Under a minute on 2 cores.",
+        "Tickets of an MLP on MNIST-1D match the dense network where fresh weights and "
+        "random masks fall behind. The demo: MLP 40-100-100-10, 5 replicas, 16 levels, no "
+        "download. Under a minute on 2 cores.",
         {},
     ),
     "digits": (
@@ -28,7 +29,9 @@ IMP: Table = {
         ),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 3,000 steps, 3 replicas, 12 levels.",
+        "Tickets of LeNet-300-100 on Fashion-MNIST match the dense network where fresh "
+        "weights and random masks fall behind. Adam 1.2e-3, 3,000 steps, 3 replicas, 12 "
+        "levels.",
         dict(**LENET, levels=12, replicas=3),
     ),
     "lenet-mnist-paper": (
@@ -88,8 +91,9 @@ IMP: Table = {
         },
     ),
     "resnet8-cifar10": (
-        "A narrow ResNet-8 at low learning rate, 60% per level, 1,000 steps: a residual "
-        "network in about half an hour on 2 cores.",
+        "At a low learning rate, tickets of a narrow ResNet-8 on CIFAR-10 match the dense "
+        "network and beat fresh weights. 60% per level, 1,000 steps: under an hour on 2 "
+        "cores.",
         {
             **RESNET20, "model": "resnet-8-8", "batch_size": 64, "learning_rate": 0.01,
             "schedule": "constant", "drops": (), "steps": "1000it", "fraction": 0.6,
@@ -154,13 +158,15 @@ IMP: Table = {
 
 DECONSTRUCT: Table = {
     "mnist1d": (
-        "MLP 40-100-100-10 on MNIST-1D, Adam 5e-3, 3 replicas; no download. About a "
-        "minute on 2 cores.",
+        "What counts in a ticket of an MLP on MNIST-1D is a large final weight, the sign it "
+        "began with, and 0 in place of the pruned. MLP 40-100-100-10, Adam 5e-3, 3 replicas; "
+        "no download. About a minute on 2 cores.",
         dict(validation=0, steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,200 steps, 3 replicas, four "
-        "densities. Some minutes on 2 cores.",
+        "What counts in a ticket of LeNet-300-100 on Fashion-MNIST is a large final weight, "
+        "the sign it began with, and 0 in place of the pruned. Adam 1.2e-3, 1,200 steps, 3 "
+        "replicas, four densities. Some minutes on 2 cores.",
         {
             **LENET, "validation": 0, "initializer": "glorot_normal", "steps": "1200it",
             "levels": (1, 4, 8, 14), "untrained_levels": (1, 2, 4, 8, 12, 16), "every": 400,
@@ -179,18 +185,22 @@ DECONSTRUCT: Table = {
 
 AT_INIT: Table = {
     "mnist1d": (
-        "The demo: MLP 40-100-100-10 on MNIST-1D, four methods, four densities, 3 "
-        "replicas; no download. About a minute on 2 cores.",
+        "Masks that are found at the initialisation of an MLP on MNIST-1D know no more than "
+        "how many weights each layer keeps. The demo: MLP 40-100-100-10, four methods, four "
+        "densities, shuffled, reinitialised and inverted, 3 replicas; no download. About a "
+        "minute on 2 cores.",
         dict(steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, Adam 1.2e-3, 1,500 steps, 3 replicas. Some "
-        "minutes on 2 cores.",
+        "Masks that are found at the initialisation of LeNet-300-100 on Fashion-MNIST know "
+        "no more than how many weights each layer keeps. Adam 1.2e-3, 1,500 steps, 3 "
+        "replicas. Some minutes on 2 cores.",
         {**LENET, "steps": "1500it", "densities": (0.2, 0.05, 0.02, 0.01)},
     ),
     "conv2-fashion": (
-        "A narrow Conv-2 (8 channels) on Fashion-MNIST, 600 steps, 3 replicas. A "
-        "quarter of an hour on 2 cores.",
+        "Masks that are found at the initialisation of a narrow Conv-2 on Fashion-MNIST know "
+        "no more than how many weights each layer keeps. 8 channels, 600 steps, 3 replicas. "
+        "A quarter of an hour on 2 cores.",
         {
             **LENET, "model": "conv-2-8", "validation": 0, "steps": "600it",
             "validate_every": 600, "methods": ("snip", "grasp", "synflow"),
@@ -209,12 +219,14 @@ AT_INIT: Table = {
 
 MA: Table = {
     "mnist1d": (
-        "The demo: MLP 40-100-100-10 on MNIST-1D, Adam at three rates, four densities, 3 "
-        "replicas; no download. About a minute on 2 cores.",
+        "Tickets of an MLP on MNIST-1D meet the conditions of Ma et al. for a winning ticket "
+        "at every learning rate. The demo: MLP 40-100-100-10, Adam at three rates, four "
+        "densities, 3 replicas; no download. About a minute on 2 cores.",
         dict(steps="1000it"),
     ),
     "lenet-fashion": (
-        "LeNet-300-100 on Fashion-MNIST, 1,000 steps of Adam at three rates, four "
+        "Tickets of LeNet-300-100 on Fashion-MNIST meet the conditions of Ma et al. for a "
+        "winning ticket at every learning rate. 1,000 steps of Adam at three rates, four "
         "densities from 41% to 2.8%, 3 replicas. Some minutes on 2 cores.",
         # A quarter of the usual rate, this rate, and four times as much.
         {

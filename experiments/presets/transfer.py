@@ -29,22 +29,25 @@ _STUDY: Fields = {
 
 TRANSFER: Table = {
     "digits": (
-        "The demo: an MLP on two halves of 8x8 scans and on their first five classes, 3 "
-        "replicas, four densities; no download. Under a minute on 2 cores.",
+        "Tickets of an MLP on some 8x8 scans train on others as well as their own. The demo: "
+        "two halves of the scans and their first five classes, 3 replicas, four densities; "
+        "no download. Under a minute on 2 cores.",
         _SCANS,
     ),
     "lenet": (
-        "LeNet-300-100 on MNIST, Fashion-MNIST, USPS and grey CIFAR-10: 4 sources x 4 "
-        "targets at 8 densities from 64% to 2.8%, 2,000 steps, 3 replicas. A quarter of "
-        "an hour on 2 cores.",
+        "Tickets of LeNet-300-100 found on one of four sets of images train on each other "
+        "one as well as its own. MNIST, Fashion-MNIST, USPS and grey CIFAR-10: 4 sources x 4 "
+        "targets at 8 densities from 64% to 2.8%, 2,000 steps, 3 replicas. A quarter of an "
+        "hour on 2 cores.",
         {
             **LENET, **_GREY, "steps": "2000it", "rewind_step": "100it", "every": 1000,
             "levels": (2, 4, 6, 8, 10, 12, 14, 16),
         },
     ),
     "conv2": (
-        "A narrow Conv-2 (8 channels) on Fashion-MNIST and grey CIFAR-10, 400 steps, at "
-        "four densities from 26% to 3.5%, 3 replicas. Ten minutes on 2 cores.",
+        "Tickets of a narrow Conv-2 travel between Fashion-MNIST and grey CIFAR-10 and train "
+        "as well as native ones. 8 channels, 400 steps, at four densities from 26% to 3.5%, "
+        "3 replicas. Ten minutes on 2 cores.",
         # Three rounds of 20% in one.
         {
             **LENET, **_GREY, "model": "conv-2-8", "datasets": ("fashion_mnist", "cifar10"),
@@ -53,31 +56,34 @@ TRANSFER: Table = {
         },
     ),
     "optimizers": (
-        "LeNet-300-100 on Fashion-MNIST: tickets of SGD and Adam, each trained by both. "
-        "Two minutes on 2 cores.",
+        "Tickets of LeNet-300-100 on Fashion-MNIST that SGD found train with Adam as well as "
+        "Adam's own, and the other way round. Two minutes on 2 cores.",
         {**_STUDY, "study": "optimizers"},
     ),
     "halves": (
-        "LeNet-300-100: tickets of one half of Fashion-MNIST on the other half. Two "
-        "minutes on 2 cores.",
+        "Tickets of LeNet-300-100 found on one half of Fashion-MNIST train on the other half "
+        "as well as its own. Two minutes on 2 cores.",
         {**_STUDY, "study": "halves", "steps": "2000it", "every": 1000},
     ),
     "few": (
-        "LeNet-300-100: tickets of all of Fashion-MNIST and of MNIST on 1% and 10% of "
+        "On few examples of Fashion-MNIST, tickets of LeNet-300-100 found on many beat those "
+        "that the few find. All of Fashion-MNIST and of MNIST, on 1% and 10% of "
         "Fashion-MNIST. Three minutes on 2 cores.",
         {**_STUDY, "study": "few", "datasets": ("mnist",), "shares": (0.01, 0.1)},
     ),
     "size": (
-        "LeNet-300-100: tickets of 10, 30, 50 and 100% of Fashion-MNIST and of five of its "
-        "classes, on MNIST and USPS. Three minutes on 2 cores.",
+        "The more examples and classes a ticket of LeNet-300-100 is found on, the better it "
+        "trains on other data. 10, 30, 50 and 100% of Fashion-MNIST and five of its classes, "
+        "on MNIST and USPS. Three minutes on 2 cores.",
         {
             **_STUDY, "study": "size", "datasets": ("mnist", "usps"), "steps": "1000it",
             "every": 500,
         },
     ),
     "structure": (
-        "LeNet-300-100: tickets, masks alone and dense weights of MNIST and grey CIFAR-10 "
-        "on Fashion-MNIST. Three minutes on 2 cores.",
+        "A ticket's mask travels without its weights: LeNet-300-100 from MNIST and grey "
+        "CIFAR-10 to Fashion-MNIST. Beside tickets and fine-tuned dense weights. Three "
+        "minutes on 2 cores.",
         {
             **_STUDY, "study": "structure", "datasets": ("mnist", "cifar10"),
             "carried": ("ticket", "structure", "dense"),

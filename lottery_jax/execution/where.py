@@ -30,6 +30,7 @@ class Progress(NamedTuple):
       curves: what was recorded in this stage so far, if it trains.
       states: gives the training states, a stack on the host, in the order of the runs;
         they are fetched when it is called.
+      last: the last level of a pruning study; None elsewhere.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Progress(NamedTuple):
     resumed: bool = False
     curves: Curves | None = None
     states: Callable[[], TrainState] | None = None
+    last: int | None = None
 
     @property
     def place(self) -> str:

@@ -146,7 +146,7 @@ def run(
             marks=plan.rewind_steps,
             keep=keep_steps(bench) if level == 0 else None,
             validate=task.validates,
-            where=_within(at, level, resumed),
+            where=_within(at, level, levels, resumed),
             # A checkpoint within a level needs the moment that the level began with.
             part_of=partial(store_moment, before),
         )
@@ -210,12 +210,13 @@ def _check_weights(weights: str, plan: Plan, start: Network | None) -> None:
         )
 
 
-def _within(where: Where, level: int, resumed: bool) -> Where:
+def _within(where: Where, level: int, last: int, resumed: bool) -> Where:
     """Where a level is trained: in a folder of its own, its number told to who watches.
 
     Args:
       where: of the study.
       level: the level.
+      last: the last level.
       resumed: whether the study was just taken up: said once.
     """
     inside, told = where.below("levels").below(f"{level:02d}"), not resumed
@@ -225,6 +226,7 @@ def _within(where: Where, level: int, resumed: bool) -> Where:
     def watch(progress: Progress) -> None:
         nonlocal told
         first, told = not told, True
-        where.tell(progress._replace(level=level, resumed=progress.resumed or first))
+        resumed = progress.resumed or first
+        where.tell(progress._replace(level=level, last=last, resumed=resumed))
 
     return dataclasses.replace(inside, watch=watch)
