@@ -13,12 +13,20 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import tyro
 
-from experiments import launch
+from experiments import launch, provenance
 from experiments.report import page, stored
+from experiments.report.stored import Run
 from lottery_jax import errors, records
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+NAME = "report.html"
+"""The report in a run folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,18 +59,39 @@ def write(folders: Sequence[str], out: str | None = None) -> pathlib.Path:
         raise errors.wrong("FOLDER", "()", "one or more run folders")
     path = None if out is None else errors.on_disk("out", out)
     if path is not None and path.is_dir():
-        raise errors.wrong("out", repr(out), "a file, such as report.html: it is a folder")
+        must = "a file, such as report.html: there is a folder of that name"
+        raise errors.wrong("out", repr(out), must)
     runs = stored.read(folders)
     if path is None:
         above = runs[0].folder
         if len(runs) > 1:
             common = os.path.commonpath([run.folder.absolute() for run in runs])
             above = pathlib.Path(os.path.relpath(common))
-        path = above / "report.html"
+        path = above / NAME
     text = page.html(runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     records.write_text(path, text)
     return path
+
+
+def leave(folder: pathlib.Path, results: "xr.Dataset") -> str:
+    """Writes the report of a run that has just ended, in its folder; says where it is.
+
+    What goes wrong here is said, and stops nothing: the results are stored by now.
+
+    Args:
+      folder: of the run.
+      results: as they are stored there.
+
+    Returns:
+      A line for the screen.
+    """
+    try:
+        run = Run(folder.absolute().name, folder, results, provenance.read(results))
+        records.write_text(folder / NAME, page.html([run]))
+    except Exception as error:  # a page is never worth a run
+        return f"No report: {error}"
+    return f"Report: {folder / NAME}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

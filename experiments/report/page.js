@@ -25,7 +25,7 @@ function explorer(place, names, fixed) {
   const values = element("div", { className: "scroll", tabIndex: 0 });
   const folded = element("details", {}, element("summary", { textContent: "The values as a table" }), values);
   place.append(controls, charts, lines, thinned, folded);
-  const state = { name: names[0], across: null, line: null, at: {}, hidden: new Set() };
+  const state = { name: names[0], across: null, line: null, at: {}, hidden: new Set(), shared: null };
 
   const own = (run) => run.quantities[state.name];
   const first = () => own(DATA.runs.find((run) => own(run)));
@@ -36,6 +36,7 @@ function explorer(place, names, fixed) {
       ? fixed.across : q.across;
     state.line = q.axes.some((a) => a.name === fixed.line) ? fixed.line : q.lines;
     state.at = {};
+    state.shared = null;
     state.hidden.clear();
   }
 
@@ -84,11 +85,29 @@ function explorer(place, names, fixed) {
       select("lines", [["", "one line"], ...free.map((a) => [a.name, a.title])], state.line,
         (name) => { state.line = name; state.hidden.clear(); });
     }
+    if (DATA.runs.length > 1) {
+      select("vertical axis", [["one", "one for all"], ["own", "of each run"]], alike() ? "one" : "own",
+        (value) => { state.shared = value === "one"; });
+    }
     for (const axis of q.axes) {
       if (taken(q).includes(axis.name)) continue;
       const now = state.at[axis.name] ?? axis.labels[axis.start];
       select(axis.title, axis.labels.map((l) => [l, l]), now, (l) => { state.at[axis.name] = l; });
     }
+  }
+
+  function extent(found) {
+    const low = Math.min(...found.map((r) => r.low)), high = Math.max(...found.map((r) => r.high));
+    const room = (high - low) * 0.04 || Math.abs(high) * 0.05 || 1;
+    return [low < 0 ? low - room : Math.max(0, low - room), high + room];
+  }
+
+  // Whether runs have one vertical axis: unless one of them would be flat on it.
+  function alike() {
+    if (state.shared !== null) return state.shared;
+    const each = DATA.runs.map((run) => (own(run) ? rows(own(run)) : [])).filter((found) => found.length);
+    const [low, high] = extent(each.flat());
+    return each.every((found) => extent(found)[1] - extent(found)[0] > 0.25 * (high - low));
   }
 
   // The rows of a run: places of the two axes, all others as chosen.
@@ -149,14 +168,19 @@ function explorer(place, names, fixed) {
     } else {
       const places = [...new Set(found.map((r) => r.x))].sort((a, b) => a - b);
       const above = places.filter((p) => p > 0);
-      x.scale = { type: axis.scale, zero: false, nice: false, padding: 12 };
+      x.scale = { type: axis.scale, nice: false, padding: 12 };
+      if (axis.scale === "linear") x.scale.zero = false;
       if (axis.scale === "symlog") x.scale.constant = above[0] / 2;
       if (axis.falling) x.scale.reverse = true;
       if (axis.scale !== "linear" && places.length <= 8) x.axis.values = places;
       else if (axis.scale === "log") x.axis.values = rounds(places[0], places.at(-1));
       x.axis.format = ".4~g";
+      if (places.every(Number.isInteger)) x.axis.tickMinStep = 1;
       x.axis.labelOverlap = true;
-      if (places.length > 24) spec.layer.pop();
+      if (places.length > 20) { // bars and points would hide each other
+        spec.layer.pop();
+        spec.layer[0].mark = { type: "area", opacity: 0.13 };
+      }
     }
     spec.encoding.color.scale = { domain: labels, range: colors(labels) };
     spec.encoding.color.title = line ? line.title : "";
@@ -164,19 +188,20 @@ function explorer(place, names, fixed) {
       ...(line ? [{ field: "line", title: line.title }] : []),
       { field: "place", title: axis.title }, { field: "mean", title: q.title, format: ".4~g" },
       { field: "low", title: "least", format: ".4~g" }, { field: "high", title: "greatest", format: ".4~g" },
-      { field: "n", title: "replicas", format: "d" },
+      { field: "n", title: "n", format: "d" },
     ];
     spec.layer[0].encoding.y.title = q.title;
     for (const layer of spec.layer) {
       layer.encoding.y.title = q.title;
-      layer.encoding.y.scale = { zero: false, domain: range, nice: true };
+      layer.encoding.y.scale = { zero: false, domain: range, nice: false };
     }
     spec.data.values = found;
     return spec;
   }
 
   function legend(labels) {
-    lines.replaceChildren(element("legend", { textContent: "shown" }));
+    const axis = first().axes.find((a) => a.name === state.line);
+    lines.replaceChildren(element("legend", { textContent: axis ? axis.title : "" }));
     const own = colors(labels);
     lines.hidden = labels.length < 2;
     labels.forEach((label, i) => {
@@ -214,9 +239,7 @@ function explorer(place, names, fixed) {
     const every = DATA.runs.map((run) => [run, own(run) ? rows(own(run)) : []]);
     const labels = [...new Set(every.flatMap(([, found]) => found.map((r) => r.line)))];
     const seen = every.map(([run, found]) => [run, found.filter((r) => !state.hidden.has(r.line))]);
-    const all = seen.flatMap(([, found]) => found);
-    const low = Math.min(...all.map((r) => r.low)), high = Math.max(...all.map((r) => r.high));
-    const room = (high - low) * 0.04 || Math.abs(high) * 0.05 || 1;
+    const all = seen.flatMap(([, found]) => found), one = alike();
     charts.replaceChildren();
     for (const [run, found] of seen) {
       const box = element("div", { className: "chart" });
@@ -227,7 +250,7 @@ function explorer(place, names, fixed) {
         box.append(element("p", { className: "missing", textContent: own(run) ? "Nothing to draw: no replica has a value here." : "Not in these results." }));
         continue;
       }
-      const spec = specOf(own(run), labels, [low - room, high + room], found);
+      const spec = specOf(own(run), labels, extent(one ? all : found), found);
       spec.description = `${own(run).title} over ${across(own(run)).title}, of ${run.name}`;
       vegaEmbed(box, spec, { actions: false, renderer: "svg" }).catch((error) => {
         box.textContent = `This cannot be drawn: ${error.message}`;

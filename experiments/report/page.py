@@ -1,16 +1,22 @@
 """One page about one or several runs, as text that needs nothing beside it."""
 
 import base64
-import json
+import functools
+import importlib
 import pathlib
+import pkgutil
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import experiments
+from experiments import identity
 from experiments.report import quantities, script, tables
 from experiments.report.stored import Run
 from lottery_jax import plots, records
+from lottery_jax.verdicts import METRICS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,17 +39,9 @@ def html(runs: Sequence[Run]) -> str:
     Raises:
       ImportError: a package is missing; names the extra.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise script.missing() from None
-    loader = jinja2.FileSystemLoader(HERE)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     data = drawn(runs)
-    return environment.get_template("page.html.j2").render(
-        title=" and ".join(run.said.title or run.name for run in runs),
+    return template().render(
+        title=title(runs),
         runs=[about(run) for run in runs],
         differing=tables.differing([run.said.config for run in runs]),
         data=data,
@@ -55,14 +53,45 @@ def html(runs: Sequence[Run]) -> str:
     )
 
 
+def title(runs: Sequence[Run]) -> str:
+    """What the page is about: few runs by name."""
+    names = [run.said.title or run.name for run in runs]
+    if len(set(names)) < len(names):  # one preset several times
+        names = [run.name for run in runs]
+    return " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
+
+
 def text(name: str) -> str:
     """A file of this package."""
     return (HERE / name).read_text()
 
 
+@functools.cache
+def template() -> Any:
+    """The page, with places for what is written of runs.
+
+    Raises:
+      ImportError: jinja2 is missing; names the extra.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise script.missing() from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    written = {"sort_keys": False, "separators": (",", ":"), "allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = written
+    return environment.get_template("page.html.j2")
+
+
 def about(run: Run) -> dict[str, Any]:
     """What is written of a run: all but its figures."""
-    said, usual = run.said, usual_config(run.said.experiment, run.said.preset)
+    said, known = run.said, experiment(run.said.experiment)
+    usual = usual_config(known, said.preset)
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -73,10 +102,8 @@ def about(run: Run) -> dict[str, Any]:
         "config": [(name, tables.plain(x)) for name, x in said.config.items()],
         "numbers": quantities.numbers(run.results),
         "sizes": {str(name): size for name, size in run.results.sizes.items()},
-        "levels": "level" in run.results.coords,
-        "again": goes_on(said.experiment),
         "replicas": int(run.results.sizes.get("replica", 0)),
-        "last": int(run.results["level"].max()) if "level" in run.results.coords else 0,
+        "commands": commands(run, known),
         "variables": len(run.results.data_vars),
     }
 
@@ -100,7 +127,7 @@ def drawn(runs: Sequence[Run]) -> dict[str, Any]:
                 "name": run.name,
                 "quantities": {
                     one.name: one._asdict() | {"axes": [a._asdict() for a in one.axes]}
-                    for one in quantities.found(run.results, each)
+                    for one in quantities.found(run.results, each, compared(run))
                 },
                 "pictures": pictures(run.results, PICTURE_BYTES // len(runs)),
             }
@@ -109,6 +136,14 @@ def drawn(runs: Sequence[Run]) -> dict[str, Any]:
         "colors": {name: color for name, (color, _) in plots.STYLES.items()},
         "spec": SPEC,
     }
+
+
+def compared(run: Run) -> str:
+    """The name of what networks are compared by, as verdicts say; "" for none."""
+    for one in run.said.verdicts:
+        if (unit := one.get("verdict", {}).get("unit")) in METRICS:
+            return str(unit)
+    return ""
 
 
 def pictures(results: "xr.Dataset", most: int) -> dict[str, Any] | None:
@@ -200,27 +235,75 @@ SPEC: Mapping[str, Any] = {
 """A figure in Vega-Lite, whose script fills in what is chosen: titles, scales, colours."""
 
 
-# --- what the presets say -------------------------------------------------------------
+# --- what its experiment says ---------------------------------------------------------
 
 
-def usual_config(experiment: str, preset: str) -> dict[str, Any] | None:
+def experiment(name: str) -> Any:
+    """The experiment of a name; None where this version has none of it."""
+    if name not in {
+        module.name for module in pkgutil.iter_modules(experiments.__path__)
+    }:
+        return None
+    module = importlib.import_module(f"experiments.{name}")
+    return getattr(module, "EXPERIMENT", None)
+
+
+def usual_config(known: Any, preset: str) -> dict[str, Any] | None:
     """The configuration of a preset; None where there is none of that name."""
-    from experiments import identity
-
-    known = _experiments().get(experiment)
     if known is None or preset not in known.presets:
         return None
     return identity.as_config(known.presets[preset].config)
 
 
-def goes_on(experiment: str) -> bool:
-    """Whether an experiment trains stored levels again (`--from`)."""
-    known = _experiments().get(experiment)
-    return known is not None and known.again is not None
+def commands(run: Run, known: Any) -> list[tuple[str, str]]:
+    """Where to go on: what a command does, and the command.
+
+    Args:
+      run: the run.
+      known: its experiment, or None.
+    """
+    said, sizes = run.said, run.results.sizes
+    folder = shlex.quote(str(run.folder))
+    found = []
+    if said.command:
+        does = (
+            "The same again, or what is missing of it; a finished run returns at once"
+        )
+        found.append((does, said.command))
+    once = said.command and "--from" not in shlex.split(said.command)
+    grown = []
+    if known is not None and once and not known.together:
+        grown.append(("replicas", sizes.get("replica", 0) + 2))
+    if known is not None and once and known.complete is not None:
+        grown.append(("levels", sizes.get("level", 1) + 1))
+    if grown:
+        does = f"More {' and '.join(n for n, _ in grown)}; nothing is trained twice"
+        words = _without(said.command, [*(n for n, _ in grown), "target-density"])
+        flags = " ".join(f"--{name} {number}" for name, number in grown)
+        found.append((does, f"{words} {flags} --out {folder}"))
+    if known is not None and known.again is not None and "level" in run.results.coords:
+        last = int(run.results["level"].values[-1])
+        trained = f"python -m experiments.{known.name} --from {folder} --level {last}"
+        ticket = f"{folder}/replicas-*/tickets/*/level{last:02d}-replica00.safetensors"
+        found += [
+            ("A stored level again, with fields changed", trained),
+            (
+                "What a ticket is, and its masks as pictures",
+                f"python -m experiments.ticket inspect {ticket}",
+            ),
+        ]
+    path = str(run.folder / "results.nc")
+    opened = f"results = xr.load_dataset({path!r}, engine='h5netcdf')"
+    text = f"import xarray as xr\n\n{opened}\nprint(results)"
+    return [*found, ("The results, with named axes", text)]
 
 
-def _experiments() -> dict[str, Any]:
-    """All experiments by name."""
-    from experiments.all import EXPERIMENTS
-
-    return {one.name: one for one in EXPERIMENTS}
+def _without(command: str, flags: Sequence[str]) -> str:
+    """A command without some flags and their values."""
+    words, kept, skip = shlex.split(command), [], False
+    for word in words:
+        named = word in [f"--{flag}" for flag in flags]
+        if not (named or skip):
+            kept.append(word)
+        skip = named
+    return shlex.join(kept)

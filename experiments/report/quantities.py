@@ -22,7 +22,10 @@ SAMPLES = ("replica", "pair", "branch", "example")
 _ACROSS = ("alpha", "step", "epoch", "point", "level", "density", "rewind_step")
 """Axes that lie horizontally, the first one that there is."""
 
-_LINES = ("arm", "method", "check", "finder", "procedure", "criterion", "cure", "chain")
+_LINES = (
+    *("arm", "method", "check", "finder", "procedure", "criterion", "cure", "chain"),
+    *("source", "comparison", "rewind_step"),
+)
 """Axes with a line for each place, the first one that there is."""
 
 _SHARES = ("density", "diverged", "disagreement", "commonest_answer", "overlap")
@@ -80,18 +83,21 @@ class Quantity(NamedTuple):
     thinned: str
 
 
-def found(results: "xr.Dataset", places: int = 60_000) -> list[Quantity]:
+def found(
+    results: "xr.Dataset", places: int = 60_000, compared: str = ""
+) -> list[Quantity]:
     """All that can be drawn over an axis, what networks are compared by first.
 
     Args:
       results: of any experiment.
       places: the most of all quantities together; longer axes are thinned out.
+      compared: the metric that networks are compared by, where that is known.
     """
     names = [name for name in _numeric(results) if _own_axes(results, name)]
     each = max(64, min(4_000, places // max(len(names), 1)))
     every = [quantity(results, name, each) for name in names]
     drawn = [one for one in every if any(x is not None for x in one.mean)]
-    return sorted(drawn, key=lambda one: _rank(results, one.name))
+    return sorted(drawn, key=lambda one: _rank(results, one.name, compared))
 
 
 class Number(NamedTuple):
@@ -121,8 +127,8 @@ def numbers(results: "xr.Dataset") -> list[Number]:
         shown = how_shown(name)
         values = shown.of(_kept(results, name).values.astype(float)).reshape(-1)
         if (values := values[np.isfinite(values)]).size:
-            own = (float(f(values)) for f in (np.mean, np.min, np.max))
-            rows.append(Number(_title(name, shown), *own, len(values)))
+            mean, low, high = (float(f(values)) for f in (np.mean, np.min, np.max))
+            rows.append(Number(_title(name, shown), mean, low, high, len(values)))
     return rows
 
 
@@ -154,7 +160,9 @@ def quantity(results: "xr.Dataset", name: str, places: int) -> Quantity:
         name,
         _title(name, shown),
         axes,
-        *(_plain(x) for x in (mean, low, high)),
+        _plain(mean),
+        _plain(low),
+        _plain(high),
         n.reshape(-1).tolist(),
         None if density is None else _plain(100 * density),
         across,
@@ -181,7 +189,7 @@ def axis(values: "xr.DataArray", dim: str) -> Axis:
     title, size = dim.replace("_", " "), values.sizes[dim]
     places = values[dim].values if dim in values.coords else np.arange(size)
     if places.dtype.kind not in "iuf":
-        labels = [str(place).replace("_", " ") for place in places.tolist()]
+        labels = [_label(place) for place in places.tolist()]
         start = labels.index("test") if "test" in labels else 0
         return Axis(dim, title, labels, None, start=start)
     if dim == "density":
@@ -196,6 +204,12 @@ def axis(values: "xr.DataArray", dim: str) -> Axis:
     return Axis(dim, title, labels, numbers, scale, dim == "density", last)
 
 
+def _label(place: Any) -> str:
+    """A name in words; a key path as it is."""
+    name = str(place)
+    return name if "/" in name else name.replace("_", " ")
+
+
 def _scale(dim: str, places: np.ndarray) -> str:
     """Logarithmic where places lie decades apart, or are densities."""
     above = places[places > 0]
@@ -204,7 +218,7 @@ def _scale(dim: str, places: np.ndarray) -> str:
     apart = above.max() / above.min()
     if dim == "density" and places.min() > 0:
         return "log"
-    uneven = len(above) > 2 and np.ptp(np.diff(above)) > 1e-6 * above.max()
+    uneven = len(above) > 2 and np.ptp(np.diff(above)) > 1e-3 * above.max()
     if apart < 8 or not uneven:
         return "linear"
     return "log" if places.min() > 0 else "symlog"
@@ -225,17 +239,24 @@ def _numeric(results: "xr.Dataset") -> list[str]:
 def _own_axes(results: "xr.Dataset", name: str) -> list[str]:
     """The axes of a variable that are not of repetitions, with more than one place."""
     own = results[name]
-    return [d for d in own.dims if d not in SAMPLES and own.sizes[d] > 1]
+    return [str(d) for d in own.dims if d not in SAMPLES and own.sizes[d] > 1]
 
 
 def _kept(results: "xr.Dataset", name: str) -> "xr.DataArray":
     """A variable without what diverged, and without axes of a single place."""
     own = results[name]
     gone = _companion(results, name, "diverged", own.dims)
-    if gone is not None and gone.name != name:
-        own = own.where(gone == 0).transpose(*own.dims)
+    if gone is not None:
+        own = own.copy(data=np.where(_spread(gone, own) == 0, own.values, np.nan))
     single = [d for d in own.dims if d not in SAMPLES and own.sizes[d] == 1]
     return own.isel(dict.fromkeys(single, 0), drop=True)
+
+
+def _spread(own: "xr.DataArray", over: "xr.DataArray") -> np.ndarray:
+    """An array over some of another's axes, repeated over all of them."""
+    ordered = own.transpose(*(d for d in over.dims if d in own.dims)).values
+    shape = [over.sizes[d] if d in own.dims else 1 for d in over.dims]
+    return np.broadcast_to(ordered.reshape(shape), over.shape)
 
 
 def _companion(
@@ -245,9 +266,11 @@ def _companion(
     words = name.split("_")
     prefixes = ["_".join(words[:i]) + "_" for i in range(len(words) - 1, 0, -1)]
     for prefix in [*prefixes, ""]:
-        candidate = results.data_vars.get(f"{prefix}{of}")
-        if candidate is not None and set(candidate.dims) <= set(dims):
-            return candidate
+        beside = f"{prefix}{of}"
+        if beside == name or beside not in results.data_vars:
+            continue  # `get` would look for names that are like it
+        if set(results[beside].dims) <= set(dims):
+            return results[beside]
     return None
 
 
@@ -257,34 +280,20 @@ def _density(
     """The density at each place, `[...]` as `dims`; None where no level has one."""
     if (level := _level_of(dims)) is None or "density" in dims:
         return None
-    whole = (*results[name].dims,)
+    whole, named = results[name].dims, level.replace("level", "density")
     own = _companion(results, name, "density", whole)
-    named = results.data_vars.get(level.replace("level", "density"))
-    if own is None and named is not None and set(named.dims) <= set(whole):
-        own = named
-    if own is None or level not in own.dims or own.name == name:
+    if own is None and named in results.data_vars:
+        own = results[named]
+    if own is None or level not in own.dims or not set(own.dims) <= set(whole):
         return None
-    if level in kept.coords and level in own.coords:
+    own = own.mean([d for d in own.dims if d not in dims])
+    if level in kept.coords and level in own.coords:  # some may be thinned out
         own = own.sel({level: kept[level].values})
-    elif own.sizes[level] != kept.sizes[level]:
+    over = kept.isel({d: 0 for d in kept.dims if d not in dims}).transpose(*dims)
+    if any(own.sizes[d] != over.sizes[d] for d in own.dims):
         return None
-    others = [d for d in own.dims if d in SAMPLES or d not in dims]
-    own = own.mean(others)
-    for dim in own.dims:
-        if own.sizes[dim] != kept.sizes[dim]:
-            return None
-    filled, _ = _broadcast(own, kept, dims)
-    return filled if np.isfinite(filled).all() and (filled > 0).all() else None
-
-
-def _broadcast(
-    own: "xr.DataArray", kept: "xr.DataArray", dims: list[str]
-) -> tuple[np.ndarray, list[str]]:
-    """An array spread over all axes of another."""
-    ordered = own.transpose(*(d for d in dims if d in own.dims)).values
-    shape = [kept.sizes[d] if d in own.dims else 1 for d in dims]
-    full = [kept.sizes[d] for d in dims]
-    return np.broadcast_to(ordered.reshape(shape), full), dims
+    found = _spread(own, over)
+    return found if np.isfinite(found).all() and (found > 0).all() else None
 
 
 def _level_of(dims: Sequence[str]) -> str | None:
@@ -339,16 +348,22 @@ def _title(name: str, shown: metrics.Shown) -> str:
     return f"{words} ({shown.unit})" if shown.unit else words
 
 
-def _rank(results: "xr.Dataset", name: str) -> tuple[Any, ...]:
-    """What networks are compared by comes first, then what has most axes in an order."""
-    known = [metric for metric in METRICS if f"_{metric}_" in f"_{name}_"]
-    early = name.endswith("_early")
+def _rank(results: "xr.Dataset", name: str, compared: str) -> tuple[Any, ...]:
+    """What networks are compared by comes first, then what has most axes."""
+    words = f"_{name}_"
+    of = [metric for metric in _MAIN if f"_{metric}_" in words]
+    at = _MAIN.index(of[0]) if of else len(_MAIN)
+    early, loss = name.endswith("_early"), "_loss_" in words
     tested = name.startswith("test_") or name in METRICS
     beside = name.startswith(("dense_", "found_", "beside_", "train_", "validation_"))
-    main = bool(known) and "loss" not in known and not early and not beside
+    main = bool(of) and not early and not beside
+    first = main and tested and f"_{compared}_" in words
     axes = len(_own_axes(results, name))
-    loss = "loss" in known
-    return (not (main and tested), not main, early, beside, loss, -axes)
+    return not first, not (main and tested), not main, at, early, beside, loss, -axes
+
+
+_MAIN = ("return", "perplexity", "f1", "matthews", "pearson", "accuracy", "error")
+"""Metrics, the first one that there is; where results do not say what they compare."""
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -20,7 +20,7 @@ def vega() -> str:
         version = importlib.metadata.version("vl-convert-python")
     except importlib.metadata.PackageNotFoundError:
         raise missing() from None
-    script = cached(f"report-vega-{version}", _bundle)["script"]
+    script = cached(f"vega-embed-{version}", _bundle)["script"]
     # A page ends its script at the first of these, also within a string.
     return re.sub("</(?=script)", r"<\\/", script.tobytes().decode(), flags=re.I)
 
@@ -30,7 +30,8 @@ def _bundle() -> dict[str, np.ndarray]:
         import vl_convert
     except ImportError:
         raise missing() from None
-    return {"script": np.frombuffer(vl_convert.javascript_bundle().encode(), np.uint8)}
+    text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return {"script": np.frombuffer(text.encode(), np.uint8)}
 
 
 def missing() -> ImportError:

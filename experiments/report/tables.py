@@ -84,11 +84,18 @@ def claims(judged: Sequence[Mapping[str, Any]]) -> list[Claim]:
 
 def _claim(name: str, own: Sequence[Mapping[str, Any]]) -> Claim:
     header = list(
-        dict.fromkeys(key for one in own for key in one if key not in _VERDICT)
+        dict.fromkeys(
+            key
+            for one in own
+            for key in one
+            if key not in _VERDICT and (len(own) == 1 or _differs(key, own))
+        )
     )
     answers = [str(one.get("verdict", {}).get("answer", "")) for one in own]
     counts = ", ".join(
-        f"{answer} {answers.count(answer)}" for answer in dict.fromkeys(sorted(answers))
+        f"{answer} {answers.count(answer)}"
+        for answer in ("yes", "no", "undecided")
+        if answer in answers
     )
     low, high = _bounds([one.get("verdict", {}) for one in own])
     rows = [_row(one, header, low, high) for one in own]
@@ -99,9 +106,12 @@ def _claim(name: str, own: Sequence[Mapping[str, Any]]) -> Claim:
 _VERDICT = ("claim", "verdict")
 
 
-def _row(
-    one: Mapping[str, Any], header: Sequence[str], low: float, high: float
-) -> Row:
+def _differs(key: str, own: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether places of a claim differ in something."""
+    return len({str(one.get(key)) for one in own}) > 1
+
+
+def _row(one: Mapping[str, Any], header: Sequence[str], low: float, high: float) -> Row:
     verdict = one.get("verdict", {})
     metric = _METRICS.get(str(verdict.get("unit", "")))
     own, digits = _scaled(verdict), metric.digits if metric else 4
@@ -146,9 +156,7 @@ def _bounds(every: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _drawn(
-    own: Mapping[str, float | None], low: float, high: float
-) -> Interval | None:
+def _drawn(own: Mapping[str, float | None], low: float, high: float) -> Interval | None:
     begin, end, tolerance = own["low"], own["high"], own["tolerance"]
     if begin is None or end is None or tolerance is None:
         return None
