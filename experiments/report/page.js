@@ -242,8 +242,8 @@ function explorer(place, names, fixed) {
     const all = seen.flatMap(([, found]) => found), one = alike();
     charts.replaceChildren();
     for (const [run, found] of seen) {
-      const box = element("div", { className: "chart" });
-      const figure = element("figure", {}, box);
+      const box = element("div"); // its whole width is drawn on
+      const figure = element("figure", {}, element("div", { className: "chart" }, box));
       if (DATA.runs.length > 1) figure.prepend(element("figcaption", { textContent: run.name }));
       charts.append(figure);
       if (!found.length) {
