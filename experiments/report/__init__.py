@@ -39,7 +39,9 @@ class Report:
     """The page; by default report.html in the folder, or in the one that all lie in."""
 
 
-def write(folders: Sequence[str], out: str | None = None) -> pathlib.Path:
+def write(
+    folders: Sequence[str | os.PathLike[str]], out: str | None = None
+) -> pathlib.Path:
     """Writes the report of one run, or of several side by side.
 
     Args:

@@ -1,5 +1,6 @@
 """The results of run folders, and what they say of themselves."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +29,7 @@ class Run(NamedTuple):
     said: Provenance
 
 
-def read(folders: Sequence[str]) -> list[Run]:
+def read(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """The runs in some folders.
 
     Raises:
