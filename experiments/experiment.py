@@ -33,6 +33,7 @@ from experiments import (
 from experiments.display import Judged, Rows
 from experiments.launch import Command
 from experiments.presets import Preset
+from experiments.report import leave
 from lottery_jax import errors, plots, records
 from lottery_jax.execution import Deadline, Where, default_execution, processes
 from lottery_jax.training import identity as origin
@@ -303,7 +304,8 @@ class Experiment(Generic[C]):
             lines = [*lines, f"Data: {note}"]
         lines = [*lines, *groups.streams_in_words(results)]
         first = folder / "figures" / f"{figures[0]}.png" if figures else None
-        display.show(tables, [*lines, "", f"Figure: {first}"])
+        report = leave(folder, results.assign_attrs(said))
+        display.show(tables, [*lines, "", report, f"Figure: {first}"])
 
     # --- the command
 

@@ -28,6 +28,7 @@ from experiments import (
     identity,
     launch,
     metrics,
+    pictures,
     presets,
     recipes,
 )
@@ -212,6 +213,9 @@ def one(
             metadata=recipes.ticket_metadata(cfg, experiment),
             where=place,
         )
+    if where.store is not None:
+        own = study.records | pictures.of_study(study, where.store)
+        study = study._replace(records=own)
     return study.dataset(**_note(cfg))
 
 

@@ -334,6 +334,19 @@ def test_metrics_stream_has_a_line_per_validation(study):
             np.testing.assert_array_equal(np.float32(line[name]), expected)
 
 
+def test_a_run_leaves_a_report_and_pictures_of_its_masks(study):
+    folder, out, _ = study
+    assert f"Report: {folder / 'report.html'}" in out
+    results = records.load(folder / "results.nc")
+    assert (folder / "report.html").stat().st_size < 5e6
+    found = results["mask_picture"].sel(chain="imp")
+    assert (found.sel(level=0, layer="head/kernel") == 255).sum() == 8 * 10
+    path = lj.imp.ticket_path(folder / "replicas-000-001", "imp", 2, 0)
+    mask = tickets.load(path).mask["dense_0"]["kernel"]  # 40 inputs, 8 units
+    drawn = found.sel(level=2, layer="dense_0/kernel").values[:8, :40]
+    np.testing.assert_array_equal(drawn == 255, mask.T)
+
+
 def test_tickets_are_nested_and_of_the_stored_densities(study):
     folder = study[0] / "replicas-000-001"
     results = records.load(study[0] / "results.nc").sel(chain="imp", arm="ticket")

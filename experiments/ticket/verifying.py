@@ -21,6 +21,7 @@ from experiments.display import Judged, Rows
 from experiments.experiment import claim
 from experiments.identity import FREE, Where
 from experiments.recipes import Recipe, Setup
+from experiments.report import leave
 from experiments.ticket.inspecting import contents, digest
 from lottery_jax import errors, keys, plots, records, tickets, trees, verdicts
 from lottery_jax import imp as studies
@@ -400,4 +401,5 @@ def report(results: "xr.Dataset", case: Case, folder: pathlib.Path) -> None:
     )
     plots.save(figure, folder / "figures" / "verified")
     display.leave(folder, judged, [rows], lines)
-    display.show([rows], [*lines, "", f"Figure: {folder / 'figures' / 'verified'}.png"])
+    left = [leave(folder, results), f"Figure: {folder / 'figures' / 'verified'}.png"]
+    display.show([rows], [*lines, "", *left])
