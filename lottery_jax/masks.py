@@ -320,7 +320,7 @@ def overlaps(masks: Mapping[str, Mask], prunable: PrunableLike = None) -> Overla
     both = {n: _in_common(m) for n, m in flat.items()}
     chance = {n: x[:, None] * x / max(flat[n].shape[1], 1) for n, x in alive.items()}
     for counts in (alive, both, chance):
-        counts[ALL_LAYERS] = sum(counts.values(), start=np.float64(0))
+        counts[ALL_LAYERS] = np.sum(list(counts.values()), axis=0)
     found = Overlaps(
         tuple(masks),
         {name: _over_union(both[name], own) for name, own in alive.items()},

@@ -37,11 +37,8 @@ def overview(
     """
     if not leaves:
         raise errors.wrong("leaves", "{}", "some masks by their names")
-    for name, mask in leaves.items() if weights is not None else ():
-        if np.shape((weights or {}).get(name)) != np.shape(mask):
-            must = f"an array of the mask's shape, {np.shape(mask)}"
-            given = np.shape(weights[name]) if name in (weights or {}) else "none"
-            raise errors.wrong(f"weights[{name!r}]", given, must)
+    if weights is not None:
+        _fit(weights, leaves)
     columns = 2 if weights is None else 3
     figure, grid = figures(len(leaves), columns, (3.2, 2.1))
     for row, (name, mask) in zip(grid, leaves.items()):
@@ -55,6 +52,15 @@ def overview(
         axes.set_xlabel(text, fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _fit(weights: Mapping[str, np.ndarray], leaves: Mapping[str, np.ndarray]) -> None:
+    """Raises a ValueError that names the first mask without weights of its shape."""
+    for name, mask in leaves.items():
+        given = np.shape(weights[name]) if name in weights else "none"
+        if given != np.shape(mask):
+            must = f"an array of the mask's shape, {np.shape(mask)}"
+            raise errors.wrong(f"weights[{name!r}]", given, must)
 
 
 def _units(axes: Any, mask: np.ndarray) -> None:
