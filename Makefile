@@ -15,7 +15,7 @@ CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py 
 	%/test_streamed_recipes.py %/test_streamed_training.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test slow-tests lint types core-tests bench targets compile-targets clean
+.PHONY: demo test slow-tests lint types core-tests bench notebooks targets compile-targets clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.imp
@@ -43,6 +43,10 @@ core-tests: $(VENV)/.core
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# In a browser; what each one is: notebooks/README.md.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/jupyter lab notebooks
+
 # The programs of a GPU and of a TPU, compiled on any machine. The wheels are some gigabytes:
 # an environment of its own.
 targets:
@@ -66,6 +70,10 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml requirements.lock
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[experiments,bench]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[notebooks]'
 	touch $@
 
 $(VENV)/.targets: $(VENV)/bin/python pyproject.toml requirements.lock

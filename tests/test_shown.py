@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -120,3 +121,19 @@ def test_treescope_has_the_table_and_pictures_in_their_places():
     assert drawn.count("data:image/png") == 2
     text = treescope.render_to_text(plots.shown(MASK))
     assert "conv/kernel" in text
+
+
+def test_neither_matplotlib_nor_treescope_is_needed_for_a_table(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "treescope", None)
+    assert len(pictures(view_of(MASK))) == 2
+    assert plots.visualizer(1.0, None) is None
+    with pytest.raises(ImportError, match=r"pip install 'lottery-jax\[notebooks\]'"):
+        plots.visualizer(MASK["head"]["kernel"], None)
+
+
+def test_a_notebook_shows_the_page_and_a_terminal_the_text():
+    core = pytest.importorskip("IPython.core.formatters")
+    shown, _ = core.DisplayFormatter().format(plots.shown(MASK))
+    assert shown["text/html"] == view_of(MASK)
+    assert shown["text/plain"] == repr(plots.shown(MASK))
