@@ -55,6 +55,10 @@ run-oldest-tests: $(VENV)/.oldest
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# In a browser; what each one is: notebooks/README.md.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/jupyter lab notebooks
+
 # The programs of a GPU and of a TPU, compiled on any machine. The wheels are some gigabytes:
 # an environment of its own.
 targets:
@@ -78,6 +82,10 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml requirements.lock
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[experiments,bench]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[notebooks]'
 	touch $@
 
 $(VENV)/.targets: $(VENV)/bin/python pyproject.toml requirements.lock

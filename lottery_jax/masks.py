@@ -11,7 +11,7 @@ or as None, which means `prunable(tree)`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Literal, NamedTuple
@@ -220,6 +220,12 @@ def count(mask: Mask, prunable: PrunableLike = None) -> Array:
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 
+def layers(mask: Mask, prunable: PrunableLike = None) -> dict[str, Array]:
+    """The prunable leaves of a mask, or of a tree beside it, by their key path."""
+    flags = resolve(mask, prunable)
+    return {name: m for (name, m), take in zip(by_path(mask).items(), flags) if take}
+
+
 def density(mask: Mask, prunable: PrunableLike = None) -> Array:
     """The surviving share of the prunable weights, float32 `[]` in [0, 1]."""
     return count(mask, prunable) / jnp.float32(total(mask, prunable))
@@ -227,11 +233,9 @@ def density(mask: Mask, prunable: PrunableLike = None) -> Array:
 
 def layer_densities(mask: Mask, prunable: PrunableLike = None) -> dict[str, Array]:
     """The density of each prunable leaf by its key path, float32 `[]` each."""
-    flags = resolve(mask, prunable)
     return {
         name: jnp.sum(m, dtype=jnp.int32) / jnp.float32(m.size)
-        for name, m, take in zip(paths(mask), jax.tree.leaves(mask), flags)
-        if take
+        for name, m in layers(mask, prunable).items()
     }
 
 
@@ -269,6 +273,73 @@ def overlap(a: Mask, b: Mask, prunable: PrunableLike = None) -> Overlap:
     either = count(jax.tree.map(jnp.logical_or, a, b), prunable)
     iou = jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
     return Overlap(iou, (either - both) / jnp.float32(total(a, prunable)))
+
+
+ALL_LAYERS = "all layers"
+"""Where `overlaps` says what holds of all prunable weights together."""
+
+
+class Overlaps(NamedTuple):
+    """How alike several masks are, layer by layer; the diagonals are 1.
+
+    Attributes:
+      names: of the masks, N of them.
+      iou: intersection over union of the survivors by layer, float64 `[N, N]`; the last
+        one is `ALL_LAYERS`. 1 for two empty masks.
+      chance: likewise, what masks that are independent of each other would have at the
+        densities of the same layers: the intersection and the union that are expected,
+        one over the other.
+    """
+
+    names: tuple[str, ...]
+    iou: dict[str, np.ndarray]
+    chance: dict[str, np.ndarray]
+
+
+def overlaps(masks: Mapping[str, Mask], prunable: PrunableLike = None) -> Overlaps:
+    """Intersection over union of each of several masks with each, and by chance.
+
+    Two masks that leave most weights of the last layer alive have much in common there,
+    whatever they were found by: what counts is how far they lie above chance.
+
+    Args:
+      masks: by what they are called; all of one network.
+      prunable: what counts.
+
+    Raises:
+      ValueError: there is no mask, or one does not fit the first.
+    """
+    if not masks:
+        raise errors.wrong("masks", "{}", "some masks by their names")
+    first, *others = masks.values()
+    for mask in others:
+        check(mask, first, "the first mask")
+    each = [layers(trees.host(mask), prunable) for mask in masks.values()]
+    flat = {n: np.stack([np.ravel(own[n]) for own in each]) for n in each[0]}
+    alive = {n: m.sum(axis=1, dtype=np.float64) for n, m in flat.items()}
+    both = {n: _in_common(m) for n, m in flat.items()}
+    chance = {n: x[:, None] * x / max(flat[n].shape[1], 1) for n, x in alive.items()}
+    for counts in (alive, both, chance):
+        counts[ALL_LAYERS] = np.sum(list(counts.values()), axis=0)
+    found = Overlaps(
+        tuple(masks),
+        {name: _over_union(both[name], own) for name, own in alive.items()},
+        {name: _over_union(chance[name], own) for name, own in alive.items()},
+    )
+    for matrix in found.chance.values():
+        np.fill_diagonal(matrix, 1.0)
+    return found
+
+
+def _in_common(flat: np.ndarray) -> np.ndarray:
+    """How many weights survive in both, of masks `[N, weights]`: float64 `[N, N]`."""
+    return np.array([(flat & one).sum(axis=1) for one in flat], np.float64)
+
+
+def _over_union(both: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """Intersection over union, from counts `[N, N]` and `[N]`."""
+    either = alive[:, None] + alive - both
+    return np.where(either > 0, both / np.where(either > 0, either, 1), 1.0)
 
 
 # --- controls -------------------------------------------------------------------------

@@ -61,8 +61,8 @@ ARROWS = {
     "sparse": ("models", "masks"),
     "compact": ("units", "sparse"),
     "pytorch": ("models", "masks", "storage"),
-    # Arrays only.
-    "plots": ("errors",),
+    # Arrays, and masks as they show themselves.
+    "plots": ("masks",),
 }
 
 CORE = {"jax", "flax", "optax", "numpy", "scipy"}

@@ -173,6 +173,57 @@ def test_overlap_at_the_ends():
     assert masks.overlap(empty, empty) == (1.0, 0.0)
 
 
+def test_overlaps_of_several_masks_against_numpy():
+    named = {f"mask {i}": some_mask(i, 0.2 + 0.2 * i) for i in range(3)}
+    found = masks.overlaps(named)
+    assert found.names == tuple(named)
+    assert list(found.iou) == list(found.chance) == [*NAMES, masks.ALL_LAYERS]
+    each = list(named.values())
+    for i, j in np.ndindex(3, 3):
+        x, y = kernels(each[i]), kernels(each[j])
+        for name, a, b in zip(NAMES, x, y):
+            np.testing.assert_allclose(
+                found.iou[name][i, j], (a & b).sum() / (a | b).sum()
+            )
+        whole = masks.overlap(each[i], each[j]).iou
+        np.testing.assert_allclose(found.iou[masks.ALL_LAYERS][i, j], whole, rtol=1e-6)
+        # Exact for the counts: a survivor of one is one of the other as often as any.
+        both = sum(a.sum() * b.sum() / a.size for a, b in zip(x, y))
+        either = sum(a.sum() + b.sum() for a, b in zip(x, y)) - both
+        expected = 1 if i == j else both / either
+        np.testing.assert_allclose(found.chance[masks.ALL_LAYERS][i, j], expected)
+
+
+def test_a_shuffled_mask_has_as_much_in_common_as_chance_has_it():
+    rng = np.random.default_rng(0)
+    mask = {"kernel": rng.random((300, 200)) < 0.1}
+    shuffled = {"kernel": rng.permuted(mask["kernel"].reshape(-1)).reshape(300, 200)}
+    found = masks.overlaps({"own": mask, "shuffled": shuffled})
+    both, chance = (x["kernel"][0, 1] for x in (found.iou, found.chance))
+    # Five standard deviations of the number in common, which is about 600 of 11,400.
+    assert abs(both - chance) < 5 * np.sqrt(600) / 11_400 and chance > 0.04
+
+
+def test_overlaps_of_nothing_or_of_other_networks_are_refused():
+    with pytest.raises(ValueError, match="masks={}; it must be some masks"):
+        masks.overlaps({})
+    one = {"kernel": np.ones((2, 2), bool)}
+    with pytest.raises(ValueError, match="'kernel' has shape"):
+        masks.overlaps({"a": one, "b": {"kernel": np.ones((2, 3), bool)}})
+    empty = {"kernel": np.zeros((2, 2), bool)}
+    assert (
+        masks.overlaps({"a": empty, "b": empty}).iou["kernel"].tolist() == [[1] * 2] * 2
+    )
+
+
+def test_layers_are_the_prunable_leaves():
+    mask = some_mask()
+    found = masks.layers(mask)
+    assert tuple(found) == NAMES and found[NAMES[0]] is mask["conv"]["kernel"]
+    other = masks.layers(mask, masks.prunable(mask, include="head/*"))
+    assert list(other) == ["head/bias", "head/kernel"]
+
+
 # --- controls -------------------------------------------------------------------------
 
 

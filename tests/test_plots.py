@@ -314,17 +314,65 @@ def test_receptive_fields_on_a_line_are_rows_above_a_count():
     np.testing.assert_array_equal(heights, mask.sum(axis=1))
 
 
+def test_receptive_fields_of_kernels_have_their_own_shape():
+    rng = np.random.default_rng(0)
+    mask, weights = rng.random((2, 3, 2, 9)) < 0.4, rng.normal(size=(2, 3, 2, 9))
+    flat = {"weights": weights.reshape(12, 9), "number": 4}
+    expected = plots.receptive_fields(mask.reshape(12, 9), (2, 3, 2), **flat).axes
+    found = plots.receptive_fields(mask, weights=weights, number=4).axes
+    for one, other in zip(found, expected, strict=True):
+        assert one.get_title() == other.get_title()
+        if one.images:
+            np.testing.assert_array_equal(image_of(one), image_of(other))
+
+
 @pytest.mark.parametrize(
     ("shape", "weights", "message"),
     [
         ((3, 3), None, r"shape=\(3, 3\); it must be the shape of 8 inputs"),
         ((2, 2, 1, 2), None, "one to three numbers"),
+        (None, None, "shape=None; it must be the shape of 8 inputs"),
         ((8,), np.ones((8, 3)), r"weights.shape=\(8, 3\); it must be \(8, 2\)"),
     ],
 )
 def test_receptive_fields_that_do_not_fit_are_refused(shape, weights, message):
     with pytest.raises(ValueError, match=message):
         plots.receptive_fields(np.ones((8, 2), bool), shape, weights=weights)
+
+
+def test_an_overview_has_a_row_for_each_layer():
+    rng = np.random.default_rng(0)
+    leaves = {"conv": rng.random((3, 3, 2, 5)) < 0.3, "head": rng.random((20, 4)) < 0.5}
+    leaves["head"][:, 1] = False
+    weights = {name: rng.normal(size=mask.shape) for name, mask in leaves.items()}
+    figure = plots.overview(leaves, weights=weights, title="whose")
+    drawn = [figure.axes[i : i + 3] for i in (0, 3)]
+    for (picture, units, values), (name, mask) in zip(drawn, leaves.items()):
+        assert picture.get_title().startswith(name)
+        left = np.sort(mask.reshape(-1, mask.shape[-1]).sum(axis=0))[::-1]
+        np.testing.assert_array_equal(units.patches[0].get_data().values, left)
+        none = f"{(left == 0).sum()} of {len(left)} units have none"
+        assert units.get_title() == none
+        counted = sum(bar.get_height() for bar in values.patches)
+        assert counted == mask.sum()
+    assert len(plots.overview(leaves).axes) == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"a": np.ones((2, 3))},
+            r"weights\['a'\]=\(2, 3\); it must be an array of the",
+        ),
+        ({"b": np.ones((2, 2))}, r"weights\['a'\]='?none"),
+    ],
+)
+def test_an_overview_of_what_does_not_fit_is_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        plots.overview({"a": np.ones((2, 2), bool)}, weights=weights)
+    with pytest.raises(ValueError, match="leaves={}; it must be some masks"):
+        plots.overview({})
 
 
 LINES = [
@@ -584,3 +632,50 @@ def test_heat_maps_share_one_scale_and_mark_places_on_their_axes():
     assert not first.lines and len(second.lines) == 2
     assert second.lines[0].get_xdata()[0] == 4.0
     assert bar.get_ylabel() == "distance" and second.get_xlabel() == "epoch"
+
+
+IOU = {"a": np.array([[1.0, 0.5], [0.5, 1.0]]), "all": np.array([[1.0, 0.2], [0.2, 1]])}
+CHANCE = {name: np.array([[1.0, 0.1], [0.1, 1.0]]) for name in IOU}
+
+
+def test_overlaps_are_coloured_by_how_far_they_lie_above_chance():
+    figure = plots.overlaps(IOU, CHANCE, names=["x", "y"], title="whose")
+    for axes, (layer, found) in zip(figure.axes, IOU.items()):
+        assert axes.get_title() == layer
+        picture = image_of(axes)
+        np.testing.assert_allclose(picture[0, 1], 100 * found[0, 1] - 10)
+        assert np.isnan(picture.diagonal()).all()
+        texts = [text.get_text() for text in axes.texts]
+        assert texts == [f"{100 * found[0, 1]:.0f}", "(10)"] * 2
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["x", "y"]
+    scales = {axes.images[0].get_clim() for axes in figure.axes[:2]}
+    assert len(scales) == 1
+
+
+def test_many_masks_have_colours_alone():
+    many = {"a": np.eye(9)}
+    figure = plots.overlaps(many, many, names=list("abcdefghi"))
+    assert not figure.axes[0].texts
+
+
+def test_overlaps_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"chance=\['a'\]; it must be matrices of"):
+        plots.overlaps(IOU, {"a": CHANCE["a"]}, names=["x", "y"])
+    with pytest.raises(
+        ValueError, match=r"iou\['a'\].shape=\(2, 2\); it must be \(3, 3\)"
+    ):
+        plots.overlaps(IOU, CHANCE, names=["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    "backend", ["agg", "module://matplotlib_inline.backend_inline"]
+)
+def test_a_notebook_keeps_its_own_way_of_showing_figures(backend, monkeypatch):
+    import matplotlib
+
+    pytest.importorskip("matplotlib_inline")
+    monkeypatch.setenv("MPLBACKEND", backend)
+    matplotlib.use(backend)
+    plots.masks({"a": np.ones((2, 2), bool)})
+    assert matplotlib.get_backend().lower() in (backend, "inline")
+    matplotlib.use("agg")

@@ -1,8 +1,10 @@
 """Figures from recorded arrays. Needs matplotlib (the extra `experiments`).
 
 lines      over density, steps, paths or any quantity
-maps       planes, differences, answers, values by their names
+maps       planes, differences, overlaps, answers, values by their names
 pictures   masks and weights
+tickets    one ticket at a glance
+shown      masks and tickets that show themselves in notebooks; without matplotlib
 pages      text below figures, and files
 """
 
@@ -23,8 +25,14 @@ from lottery_jax.plots.maps import by_name as by_name
 from lottery_jax.plots.maps import heat_maps as heat_maps
 from lottery_jax.plots.maps import loss_plane as loss_plane
 from lottery_jax.plots.maps import matrices as matrices
+from lottery_jax.plots.maps import overlaps as overlaps
 from lottery_jax.plots.pages import CAPTION_SIZE as CAPTION_SIZE
 from lottery_jax.plots.pages import caption as caption
 from lottery_jax.plots.pages import save as save
 from lottery_jax.plots.pictures import masks as masks
 from lottery_jax.plots.pictures import receptive_fields as receptive_fields
+from lottery_jax.plots.shown import Leaf as Leaf
+from lottery_jax.plots.shown import Shown as Shown
+from lottery_jax.plots.shown import shown as shown
+from lottery_jax.plots.shown import visualizer as visualizer
+from lottery_jax.plots.tickets import overview as overview

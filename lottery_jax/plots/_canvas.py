@@ -1,5 +1,6 @@
 """What all figures share: axes, colours, lines of means, legends."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,14 +57,15 @@ def figures(
 
 
 def matplotlib_pyplot() -> Any:
-    """matplotlib's, without a screen."""
+    """matplotlib's; without a screen, but where a notebook shows what is drawn."""
     try:
         import matplotlib
     except ImportError:
         raise ImportError(
             "figures need matplotlib: pip install 'lottery-jax[experiments]'"
         ) from None
-    matplotlib.use("Agg")
+    if "inline" not in os.environ.get("MPLBACKEND", ""):
+        matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "lottery_jax"
     from matplotlib import pyplot
 

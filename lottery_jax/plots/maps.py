@@ -244,6 +244,77 @@ def heat_maps(
     return figure
 
 
+def overlaps(
+    iou: Mapping[str, np.ndarray],
+    chance: Mapping[str, np.ndarray],
+    *,
+    names: Sequence[str],
+    title: str = "",
+) -> Any:
+    """How much masks have in common, a map for each layer, and by chance in small.
+
+    The arguments are what `lottery_jax.masks.overlaps` returns. Up to eight masks, numbers
+    stand in the cells: intersection over union in percent, and below it what independent
+    masks of the same densities would have. Colours are how far the one lies above the other,
+    on one scale of ten points or more for all maps: white is chance.
+
+    Args:
+      iou: per layer `[N, N]`, in [0, 1].
+      chance: likewise.
+      names: of the masks.
+      title: above all.
+
+    Returns:
+      A matplotlib figure; the diagonal, on which masks meet themselves, is grey.
+
+    Raises:
+      ValueError: other layers by chance than without, or a matrix that is not as large as
+        there are names.
+    """
+    if set(iou) != set(chance) or not iou:
+        raise errors.wrong("chance", list(chance), f"matrices of {list(iou)}, some")
+    number = len(names)
+    for field, matrices_ in (("iou", iou), ("chance", chance)):
+        for layer, matrix in matrices_.items():
+            if np.shape(matrix) != (number, number):
+                must = f"{(number, number)}, a row for each of the names"
+                raise errors.wrong(f"{field}[{layer!r}].shape", np.shape(matrix), must)
+    same = np.eye(number, dtype=bool)
+    above = {n: np.where(same, np.nan, x - chance[n]) for n, x in iou.items()}
+    apart = np.abs(np.concatenate([x[~same] for x in above.values()]))
+    # Of few weights, a few points are noise: no strong colours for them.
+    most = 100 * max(float(apart.max(initial=0.0)), 0.1)
+    columns = min(4, len(iou))
+    width = max(1.3 + 0.5 * number, 2.4)
+    figure, grid = figures(-(-len(iou) // columns), columns, (width, width))
+    for axes in grid.flat[len(iou) :]:
+        axes.set_axis_off()
+    for axes, (layer, found) in zip(grid.flat, above.items()):
+        axes.grid(False)
+        axes.set_facecolor("#e4e4e4")
+        shown = axes.imshow(100 * found, cmap="RdBu", vmin=-most, vmax=most)
+        for i, j in np.argwhere(~same) if number <= 8 else ():
+            dark = abs(100 * found[i, j]) > 0.6 * most
+            color = "white" if dark else "#222222"
+            for text, size, lift in (
+                (f"{100 * iou[layer][i, j]:.0f}", 8, -0.12),
+                (f"({100 * chance[layer][i, j]:.0f})", 6, 0.26),
+            ):
+                place = j, i + lift
+                axes.text(
+                    *place, text, ha="center", va="center", fontsize=size, color=color
+                )
+        axes.set_xticks(range(number), names, rotation=35, ha="right", fontsize=7)
+        axes.set_yticks(range(number), names, fontsize=7)
+        axes.set_title(layer, fontsize=9)
+    bar = figure.colorbar(shown, ax=list(grid.flat), shrink=0.8)
+    bar.set_label("points above chance", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    note = "intersection over union (%), by chance in brackets"
+    figure.suptitle(f"{title}\n{note}" if title else note, fontsize=9)
+    return figure
+
+
 def loss_plane(
     x: np.ndarray,
     y: np.ndarray,

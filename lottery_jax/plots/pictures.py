@@ -42,45 +42,63 @@ def masks(
     for axes in panels[len(leaves) :]:
         axes.set_axis_off()
     for axes, (name, mask) in zip(panels, leaves.items()):
-        mask = np.asarray(mask, bool)
-        picture, lines = _mask_picture(mask)
-        largest = max(float(np.nanmax(picture, initial=0.0)), 1e-9)
-        drawn = axes.imshow(
-            picture,
-            cmap=_colors("Blues"),
-            vmin=0,
-            vmax=largest,
-            aspect=_aspect(picture),
-            interpolation="nearest",
-        )
-        if not (lines or set(np.unique(picture)) <= {0.0, 1.0}):
-            bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
-            bar.ax.tick_params(labelsize=6)
-            bar.set_label("share that survives", fontsize=6)
-        shape = "x".join(map(str, mask.shape))
-        share = 100 * mask.mean() if mask.size else 0.0
-        axes.set_title(f"{name}\n{shape}, {share:.3g}% survive", fontsize=7)
+        draw_mask(figure, axes, name, np.asarray(mask, bool))
         axes.set_xlabel("inputs", fontsize=7)
         axes.set_ylabel("units", fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _mask_picture(mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The share that survives at each place `[units, inputs]`; whether it has lines."""
+def draw_mask(figure: Any, axes: Any, name: str, mask: np.ndarray) -> None:
+    """Draws one mask, with a bar of colours where places are shares.
+
+    Args:
+      figure: that the axes belong to.
+      axes: of matplotlib.
+      name: of the leaf, above it.
+      mask: bool, of any number of axes.
+    """
+    picture, lines = mask_picture(mask)
+    largest = max(float(np.nanmax(picture, initial=0.0)), 1e-9)
+    drawn = axes.imshow(
+        picture,
+        cmap=_colors("Blues"),
+        vmin=0,
+        vmax=largest,
+        aspect=_aspect(picture),
+        interpolation="nearest",
+    )
+    if not (lines or set(np.unique(picture)) <= {0.0, 1.0}):
+        bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
+        bar.ax.tick_params(labelsize=6)
+        bar.set_label("share that survives", fontsize=6)
+    shape = "x".join(map(str, mask.shape))
+    share = 100 * mask.mean() if mask.size else 0.0
+    axes.set_title(f"{name}\n{shape}, {share:.3g}% survive", fontsize=7)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def mask_picture(mask: np.ndarray, pixels: int = _PIXELS) -> tuple[np.ndarray, bool]:
+    """The share that survives at each place `[units, inputs]`; whether it has lines.
+
+    Args:
+      mask: bool, of any number of axes.
+      pixels: the most places along a side.
+    """
     if mask.ndim > 2:
         *kernel, inputs, units = mask.shape
         height, width = (int(np.prod(kernel[:-1])), kernel[-1])
         tiles = mask.reshape(height, width, inputs, units).transpose(3, 0, 2, 1)
         shape = units * (height + 1) - 1, inputs * (width + 1) - 1
-        if max(shape) <= _PIXELS and height * width > 1:
+        if max(shape) <= pixels and height * width > 1:
             lined = np.full((units, height + 1, inputs, width + 1), np.nan)
             lined[:, :height, :, :width] = tiles
             picture = lined.reshape(units * (height + 1), inputs * (width + 1))
             return picture[:-1, :-1], True
-        return _binned(tiles.mean(axis=(1, 3))), False
+        return _binned(tiles.mean(axis=(1, 3)), pixels), False
     matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim else mask.reshape(1, 1)
-    return _binned(matrix.T.astype(float)), False
+    return _binned(matrix.T.astype(float), pixels), False
 
 
 def _aspect(picture: np.ndarray) -> str:
@@ -89,11 +107,11 @@ def _aspect(picture: np.ndarray) -> str:
     return "equal" if 1 / 3 < height / width < 3 else "auto"
 
 
-def _binned(picture: np.ndarray) -> np.ndarray:
-    """Means of equal blocks, so that no side has more than `_PIXELS` places."""
+def _binned(picture: np.ndarray, pixels: int) -> np.ndarray:
+    """Means of equal blocks, so that no side has more than so many places."""
     for axis in (0, 1):
         size = picture.shape[axis]
-        step = -(-size // _PIXELS)
+        step = -(-size // pixels)
         if step > 1:
             first = np.arange(0, size, step)
             count = np.diff(np.append(first, size))
@@ -104,7 +122,7 @@ def _binned(picture: np.ndarray) -> np.ndarray:
 
 def receptive_fields(
     mask: np.ndarray,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None = None,
     *,
     weights: np.ndarray | None = None,
     number: int = 24,
@@ -116,9 +134,10 @@ def receptive_fields(
     few of them at the rim.
 
     Args:
-      mask: bool `[inputs, units]`; a convolution's kernels are inputs of the shape of one.
+      mask: bool `[inputs, units]`, or the kernels of a convolution `[height, width,
+        channels, units]`.
       shape: of an input, `[height, width]`, with channels or without, or `[length]`; their
-        product is the number of inputs. Channels are summed.
+        product is the number of inputs. Channels are summed. Kernels have theirs.
       weights: real, of the mask's shape: what survives is drawn with its sign. None draws
         the mask.
       number: of units that are shown, those with the most survivors first.
@@ -131,11 +150,17 @@ def receptive_fields(
       ValueError: shapes that do not fit each other.
     """
     mask = np.asarray(mask, bool)
-    if mask.ndim != 2 or mask.shape[0] != int(np.prod(shape)) or len(shape) > 3:
-        must = f"the shape of {mask.shape[0]} inputs, one to three numbers"
-        raise errors.wrong("shape", shape, must)
     if weights is not None and np.shape(weights) != mask.shape:
         raise errors.wrong("weights.shape", np.shape(weights), f"{mask.shape}")
+    if mask.ndim == 4:
+        shape = mask.shape[:-1] if shape is None else shape
+        mask = mask.reshape(-1, mask.shape[-1])
+        weights = None if weights is None else np.reshape(weights, mask.shape)
+    if mask.ndim != 2:
+        raise errors.wrong("mask.shape", mask.shape, "[inputs, units], or of kernels")
+    if shape is None or mask.shape[0] != int(np.prod(shape)) or len(shape) > 3:
+        must = f"the shape of {mask.shape[0]} inputs, one to three numbers"
+        raise errors.wrong("shape", shape, must)
     height, width = (1, shape[0]) if len(shape) == 1 else shape[:2]
 
     def pictures(values: np.ndarray) -> np.ndarray:
