@@ -15,7 +15,7 @@ CORE_TESTS := $(filter-out %/test_data.py %/test_notebooks.py %/test_package.py 
 	%/test_streamed_recipes.py %/test_streamed_training.py \
 	%experiment.py %experiments.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test slow-tests lint types core-tests bench targets compile-targets clean
+.PHONY: demo test slow-tests lint types core-tests bench docs targets compile-targets clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.imp
@@ -43,6 +43,11 @@ core-tests: $(VENV)/.core
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# The documentation site, in build/docs; nothing is executed, nothing fetched.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -n -W --keep-going -j auto -q docs build/docs
+	@echo "open build/docs/index.html"
+
 # The programs of a GPU and of a TPU, compiled on any machine. The wheels are some gigabytes:
 # an environment of its own.
 targets:
@@ -66,6 +71,10 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml requirements.lock
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[experiments,bench]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.targets: $(VENV)/bin/python pyproject.toml requirements.lock
