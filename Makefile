@@ -59,6 +59,11 @@ bench: $(VENV)/.bench
 notebooks: $(VENV)/.notebooks
 	$(BIN)/jupyter lab notebooks
 
+# The documentation site, in build/docs; nothing is executed, nothing fetched.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -n -W --keep-going -j auto -q docs build/docs
+	@echo "open build/docs/index.html"
+
 # The programs of a GPU and of a TPU, compiled on any machine. The wheels are some gigabytes:
 # an environment of its own.
 targets:
@@ -86,6 +91,10 @@ $(VENV)/.bench: $(VENV)/.demo
 
 $(VENV)/.notebooks: $(VENV)/bin/python pyproject.toml requirements.lock
 	$(PIP) --editable '.[notebooks]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.targets: $(VENV)/bin/python pyproject.toml requirements.lock

@@ -27,10 +27,10 @@ DOCS = [
     # What the pages show trains more than what the README shows.
     pytest.param(
         block,
-        id=f"{path.name}-{i}",
-        marks=[pytest.mark.slow] * (path.name != "README.md"),
+        id=f"{path.relative_to(ROOT)}-{i}",
+        marks=[pytest.mark.slow] * (path.parent != ROOT),
     )
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
     for i, block in enumerate(blocks(path.read_text()))
 ]
 
