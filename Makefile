@@ -29,7 +29,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed;
-# with SHARE=0 OF=3 the first third of their files.
+# with SHARE=0 OF=5 the first fifth of their files.
 slow-tests: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(if $(OF),--share $(SHARE)/$(OF))
 

@@ -357,6 +357,7 @@ class Deaf(nn.Module):
         return Linear()(jnp.nan_to_num(x, posinf=0.0, neginf=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value", [np.nan, pytest.param(-np.inf, marks=pytest.mark.slow)]
 )
@@ -417,6 +418,7 @@ def whole():
     return trained(runs(), lj.Where(ONE))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     where = lj.Where(ONE, tmp_path, 0, killer(3))
     with pytest.raises(Killed):
@@ -441,6 +443,7 @@ def test_a_replica_alone_is_itself_among_others():
     assert len(np.unique(states)) == states.size
 
 
+@pytest.mark.slow
 def test_rewinding_restores_the_games():
     plan = imp.Plan(
         steps=STEPS,

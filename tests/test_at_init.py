@@ -380,6 +380,7 @@ def deep():
     return toys.classification(models.make("mlp-6-80-80-6", 4))
 
 
+@pytest.mark.slow
 def test_synflow_keeps_every_layer_where_snip_empties_some():
     task, density = deep(), 0.003
     with pytest.warns(RuntimeWarning, match="layers have lost all") as said:
@@ -413,6 +414,7 @@ class ConvNet(nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grasp", "synflow"])
 def test_networks_with_convolutions_and_norms_are_pruned(name):
     task = toys.classification(ConvNet())
@@ -467,6 +469,7 @@ def test_what_makes_no_sense_for_a_task_is_named(change, given, match):
         imp.prune_at_init(task, **asked)
 
 
+@pytest.mark.slow
 def test_a_chain_may_prune_trained_networks_by_these_scores():
     plan = imp.Plan(
         steps=2,

@@ -81,6 +81,7 @@ def quick(tmp_path_factory):
     return stored, folder
 
 
+@pytest.mark.slow
 def test_rows_run(quick):
     stored, folder = quick
     for row in stored.values():
@@ -144,6 +145,7 @@ def test_compiling_counts_what_overlaps_once(monkeypatch):
     assert compiling.count() == 1 and compiling.count(6.5) == 0
 
 
+@pytest.mark.slow
 def test_another_checkout_takes_turns_with_this_one(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("lottery_jax", "benchmarks"):

@@ -382,6 +382,7 @@ for i in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_process_that_saves(tmp_path):
     root = str(pathlib.Path(lottery_jax.__path__[0]).parent)
     runs = []

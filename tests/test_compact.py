@@ -131,6 +131,7 @@ def as_network(small):
     return Subnetwork(small.params, small.mask, small.model_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_function_gradients_and_statistics_are_those_of_the_full_network(name):
     model, network, x, unread = build(name)

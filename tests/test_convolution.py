@@ -116,6 +116,7 @@ def derivatives(f, kernel, x, kernel_tangent, x_tangent):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axes", "method"),
     [
@@ -228,6 +229,7 @@ def test_sharded_over_devices_with_a_loop_within():
     close(jax.jit(sharded)(x, kernel)[0], jnp.stack(want))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "grouped", "loop", "tiles"])
 def test_under_shard_map_nothing_is_summed_over_devices(method):
     x, kernel = normal(0, 4, 2, 5, 5, 2), normal(1, 4, 3, 3, 2, 3)
@@ -276,6 +278,7 @@ def test_no_replicas_at_all(axes):
     assert jax.vmap(conv, axes)(x, kernel).shape == (0, 2, 5, 5, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "features"), [(3, 16), (3, 48), (8, 8), (16, 16), (32, 8), (4, 32)]
 )
@@ -288,6 +291,7 @@ def test_few_channels_take_columns_together(channels, features):
         close(got, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 3])
 def test_every_platform_and_method_computes_the_same(groups):
     x, kernel = normal(0, groups, 2, 7, 6, 3), normal(1, groups, 3, 3, 3, 4)
@@ -418,6 +422,7 @@ def test_operands_are_rounded_in_the_value_and_in_both_gradients(precision, bits
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dilated", [False, True])
 def test_narrow_images_and_wide_kernels(method, dilated):

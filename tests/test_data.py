@@ -102,6 +102,7 @@ def rows(split):
 # --- generated sets -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mnist1d_is_generated_alike_and_leaves_global_generators_alone(
     tmp_path, monkeypatch
 ):

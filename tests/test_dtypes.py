@@ -58,6 +58,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", sorted(scores.SCORES))
 def test_scores_are_float32_at_least_and_every_rule_takes_them(name, dtype):
@@ -137,6 +138,7 @@ def test_the_mean_gradient_of_equal_batches_is_that_of_one(dtype):
 # --- rules during training ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("granularity", [None, Block((2, 2)), Channel(), NofM(1, 2)])
 def test_what_grows_is_as_much_as_drops_and_keeps_its_dtype(granularity, dtype):

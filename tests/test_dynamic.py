@@ -506,6 +506,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_off_the_mask_is_zero_after_every_step_of_every_optimizer(name):
     rule = dynamic.rigl(0.5, 8, 2, drop_fraction=0.5, scope="uniform")
@@ -649,6 +650,7 @@ def everywhere(jaxpr, within=()):
             yield from everywhere(inner, (*within, eqn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", ["rigl", "gradual_magnitude", "gradual_random"])
 def test_the_rule_lies_in_a_loop_whose_condition_is_one_for_all_replicas(name, axes):

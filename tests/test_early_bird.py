@@ -34,6 +34,7 @@ def networks(key, epochs):
 # --- masks and distances --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -326,6 +327,7 @@ def test_a_layer_without_a_norm_is_named():
 # --- with the runner ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_in_chunks_ends_at_the_epoch_that_one_run_finds():
     data = lj.data.load("mnist1d", subset=100)
     task = lj.tasks.classification(data, lj.models.make("mlp-6", 10), batch_size=25)

@@ -202,6 +202,7 @@ def test_presets_run(name, fake_data, tmp_path):
         assert results.sizes["chain"] == len(cfg.schedules)
 
 
+@pytest.mark.slow
 def test_a_recipe_names_its_task(tmp_path, monkeypatch):
     """A language model, say, is configured, run and judged as a classifier is."""
     task = toys.language_model()
@@ -240,6 +241,7 @@ def test_published_densities_of_lenet(fake_data):
     assert densities("lenet-mnist-paper") == [100.0, *map(float, published.split())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, counts",
     {
@@ -412,6 +414,7 @@ def test_claims_are_counted_with_their_comparisons():
     assert display.claims([]) == []
 
 
+@pytest.mark.slow
 def test_results_bear_the_verdicts_of_the_last_tolerance(study, tmp_path):
     folder = shutil.copytree(study[0], tmp_path / "run")
     path = folder / "results.nc"
@@ -484,6 +487,7 @@ def test_asking_for_less_returns_at_once_and_forgets_nothing(copy, no_training):
     assert (copy / "config.json").read_bytes() == config
 
 
+@pytest.mark.slow
 def test_more_levels_and_replicas_equal_a_direct_run(copy, tmp_path):
     old = (copy / "replicas-000-001/metrics.jsonl").read_text()
     old_tickets = ticket_files(copy)
@@ -574,6 +578,7 @@ def test_retraining_unchanged_gives_the_stored_level_again(copy):
     assert arrays(copy) == before
 
 
+@pytest.mark.slow
 def test_retraining_with_changed_data_optimizer_steps_and_arms(study, tmp_path):
     changed = (
         "--subset 150 --label-noise 0.2 --optimizer sgd --learning-rate 0.05 --steps 6it "
@@ -749,6 +754,7 @@ def poison(task, replica):
     return task._replace(init=init)
 
 
+@pytest.mark.slow
 def test_a_replica_that_diverges_is_reported_and_left_out(tmp_path, monkeypatch, study):
     real = imp.make_task
     monkeypatch.setattr(imp, "make_task", lambda cfg: poison(real(cfg), 1))
@@ -772,6 +778,7 @@ def test_a_replica_that_diverges_is_reported_and_left_out(tmp_path, monkeypatch,
     assert (tmp_path / "run/figures/accuracy.png").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_but_divergence_still_makes_a_table(tmp_path):
     out, err = succeed(TINY, "--levels 1 --learning-rate 1e38 --out", tmp_path)
     assert err.count("diverged at step") == 12
@@ -781,6 +788,7 @@ def test_nothing_but_divergence_still_makes_a_table(tmp_path):
     assert "Figure:" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_no_traceback_and_the_command_goes_on(study, tmp_path, monkeypatch):
     calls = []
 

@@ -381,6 +381,7 @@ CHANGES = {
 """What a name in a configuration may come to mean."""
 
 
+@pytest.mark.slow
 def test_a_run_is_not_that_of_what_has_only_the_same_names(
     tmp_path, monkeypatch, capsys
 ):

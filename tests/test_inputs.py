@@ -490,6 +490,7 @@ def one_step(task):
     return value, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_logits_of_half_precision_are_fine(dtype):
     task = toys.classification(Dense(change=lambda x: x.astype(dtype)), batch_size=10)
@@ -555,6 +556,7 @@ class Perturbed(Plain):
         return self.perturb("tap", x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Intermediates(), OwnCollection(), Perturbed()])
 def test_what_a_module_only_leaves_behind_changes_nothing(model):
     # Padded batches and statistics: all as if nothing was left.
@@ -563,6 +565,7 @@ def test_what_a_module_only_leaves_behind_changes_nothing(model):
     toys.assert_equal(one_step(task), one_step(plain))
 
 
+@pytest.mark.slow
 def test_a_study_and_a_path_of_networks_that_sow():
     task, plan = toys.classification(OwnCollection()), imp.Plan(6, arms=("ticket",))
     study = imp.run(task, optax.sgd(0.1), plan, levels=1, replicas=2)
@@ -595,6 +598,7 @@ class Summing(nn.Module):
         return nn.Dense(4, name="head")(x)
 
 
+@pytest.mark.slow
 def test_collections_that_keep_their_shapes_are_carried():
     state = trained(of_module(Spectral())).state.model_state["batch_stats"]
     first = of_module(Spectral()).init(jax.random.key(0))[1]["batch_stats"]
@@ -757,6 +761,7 @@ class HeadFirst:
         return score | {"head": head}
 
 
+@pytest.mark.slow
 def test_a_layer_that_loses_its_last_weight_is_said_once_and_recorded(tmp_path):
     chain = imp.Chain(densities=imp.Geometric(0.4), score=HeadFirst())
     arms = ("ticket", "random_mask")  # 48 + 24 weights: the head goes at level 1
@@ -1590,6 +1595,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
         assert training.checked.replicas(three) == (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_replicas_may_be_how_many():
     task, tx = plain_task(), optax.sgd(0.1)
     plan = imp.Plan(steps=2, arms=("ticket",))

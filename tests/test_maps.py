@@ -460,6 +460,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
 def test_processes_that_are_killed_change_no_byte(tmp_path):
     done = subprocess.run(

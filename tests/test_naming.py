@@ -636,6 +636,7 @@ def test_every_function_that_takes_prunable_is_asked():
     assert found == {*ASKING}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ASKING, ids=lambda function: function.__name__)
 def test_every_function_takes_what_its_error_suggests(function):
     call, weights = ASKING[function], unclear_tree()

@@ -145,6 +145,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_whole_study(name, tmp_path):
     task = TASKS[name]()
@@ -181,6 +182,7 @@ def test_a_whole_study(name, tmp_path):
             before = cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnx", "haiku", "linen"])
 def test_dropout_draws_from_the_key_of_training_alone(name):
     task = TASKS[name]()

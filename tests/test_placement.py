@@ -164,6 +164,7 @@ def expected():
     return jax.jit(everything)(*inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE | MEASURE)
 def test_weights_sharded_over_explicit_axes_give_the_same_masks(name, expected):
     found = (MAKE | MEASURE)[name](*inputs(explicit()))

@@ -56,6 +56,7 @@ def nothing_there(monkeypatch, tmp_path_factory, made_texts):
     images._load_data.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "name"), PRESETS)
 def test_every_preset_is_counted_without_its_images(experiment, name, nothing_there):
     cfg = experiment.presets[name].config

@@ -555,6 +555,7 @@ def test_a_second_study_compiles_nothing(empty):
     assert again.number == 0
 
 
+@pytest.mark.slow
 def test_training_that_differs_in_anything_is_another_program(empty):
     def losses(rate=0.05, width=6, tx=optax.sgd, **options):
         task = toys.classification(lj.models.make(f"mlp-{width}", 4), **options)
@@ -577,6 +578,7 @@ def test_training_that_differs_in_anything_is_another_program(empty):
         assert other.number > 0, options
 
 
+@pytest.mark.slow
 def test_a_second_analysis_compiles_nothing(empty):
     def analysis():
         task = toys.classification(lj.models.make("mlp-6", 4))

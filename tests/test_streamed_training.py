@@ -98,6 +98,7 @@ def test_a_rule_sees_the_batch_of_its_step(task):
     assert_same(*map(everything, found))
 
 
+@pytest.mark.slow
 def test_runs_that_join_late_and_stand_elsewhere_in_their_order(task):
     own = lj.keys.of_replicas(0, (0, 1))
     trunk = branches.train_trunk(task, TX, own.init, own.noise, (0, 3, 8))
@@ -120,6 +121,7 @@ def study(task, where, **options):
     return lj.imp.run(task, TX, plan, levels=2, replicas=2, where=where).dataset()
 
 
+@pytest.mark.slow
 def test_two_levels_of_pruning_after_five_interruptions(task, tmp_path):
     whole = study(task, lj.Where(TWO))
     away = streamed(task)
@@ -152,6 +154,7 @@ def test_scores_see_the_first_batches_if_they_look_at_any(task, score):
     assert_same(*found)
 
 
+@pytest.mark.slow
 def test_masks_at_initialisation(task):
     found = [
         initial.prune_at_init(
@@ -162,6 +165,7 @@ def test_masks_at_initialisation(task):
     assert_same(*((x.masks, x.networks) for x in found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["recompute", slowly("interpolate")])
 def test_points_between_networks(task, policy):
     networks = lj.train(task, TX, 5, 3, where=lj.Where(TWO)).networks

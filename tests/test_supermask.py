@@ -302,6 +302,7 @@ def of_dicts():
     return params, lambda params, x: x @ params["w"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -495,6 +496,7 @@ def first_batch(task, data):
     return task.batch(data, task.order(KEY, zero), KEY, zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_said_of_a_network_is_said_of_its_masked_weights(name):
     inner, method = toys.classification(), METHODS[name]
@@ -606,6 +608,7 @@ def test_weight_decay_acts_on_scores():
     np.testing.assert_allclose(decayed, plainly - 0.05 * scores, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_densities_and_laws_train_as_one_batch_as_each_does_alone():
     traces = []
     inner = toys.classification(lj.models.make("mlp-6", 4))

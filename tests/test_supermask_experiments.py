@@ -56,6 +56,7 @@ def fake_data(monkeypatch):
 # --- what is run ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), PRESETS)
 def test_every_preset_makes_tasks_of_weights_and_of_scores(module, name, fake_data):
     is_streamed = images.streamed(module.PRESETS[name].config)

@@ -358,6 +358,7 @@ def test_predictions_are_one_of_each_example_in_their_order(kind):
 # --- padding --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @kinds
 def test_examples_that_fill_up_a_batch_change_nothing(kind):
     task, params = made(kind)
@@ -557,6 +558,7 @@ def straight():
     return study((0, 1))
 
 
+@pytest.mark.slow
 def test_replicas_share_a_start_and_hide_tokens_of_their_own():
     found = straight()
     records = {name: values for name, (_, values) in found.records.items()}
@@ -594,6 +596,7 @@ def test_a_replica_alone_has_the_numbers_that_it_has_among_others():
     toys.assert_same_records(straight().records, alone.records, among)
 
 
+@pytest.mark.slow
 def test_masks_of_an_encoder_go_to_another_task_and_leave_its_head_whole():
     task = text_toys.sentences(3)
     tickets = imp.tickets_of(straight())[0]
@@ -672,6 +675,7 @@ def test_a_mask_that_does_not_fit_a_task_is_refused_by_leaf(change, message):
         transfer.mask_onto(broken(change), made("classes")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKE)
 def test_texts_may_name_whatever_their_task_measures(kind):
     task = made(kind)[0]

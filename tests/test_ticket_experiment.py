@@ -324,6 +324,7 @@ def verified(run, compilation_cache, tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_a_ticket_retrains_elsewhere_to_the_bits_of_retraining_in_place(run, verified):
     cfg = identity.from_stored(imp.Config, records.read_config(run))
     setup = imp.prepare(cfg)

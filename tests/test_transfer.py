@@ -307,6 +307,7 @@ def retrained(scope="layerwise"):
     return task, tx, there, study, at
 
 
+@pytest.mark.slow
 def test_a_ticket_starts_from_its_graft_bit_for_bit():
     _, _, there, _, at = retrained()
     for i in IDS:

@@ -94,6 +94,7 @@ def ticket(folder, setup, name, level, replica):
 # --- what is run ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config.PRESETS)
 def test_every_preset_makes_networks_that_fit_each_other(name, fake_data):
     cfg = config.PRESETS[name].config
@@ -145,6 +146,7 @@ def test_what_makes_no_sense_is_refused_by_its_name(changes, message):
     assert message in str(refused.value)
 
 
+@pytest.mark.slow
 def test_networks_of_all_sources_are_equally_dense_whatever_their_heads(run):
     folder, setups, results = run
     cfg = small(datasets=("digits", "digits-5classes"))
