@@ -482,8 +482,14 @@ def test_damaged_results_are_named(tmp_path, capsys):
     path.write_bytes(whole)
     assert report.main([str(path.parent)]) == 0
     capsys.readouterr()
-    put(path.parent, study(**said() | {"claims": "[no JSON"}))
-    assert "the attribute 'claims' is damaged" in fails(capsys, path.parent)
+    for name, value in (
+        *(("claims", "[no JSON"), ("config", "[1]"), ("verdicts", "[1]")),
+        *(("verdicts", '[{"verdict": 1}]'), ("versions", "3"), ("claims", '"yes"')),
+    ):
+        put(path.parent, study(**said() | {name: value}))
+        assert f"the attribute {name!r} is damaged" in fails(capsys, path.parent)
+    put(path.parent, study(**said(command="a quote ' that never ends")))
+    assert report.main([str(path.parent)]) == 0
 
 
 def test_a_run_is_not_stopped_by_its_report(tmp_path, monkeypatch):

@@ -270,7 +270,8 @@ def commands(run: Run, known: Any) -> list[tuple[str, str]]:
             "The same again, or what is missing of it; a finished run returns at once"
         )
         found.append((does, said.command))
-    once = said.command and "--from" not in shlex.split(said.command)
+    words = _words(said.command)
+    once = words and "--from" not in words
     grown = []
     if known is not None and once and not known.together:
         grown.append(("replicas", sizes.get("replica", 0) + 2))
@@ -278,9 +279,9 @@ def commands(run: Run, known: Any) -> list[tuple[str, str]]:
         grown.append(("levels", sizes.get("level", 1) + 1))
     if grown:
         does = f"More {' and '.join(n for n, _ in grown)}; nothing is trained twice"
-        words = _without(said.command, [*(n for n, _ in grown), "target-density"])
+        before = _without(words, [*(n for n, _ in grown), "target-density"])
         flags = " ".join(f"--{name} {number}" for name, number in grown)
-        found.append((does, f"{words} {flags} --out {folder}"))
+        found.append((does, f"{before} {flags} --out {folder}"))
     if known is not None and known.again is not None and "level" in run.results.coords:
         last = int(run.results["level"].values[-1])
         trained = f"python -m experiments.{known.name} --from {folder} --level {last}"
@@ -298,9 +299,17 @@ def commands(run: Run, known: Any) -> list[tuple[str, str]]:
     return [*found, ("The results, with named axes", text)]
 
 
-def _without(command: str, flags: Sequence[str]) -> str:
+def _words(command: str) -> list[str]:
+    """The words of a command; none where a quote is not closed."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def _without(words: Sequence[str], flags: Sequence[str]) -> str:
     """A command without some flags and their values."""
-    words, kept, skip = shlex.split(command), [], False
+    kept, skip = [], False
     for word in words:
         named = word in [f"--{flag}" for flag in flags]
         if not (named or skip):

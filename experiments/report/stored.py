@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments import provenance
@@ -42,11 +42,32 @@ def read(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     for path, name in zip(paths, _names(paths)):
         results = load(path)
         try:
-            said = provenance.read(results)
+            said = checked(provenance.read(results))
         except ValueError as error:
             raise ValueError(f"{path / 'results.nc'}: {error}") from None
         found.append(Run(name, path, results, said))
     return found
+
+
+def checked(said: Provenance) -> Provenance:
+    """The same, once it is sure that every attribute is of its kind.
+
+    Raises:
+      ValueError: one is not; names it.
+    """
+    kinds = {"config": Mapping, "versions": Mapping, "verdicts": list, "claims": list}
+    wrong = [n for n, kind in kinds.items() if not isinstance(getattr(said, n), kind)]
+    verdicts = said.verdicts if "verdicts" not in wrong else []
+    if any(
+        not (isinstance(one, Mapping) and isinstance(one.get("verdict", {}), Mapping))
+        for one in verdicts
+    ):
+        wrong.append("verdicts")
+    if wrong:
+        raise ValueError(
+            f"the attribute {wrong[0]!r} is damaged: not what it should be"
+        )
+    return said
 
 
 def load(folder: pathlib.Path) -> "xr.Dataset":
