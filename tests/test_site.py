@@ -13,7 +13,6 @@ import sys
 import time
 
 import pytest
-
 from test_public import modules, public
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -89,7 +89,7 @@ def below(package: str) -> list[str]:
 
 
 def prose(text: str) -> str:
-    """Text of a docstring in Markdown: bare links are links, no product is an emphasis, no tag HTML."""
+    """Text of a docstring in Markdown: links are links, `a*b` and `<a>` are no markup."""
     parts = _CODE.split(text)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(?<=\w)\*(?=\w)", r"\\*", parts[i])
