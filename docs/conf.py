@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE / "ext"))
 
 import pages  # noqa: E402
+from sphinx.util import logging  # noqa: E402
 
 project = "lottery_jax"
 author = copyright = "the authors of lottery_jax"
@@ -58,6 +59,8 @@ def _notebooks(folder: pathlib.Path) -> None:
 
 
 def _generate(app) -> None:
+    for name in pages.bare():
+        logging.getLogger(__name__).warning("%s has no docstring", name)
     source = pathlib.Path(app.srcdir)
     pages.write(source / "api")
     _notebooks(source / "notebooks")

@@ -13,8 +13,7 @@ import sys
 import time
 
 import pytest
-
-from tests.test_public import modules, public
+from test_public import modules, public
 
 ROOT = pathlib.Path(__file__).parent.parent
 WIDTHS = (1280, 390)
@@ -58,6 +57,11 @@ def test_every_module_has_a_page_and_every_name_is_on_it(api):
             if not re.search(rf"^:+{{py:\w+}} {own}\b", text, re.MULTILINE):
                 missing.append(name)
     assert not missing, "on no page of the API: " + ", ".join(missing)
+
+
+def test_no_public_name_is_without_a_docstring():
+    """The build warns of each, and warnings are errors there."""
+    assert not pages.bare()
 
 
 def test_every_module_can_be_reached(api):
