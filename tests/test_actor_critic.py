@@ -431,6 +431,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     assert (np.asarray(whole().state.stream_state.ended) > 0).any()
 
 
+@pytest.mark.slow
 def test_a_replica_alone_is_itself_among_others():
     every, at = runs(), np.array([2])
     alone = training.Runs(

@@ -118,6 +118,7 @@ def test_an_anchor_of_zero_is_the_plain_task_bit_for_bit(parts):
     toys.assert_equal(found.opt_state, plain.opt_state)
 
 
+@pytest.mark.slow
 def test_studies_run_on_it_and_are_those_of_the_plain_task():
     task = toys.classification(lj.models.make("mlp-6", 4))._replace(narrow=None)
     plan = imp.Plan(steps=4, validate_every=2)

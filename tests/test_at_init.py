@@ -176,6 +176,7 @@ def test_synflow_is_the_flow_through_magnitudes_from_an_input_of_ones(getkey):
     np.testing.assert_allclose(power, np.round(power), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, shape",
     [("mlp-7-5-6", (9,)), ("conv-2-2", (4, 4, 1))],

@@ -275,6 +275,7 @@ def test_without_augmentation_the_middle_is_seen_in_training_too():
     np.testing.assert_array_equal(images_of(own), wanted)
 
 
+@pytest.mark.slow
 def test_replicas_augment_as_each_alone():
     own = task(augment=("resized_crop", "flip"), crop=8)
     noises = jnp.stack([KEY, keys.of_seed(9)])

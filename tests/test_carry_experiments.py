@@ -208,6 +208,7 @@ def bits(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "words", "things"),
     [

@@ -254,6 +254,7 @@ def straight():
     return study((0, 1))
 
 
+@pytest.mark.slow
 def test_a_study_prunes_what_is_outside_of_the_head():
     found = straight()
     # Of the chain, by arm, replica and level; fresh draws are trained from level 1 on.

@@ -73,6 +73,7 @@ NARROW = "--steps 2ep --levels 1 --replicas 1 --arms ticket small_dense"
 PATHS = "--steps 6it --rewind-steps 1it 3it --branches 2 --replicas 1 --alphas 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "flags"),
     [

@@ -189,6 +189,7 @@ def test_without_a_folder_nothing_could_be_kept_and_it_does_not_stop():
     assert done.curves.steps.tolist() == [4, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [11, 61])
 def test_a_study_stops_anywhere_and_goes_on_to_the_same_bits(tmp_path, each):
     """Within a level, at its end (whose checkpoint is otherwise left to the study)."""
@@ -225,6 +226,7 @@ def test_a_study_stops_anywhere_and_goes_on_to_the_same_bits(tmp_path, each):
     assert stored(tmp_path / "parts") == stored(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_paths_are_measured_group_by_group(tmp_path, monkeypatch):
     networks = lj.train(task(), optax.sgd(0.1), 4, 3).networks
     pairs, measure = [(0, 1), (0, 2), (1, 2)], Measure(50, None, ("test",))

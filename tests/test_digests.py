@@ -211,6 +211,7 @@ REFUSED = {"adafactor", "muon", "sm3"}
 """What trains no subnetwork (`test_optimizers`): there is no training to tell apart."""
 
 
+@pytest.mark.slow
 def test_every_optimizer_has_one_digest_of_its_own():
     task, found = toys.classification(lj.models.make("mlp-3", 4)), {}
     for name, make in OPTIMIZERS.items():
@@ -287,6 +288,7 @@ def in_another_process(seed: int, devices: int) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_every_process_whatever_its_hash_seed_and_devices():
     first, second = in_another_process(1, 1), in_another_process(2, 2)
     assert first == second == str(everything())

@@ -481,6 +481,7 @@ def test_the_same_command_again_returns_at_once(copy, no_training):
     assert "Test accuracy" in out
 
 
+@pytest.mark.slow
 def test_asking_for_less_returns_at_once_and_forgets_nothing(copy, no_training):
     config = (copy / "config.json").read_bytes()
     succeed(TINY, "--levels", 1, "--replicas", 1, "--tolerance", 0.1, "--out", copy)
@@ -543,6 +544,7 @@ def test_default_folder_is_named_after_preset_and_identity(
 # --- retraining a stored level --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_retraining_unchanged_gives_the_stored_level_again(copy):
     before = arrays(copy)
     again = ["--from", copy, "--level", 2]

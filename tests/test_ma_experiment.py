@@ -155,6 +155,7 @@ def tiny(tmp_path_factory, compiled_quickly):
     return results, cfg
 
 
+@pytest.mark.slow
 def test_controls_are_those_of_a_study_at_one_rate(tiny):
     results, cfg = tiny
     rate = cfg.sweep_learning_rate[1]

@@ -71,6 +71,7 @@ def verdict(results, claim):
     return one.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [MATTHEWS, LOSS], ids=lambda metric: metric.name)
 def test_tickets_are_judged_by_the_metric_of_their_task(study, compared_by, metric):
     compared_by(metric)

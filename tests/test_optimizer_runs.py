@@ -64,6 +64,7 @@ def test_levels_stand_at_the_update_of_the_rewind_step(k, optimizer):
         assert accumulated == (phase > 0 and not new)
 
 
+@pytest.mark.slow
 def test_branches_go_on_where_the_trunk_was_and_restart_at_the_beginning():
     one, own = task(), keys.of_replicas(0, np.array([0], np.int32))
     trunk = branches.train_trunk(one, FOUR, own.init, own.noise, (0, 6), where=WHERE)
@@ -116,6 +117,7 @@ def test_a_plateau_goes_by_the_loss_of_each_step():
     np.testing.assert_allclose(best, losses.min(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx",
     [

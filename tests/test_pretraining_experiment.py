@@ -158,6 +158,7 @@ def drawn(task, number=2):
     return lj.imp.tickets_from([masks.ones_like(params)], networks)[0]
 
 
+@pytest.mark.slow
 def test_a_start_has_the_body_of_pre_training_and_the_head_of_the_target(setups):
     source, goal = setups[dense("simclr")].task, setups["held_out"].task
     given = drawn(source)
@@ -283,6 +284,7 @@ def test_what_makes_no_sense_is_refused_by_name(changes, words):
         pretraining.prepare(config(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_every_preset_makes_sense(prepared_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared_data("cifar10")))

@@ -21,6 +21,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(config=st.dictionaries(st.text(), JSON), data=st.data())
 def test_identity_depends_on_names_and_values_alone(config, data):
     digits = records.identity(config, [])

@@ -199,6 +199,7 @@ def one_order(task, key):
     return task._replace(order=lambda _, step: task.order(key, step))
 
 
+@pytest.mark.slow
 def test_replicas_of_one_order_share_what_is_read(task):
     away = streamed(one_order(task, jax.random.key(7)), "train")
     lj.train(away, TX, 6, 4, where=lj.Where(TWO, window=2))
@@ -302,6 +303,7 @@ def test_a_window_that_does_not_fit_says_how_long_it_may_be(task, monkeypatch):
         lj.train(streamed(task), TX, 10, 2, where=lj.Where(ONE))
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_examples_is_refused(task, tmp_path):
     where = lj.Where(ONE, tmp_path)
     lj.train(streamed(task), TX, 4, 1, where=where)

@@ -23,6 +23,7 @@ def finished(tmp_path_factory):
         return strong_lth.EXPERIMENT.run(cfg, tmp_path_factory.mktemp("run")), cfg
 
 
+@pytest.mark.slow
 def test_the_experiment_measures_what_its_twins_are(finished):
     found, cfg = finished
     assert found.sizes["replica"] == 2

@@ -658,6 +658,7 @@ def test_runs_that_are_no_batch_are_refused_by_their_leaf():
         training.concatenate([3])
 
 
+@pytest.mark.slow
 def test_a_folder_continues_its_own_runs_and_refuses_those_of_other_weights(tmp_path):
     inner = toys.classification(lj.models.make("mlp-6", 4))
     tx = optax.sgd(0.1, momentum=0.9)

@@ -78,6 +78,7 @@ def test_experiments_without_a_sweep_refuse_its_fields(experiment):
         experiment.prepare(cfg)
 
 
+@pytest.mark.slow
 def test_a_study_says_what_each_setting_is(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = imp.EXPERIMENT.tiny.split() + ["--arms", "ticket"]

@@ -74,6 +74,7 @@ def test_each_run_of_a_sweep_is_the_same_run_alone(name, task):
         toys.assert_equal(numbers(done, at), numbers(plain, 0))
 
 
+@pytest.mark.slow
 def test_a_setting_that_diverges_harms_no_other(task):
     sweep = {"learning_rate": [0.01, 1e30]}
     done = lj.train(task, sgd, STEPS, 2, sweep=sweep, validate_every=3)
@@ -179,6 +180,7 @@ def test_each_setting_of_a_study_is_a_study_alone(make, changes, task):
         assert_same_chain(study, -1, alone)
 
 
+@pytest.mark.slow
 def test_every_setting_retrains_the_same_tickets(task):
     plan = imp.Plan(steps=STEPS, rewind_step=2, validate_every=3)
     given = dict(level=1, replicas=(0, 1))
@@ -196,6 +198,7 @@ def test_every_setting_retrains_the_same_tickets(task):
     toys.assert_same_records(again.records, study.records)
 
 
+@pytest.mark.slow
 def test_a_sweep_unfolds_the_axis_of_chains(task):
     chains = (imp.Chain("global"), imp.Chain("layerwise", scope="layerwise"))
     plan = imp.Plan(steps=STEPS, chains=chains, arms=("ticket",), validate_every=6)

@@ -337,6 +337,7 @@ def test_programs_are_given_what_the_library_gives_them(monkeypatch):
     assert given == {name: called[name] for name in ("_train", "tested", "_points")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, splits",
     [("train", (50,)), ("evaluate", (30,)), ("interpolate", (50, 30))],

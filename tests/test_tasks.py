@@ -181,6 +181,7 @@ def test_classification_names_what_is_wrong(options, message):
 # --- other kinds of training ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_language_model_trains_and_prunes():
     task = toys.language_model()
     chains = (
@@ -223,6 +224,7 @@ def test_a_language_model_trains_and_prunes():
     assert (np.asarray(other) & ~np.asarray(one)).any()
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_trains_prunes_and_resumes(tmp_path):
     task, tx = toys.policy_gradient(), optax.adam(0.03)
     plan = imp.Plan(
