@@ -39,7 +39,9 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "collapse_navigation": True,
     "show_toc_level": 2,
