@@ -58,7 +58,13 @@ def numbers(trained, at):
     return state, curves, trained.curves.first_nan[at]
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != next(iter(SWEEPS))))
+        for name in SWEEPS
+    ],
+)
 def test_each_run_of_a_sweep_is_the_same_run_alone(name, task):
     make, sweep = SWEEPS[name]
     done = lj.train(task, make, STEPS, 2, sweep=sweep, validate_every=3)
@@ -157,12 +163,21 @@ def assert_same_chain(study, at, alone):
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
-        (sgd, {}),
-        (sgd, {"rewind_step": 2}),
-        (optax.adam, {"rewind_step": 2, "level_optimizer": "rewind"}),
-        (cosine, {"rewind_step": 2, "chains": (imp.Chain(retrain="finetune"),)}),
+        pytest.param(sgd, {"rewind_step": 2}, id="k=2"),
+        pytest.param(sgd, {}, id="k=0", marks=pytest.mark.slow),
+        pytest.param(
+            optax.adam,
+            {"rewind_step": 2, "level_optimizer": "rewind"},
+            id="optimizer rewound",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            cosine,
+            {"rewind_step": 2, "chains": (imp.Chain(retrain="finetune"),)},
+            id="fine-tuned",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["k=0", "k=2", "optimizer rewound", "fine-tuned"],
 )
 def test_each_setting_of_a_study_is_a_study_alone(make, changes, task):
     plan = imp.Plan(steps=STEPS, validate_every=3, **changes)
