@@ -27,7 +27,7 @@ def results_of(ticket, small, reinit, dense=(0.2, 0.1), density=(1.0, 0.4, 0.05)
     error[:, 0, :, 1:] = np.array(ticket)[:, None, None] + NOISE[:, None]
     error[:, 1] = np.array(small)[:, None, None] + NOISE[:, None]
     error[:, 0, :, 0] = np.array(dense)[:, None] + NOISE
-    again = np.empty((2, 2, 3, 2)) * 0 + np.array(reinit)[:, None, None]
+    again = np.zeros((2, 2, 3, 2)) + np.array(reinit)[:, None, None]
     again += NOISE[:, None]
     axes = ("learning_rate", "arm", "replica", "level")
     more = ("found_rate", "learning_rate", "replica", "pruned")
