@@ -20,6 +20,7 @@ hold all at once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -769,11 +770,12 @@ def _mean_and_half_width(units: np.ndarray, confidence: float) -> tuple[float, f
     return float(units.mean()), half
 
 
+@functools.cache
 def _quantile(confidence: float, n: int) -> float:
     """Of Student's t, for a two-sided interval of n units."""
-    import scipy.stats
+    import scipy.special  # all of scipy.stats takes a second to load
 
-    return float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
+    return float(scipy.special.stdtrit(n - 1, (1 + confidence) / 2))
 
 
 def _answer(low: float, high: float, side: Side, tolerance: float) -> Answer:

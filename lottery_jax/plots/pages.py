@@ -35,11 +35,13 @@ def caption(figure: Any, lines: Sequence[str]) -> Any:
 
 def _broken(line: str, width: float) -> list[str]:
     """A line in parts no wider than so many points, where its words allow it."""
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=CAPTION_SIZE)
 
     def wide(text: str) -> float:
-        # Ends that are measured: a path has no extent where there is only a blank.
-        return TextPath((0, 0), f"{text}|", size=CAPTION_SIZE).get_extents().width
+        return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
 
     parts, indent = [""], "    "
     for word in line.split():

@@ -1,6 +1,7 @@
 """Files and folders that appear complete or not at all, whenever the process ends."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -85,6 +86,11 @@ def sha256(path: pathlib.Path) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that determine numbers."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     # What was installed in place keeps the number that it was installed under.
     own = sys.modules["lottery_jax"].__version__
     found = {"python": platform.python_version(), "lottery-jax": own}
