@@ -27,10 +27,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed;
-# with SHARE=0 OF=5 the first fifth of their files.
+# Batteries over every member of a kind, whole experiments, pages of docs, and runs that are killed.
 slow-tests: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(if $(OF),--share $(SHARE)/$(OF))
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

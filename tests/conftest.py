@@ -21,21 +21,6 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
-def pytest_addoption(parser):
-    parser.addoption("--share", metavar="I/N", help="the files of share I of N, from 0")
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leaves the files of one share, if one is asked for; all shares together are all."""
-    if not (asked := config.getoption("share")):
-        return
-    share, number = map(int, asked.split("/"))
-    here = [zlib.crc32(item.path.name.encode()) % number == share for item in items]
-    others = [item for item, own in zip(items, here) if not own]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item, own in zip(items, here) if own]
-
-
 @pytest.fixture
 def getkey(request):
     """`getkey()` is a new PRNG key at each call, the same ones in each run of a test."""
