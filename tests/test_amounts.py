@@ -165,6 +165,7 @@ COUNTS = np.unique(
 )
 
 
+@pytest.mark.slow
 def test_counts_of_open_lth_are_those_of_float64_at_every_fraction():
     fractions = [k / 100 for k in range(1, 100)] + [k / 1000 for k in range(1, 1000, 9)]
     fractions += [1 - k / 100 for k in range(1, 100, 3)]

@@ -522,6 +522,7 @@ def test_signs_are_even_and_differ_between_leaves_and_keys():
     assert (np.float32(first["a"]) != np.float32(first["b"])).any()
 
 
+@pytest.mark.slow
 def test_a_level_of_constants_trains_again_from_the_same_weights():
     """Tickets have lost weights that the deviation of a layer is one of."""
     study, plan = signed(), toys.only(signed(), "imp")
@@ -643,6 +644,7 @@ def kept_moments():
     return toys.watched(task, tx, plan, (0,), Execution(1, 1), levels=2)
 
 
+@pytest.mark.slow
 def test_kept_moments_are_those_of_the_rewind_step_masked_where_the_schedule_is():
     study = kept_moments()
     keys = replica_keys(0, 0)

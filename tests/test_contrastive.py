@@ -274,6 +274,7 @@ def test_a_study_prunes_what_is_outside_of_the_head():
             assert leaf.all() or not path.startswith("head/")
 
 
+@pytest.mark.slow
 def test_what_is_pruned_stays_away():
     mask = imp.tickets_of(straight())[0][0].mask
 
@@ -306,6 +307,7 @@ def test_a_study_goes_on_where_it_was_killed(tmp_path):
     toys.assert_equal(straight().masks, resumed.masks)
 
 
+@pytest.mark.slow
 def test_a_replica_alone_has_the_numbers_that_it_has_among_others():
     alone = study((1,))
     toys.assert_same_records(straight().records, alone.records, np.s_[:, :, 1:2])
@@ -349,6 +351,7 @@ def test_the_same_key_draws_the_same_network_but_for_its_head():
             np.testing.assert_array_equal(mine[path], leaf)
 
 
+@pytest.mark.slow
 def test_paths_between_networks_recompute_their_statistics():
     init = jax.vmap(lambda key: lj.Network(*task().init(key)[:2]))
     networks = trees.host(init(keys.of_replicas(0, (0, 1)).init))

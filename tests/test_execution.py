@@ -112,6 +112,7 @@ def test_no_way_to_execute_changes_a_result(name):
     toys.assert_close(got, images_alone(), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
 def test_a_precision_rounds_and_does_no_more(precision):
     got = trained_on_images(Execution(2, 1, None, precision))

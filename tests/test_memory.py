@@ -351,6 +351,7 @@ def test_a_full_device_in_validation_is_survived_too(full):
     toys.assert_close(done.curves.values, dense_at_rest().curves.values, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_device_in_a_study(full, tmp_path):
     expected = study_at_rest().records
     calls = full(most=2, first_call=3)

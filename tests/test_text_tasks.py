@@ -660,6 +660,7 @@ def of_numbers(leaves):
     leaves["layer_0/inner/kernel"] = np.ones((8, 12), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -345,6 +345,7 @@ def test_a_ticket_retrains_elsewhere_to_the_bits_of_retraining_in_place(run, ver
         np.testing.assert_array_equal(value, here.records[name][1][:, :, :, 0], name)
 
 
+@pytest.mark.slow
 def test_under_its_own_noise_a_ticket_and_its_dense_network_are_those_of_then(
     run, verified
 ):
