@@ -344,14 +344,14 @@ class Experiment(Generic[C]):
             if processes.count() > 1:
                 raise ValueError("--from: a level is trained again by one process")
             usual = source / "retrained" / f"level{level:02d}-{digits}"
-            folder = errors.on_disk("out", cfg.out or usual)
+            folder = launch.folder(cfg.out, usual)
             self.check(cfg)
             results: xr.Dataset | None = self.again(
                 cfg, source, level, folder, deadline
             )
         else:
             usual = pathlib.Path("results", self.name, f"{command.preset}-{digits}")
-            folder = errors.on_disk("out", cfg.out or usual)
+            folder = launch.folder(cfg.out, usual)
             results = self.run(cfg, folder, deadline)
         if results is not None and processes.index() == 0:
             written = launch.written(self.name, self.presets, command)

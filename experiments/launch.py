@@ -311,6 +311,25 @@ def where(
     )
 
 
+def folder(out: str | None, usual: pathlib.Path) -> pathlib.Path:
+    """The folder of a run; not made yet.
+
+    Args:
+      out: `--out`; None for the usual one.
+      usual: where the run lies without it.
+
+    Raises:
+      ValueError: an address, or nothing can be written there: said before data are read.
+    """
+    path = errors.on_disk("out", out or usual)
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is read-only" if there.is_dir() else "is a file"
+        must = f"a folder that can be written; {there} {what}"
+        raise errors.wrong("out", repr(os.fspath(path)), must)
+    return path
+
+
 def deadline(config: Any, arguments: Sequence[str] | None = None) -> Deadline | None:
     """When a command must have ended; None for no limit.
 

@@ -1,5 +1,6 @@
 """An address is no path: it is refused wherever a folder or a file is taken."""
 
+import os
 import pathlib
 
 import jax.numpy as jnp
@@ -111,3 +112,23 @@ def test_the_command_line_refuses_it(flags, tmp_path, monkeypatch, capsys):
         assert status == 2
         assert "='gs://bucket/run'; it must be a path on" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_first(
+    tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("tyro")
+    pytest.importorskip("xarray")
+    from experiments import imp
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/run", "file/run/deeper"):
+        assert imp.main(["--out", out]) == 2
+        said = f"out='{out}'; it must be a folder that can be written; file is a file"
+        assert said in capsys.readouterr().err
+    # Asked of the system: root may write to whatever is not mounted read-only.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert imp.main(["--out", "new/run"]) == 2
+    assert "written; . is read-only" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

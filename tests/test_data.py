@@ -599,6 +599,26 @@ def test_prepare_copies_the_files_of_usps_and_leaves_those_that_are_there(
     assert usps.find(tmp_path / "other") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mnist", "'lottery-jax[data-prepare]'"),
+        ("usps", "put the file into"),
+        ("glue", "--from"),
+    ],
+)
+def test_what_cannot_be_prepared_is_a_line_and_no_traceback(
+    name, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr(usps, "URL", f"{(tmp_path / 'nowhere').as_uri()}/")
+    with pytest.raises(SystemExit) as stop:
+        prepare.main([name, "--data-dir", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message.startswith(f"error: {name}: ") and said in message
+
+
 def test_the_published_usps(prepared_data):
     loaded = data.load("usps", validation=0, data_dir=prepared_data("usps"))
     train, test = loaded.arrays["train"], loaded.arrays["test"]

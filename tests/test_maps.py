@@ -810,7 +810,7 @@ def test_the_command_prepares_a_map_and_says_what_it_did(unpacked, tmp_path, cap
     arguments = ["tiny_imagenet", "--from", str(unpacked), "--data-dir", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
         prepare.main(arguments)
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert "train/c2/02.png: no image of a format" in capsys.readouterr().err
     prepare.main([*arguments, "--skip-corrupt", "--workers", "1"])
     said = capsys.readouterr().out

@@ -386,7 +386,7 @@ def test_a_name_is_looked_for_at_the_hub(tmp_path, monkeypatch):
     def snapshot_download(name, allow_patterns):
         asked.append((name, allow_patterns))
         if name == "nobody/nothing":
-            raise OSError("no network")
+            raise OSError("no network\nand more of it")
         return str(folder)
 
     hub = types.SimpleNamespace(snapshot_download=snapshot_download)
@@ -395,7 +395,7 @@ def test_a_name_is_looked_for_at_the_hub(tmp_path, monkeypatch):
     name, patterns = asked[0]
     assert name == "somebody/small"
     assert {"config.json", "model.safetensors", "vocab.txt"} <= set(patterns)
-    with pytest.raises(FileNotFoundError, match="the hub does not give it.*no network"):
+    with pytest.raises(FileNotFoundError, match=r"does not give it .*no network\)"):
         pretrained.load("nobody/nothing")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"lottery-jax\[hub\].*into a folder"):

@@ -13,6 +13,8 @@ them as published.
 Large sets of images are taken from a folder that has them unpacked, class folders in
 `train` and `val`, and become memory maps (`data.maps`). That needs Pillow alone, of the
 extra `data`; what was done before a kill is kept by the same command.
+
+Exit status: 0 when all is prepared, 2 for an error.
 """
 
 import argparse
@@ -157,24 +159,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     is_map = _are_maps(parser, options, choices)
-    if is_map:
-        (name,) = options.names
-        try:
-            _map(options, name)
-        except (ValueError, OSError, streams.SourceError, ImportError) as error:
-            parser.exit(1, f"{name}: {error}\n")
-        return
     for name in options.names:
-        if options.source is not None and name not in files.FOLDERS:
+        if not is_map and options.source is not None and name not in files.FOLDERS:
             parser.error(f"--from is for {', '.join(files.FOLDERS)}, not for {name}")
     for name in options.names:
-        if name in files.FOLDERS:
-            done = published.place(name, options.source, options.data_dir)
-            without = f", without {', '.join(done.missing)}" if done.missing else ""
-            print(f"{name}: prepared in {done.folder}{without}")
-            continue
-        prepare(name, options.data_dir)
-        print(f"{name}: prepared in {prepared.data_dir(options.data_dir)}")
+        try:
+            if is_map:
+                _map(options, name)
+            else:
+                _set(options, name)
+        except (ValueError, OSError, streams.SourceError, ImportError) as error:
+            parser.exit(2, f"error: {name}: {error}\n")
+
+
+def _set(options: argparse.Namespace, name: str) -> None:
+    """Prepares texts or a set of images, and says where it is."""
+    if name in files.FOLDERS:
+        done = published.place(name, options.source, options.data_dir)
+        without = f", without {', '.join(done.missing)}" if done.missing else ""
+        print(f"{name}: prepared in {done.folder}{without}")
+        return
+    prepare(name, options.data_dir)
+    print(f"{name}: prepared in {prepared.data_dir(options.data_dir)}")
 
 
 def _are_maps(

@@ -9,6 +9,7 @@ given out with Hastie, Tibshirani and Friedman, The Elements of Statistical Lear
 
 import gzip
 import pathlib
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -78,5 +79,11 @@ def download(folder: pathlib.Path) -> None:
     for name, _ in FILES.values():
         if not (own / name).is_file():
             part = own / f"{name}.incomplete"
-            urllib.request.urlretrieve(URL + name, part)
+            try:
+                urllib.request.urlretrieve(URL + name, part)
+            except urllib.error.URLError as error:
+                raise OSError(
+                    f"{URL}{name} cannot be read ({error.reason}); try again with a "
+                    f"network, or put the file into {own}"
+                ) from error
             part.replace(own / name)

@@ -126,9 +126,10 @@ def _folder(source: str | os.PathLike[str]) -> pathlib.Path:
             huggingface_hub.snapshot_download(text, allow_patterns=wanted)
         )
     except Exception as error:  # a dozen types, of three packages
+        reason = str(error).partition("\n")[0]  # the hub goes on for paragraphs
         raise FileNotFoundError(
             f"source={text!r} is no folder, and the hub does not give it "
-            f"({type(error).__name__}: {error}). Check the name and the network; or "
+            f"({type(error).__name__}: {reason}). Check the name and the network; or "
             f"download {CONFIG} and {WEIGHTS} elsewhere into a folder, and name that"
         ) from error
 

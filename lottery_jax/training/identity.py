@@ -349,6 +349,9 @@ def check(
     doubt = ""
     if any(str(x).startswith(TRACED) for one in both for x in one):
         doubt = _doubt(there["versions"])
+    if any(name == "keys.DRAWS" for name, *_ in both):
+        by = there["versions"].get("lottery-jax", "of another version")
+        doubt = f" (equal seeds drew other numbers in its lottery-jax, {by}){doubt}"
     raise ValueError(
         f"{folder} holds {holds}: {'; '.join(texts)}{doubt}; continue it with what it "
         "began with, or choose another folder"
