@@ -1,6 +1,6 @@
 """`python -m experiments`: which experiments there are, and their presets."""
 
-from experiments import carry, gallery, ticket
+from experiments import carry, gallery, report, ticket
 from experiments.all import EXPERIMENTS
 
 if __name__ == "__main__":
@@ -9,6 +9,8 @@ if __name__ == "__main__":
         print(f"    {', '.join(one.presets)}")
     about = (ticket.__doc__ or "").splitlines()[0]
     print(f"python -m experiments.ticket inspect|verify FILE: {about}")
+    about = (report.__doc__ or "").splitlines()[0]
+    print(f"python -m experiments.report FOLDER [FOLDER ...]: {about}")
     about = (carry.__doc__ or "").splitlines()[0]
     print(f"python -m experiments.carry pack|unpack: {about}")
     about = (gallery.__doc__ or "").splitlines()[0]

@@ -15,6 +15,7 @@ This module must be imported before JAX is used: it makes one host device per co
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import pathlib
@@ -43,6 +44,8 @@ from lottery_jax.streams import SourceError
 
 UNFINISHED = 75
 """Exit status of a run that has stopped in time and is not done."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 C = TypeVar("C")
 
@@ -388,7 +391,9 @@ def guarded(main: Callable[[], None], several: Processes | None = None) -> int:
         SourceError,
         processes.LostProcessError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in _FULL
+        what = "; make room, and give the same command again" if full else ""
+        print(f"error: {error}{what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -18,6 +18,7 @@ import pytest
 from lottery_jax import data
 from lottery_jax.data import cache, generated, perturb, prepare, prepared, sets, usps
 from lottery_jax.data._random import random_state
+from lottery_jax.data.text import published
 
 TFDS_NAMES = {
     "mnist": "mnist",
@@ -605,13 +606,15 @@ def test_prepare_copies_the_files_of_usps_and_leaves_those_that_are_there(
         ("mnist", "'lottery-jax[data-prepare]'"),
         ("usps", "put the file into"),
         ("glue", "--from"),
+        ("tiny_shakespeare", "with --from"),
     ],
 )
 def test_what_cannot_be_prepared_is_a_line_and_no_traceback(
     name, said, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    monkeypatch.setattr(usps, "URL", f"{(tmp_path / 'nowhere').as_uri()}/")
+    for module in (usps, published):
+        monkeypatch.setattr(module, "URL", f"{(tmp_path / 'nowhere').as_uri()}/")
     with pytest.raises(SystemExit) as stop:
         prepare.main([name, "--data-dir", str(tmp_path)])
     message = capsys.readouterr().err

@@ -255,7 +255,7 @@ def test_whatever_cannot_be_written_is_named_and_made_later(
         full(patch, copy / name)
         status, _, err = here(STUDY, "--out", copy)
     assert status == 2
-    assert f"cannot write {copy / name}: No space left on device" in err
+    assert f"cannot write {copy / name}: No space left on device; make room" in err
     assert not (copy / name).exists()
     assert here(STUDY, "--out", copy)[0] == 0
     same(copy, undisturbed)

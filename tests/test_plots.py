@@ -1,5 +1,7 @@
 """Figures show the numbers they are given."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -200,8 +202,9 @@ def test_files_are_written_the_same_each_time_and_figures_closed(tmp_path):
 def test_a_figure_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "figure.png").mkdir()
     figure = plots.against_density(DENSITY, {"ticket": np.ones((2, 3))}, ylabel="y")
-    with pytest.raises(OSError, match=r"cannot write .*figure.png"):
+    with pytest.raises(OSError, match=r"cannot write .*figure.png") as error:
         plots.save(figure, tmp_path / "figure")
+    assert error.value.errno == errno.EISDIR
 
 
 def test_lines_over_any_quantity_rise_with_it():

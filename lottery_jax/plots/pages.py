@@ -77,7 +77,9 @@ def save(
             figure.savefig(target, dpi=150, metadata=metadata, bbox_inches=page)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"cannot write {target}: {reason}") from error
+        failed = OSError(f"cannot write {target}: {reason}")
+        failed.errno = error.errno
+        raise failed from error
     finally:
         pyplot.close(figure)
 

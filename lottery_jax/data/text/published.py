@@ -6,6 +6,7 @@ import lzma
 import os
 import pathlib
 import tarfile
+import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -231,8 +232,14 @@ def _named(member: str, left: list[str]) -> str | None:
 
 
 def _downloaded() -> bytes:
-    with urllib.request.urlopen(URL + "input.txt", timeout=60) as answer:
-        content = answer.read()
+    try:
+        with urllib.request.urlopen(URL + "input.txt", timeout=60) as answer:
+            content = answer.read()
+    except urllib.error.URLError as error:
+        raise OSError(
+            f"{URL}input.txt cannot be read ({error.reason}); try again with a network, "
+            "or name a folder that has the file with --from"
+        ) from error
     if hashlib.sha256(content).hexdigest() != DIGESTS["input.txt"]:
         raise ValueError(
             f"{URL}input.txt is not the published file: its SHA-256 differs"
