@@ -15,6 +15,7 @@ This module must be imported before JAX is used: it makes one host device per co
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import math
 import os
@@ -126,7 +127,10 @@ def parse(
     if rest and not rest[0].startswith("-"):
         chosen = rest.pop(0)
         if chosen not in presets:
-            fail(f"there is no preset {chosen!r}; choose one of {', '.join(presets)}")
+            close = difflib.get_close_matches(chosen, presets, 1)
+            meant = f" (perhaps {close[0]!r}?)" if close else ""
+            names = ", ".join(presets)
+            fail(f"there is no preset {chosen!r}{meant}; choose one of {names}")
     program = f"python -m experiments.{name}"
     if source is not None and level is not None:
         if chosen is not None:

@@ -83,3 +83,13 @@ def test_results_that_say_nothing_are_read_and_damaged_ones_are_named():
     assert nothing.title == "" and nothing.minutes is None and nothing.claims == []
     with pytest.raises(ValueError, match="'claims' is damaged"):
         provenance.read(xr.Dataset(attrs={"claims": "[not JSON"}))
+
+
+def test_a_preset_that_is_nearly_one_is_asked_for(capsys):
+    (imp,) = (one for one in EXPERIMENTS if one.name == "imp")
+    with pytest.raises(SystemExit):
+        imp.parse(["lenet-fasion"])
+    assert "'lenet-fasion' (perhaps 'lenet-fashion'?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        imp.parse(["quite-another"])
+    assert "'quite-another'; choose one of" in capsys.readouterr().err
