@@ -12,6 +12,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import quick  # noqa: E402
+from real_browser import browser as browser  # noqa: E402
 from real_data import prepared_data as prepared_data  # noqa: E402
 from real_data import prepared_texts as prepared_texts  # noqa: E402
 from real_data import real_model as real_model  # noqa: E402

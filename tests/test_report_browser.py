@@ -1,7 +1,6 @@
 """Reports in a real browser: they are drawn, fit a telephone, and change when asked to."""
 
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -12,31 +11,8 @@ from experiments.report import page
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
 STORED = pathlib.Path(__file__).parent.parent / "docs" / "results"
 LOADED = "return performance.getEntriesByType('resource').map((one) => one.name)"
-QUIET = (
-    *("headless=new", "no-sandbox", "disable-gpu", "no-first-run"),
-    *("disable-background-networking", "disable-component-update", "disable-sync"),
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium without a window; no page may ask a network for anything."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no chromium with chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*QUIET, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ links for GitHub into links of the site.
 import importlib.util
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -156,33 +155,6 @@ def site(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return built / "html"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs Chromium and its driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver)
-    shown = webdriver.Chrome(options=options, service=service)
-    yield shown
-    shown.quit()
 
 
 @pytest.mark.slow

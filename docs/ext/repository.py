@@ -13,7 +13,6 @@ import pages
 
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)\s#\\]+)((?:#[^)\s]*)?)\)")
 _REMOTE_IMAGE = re.compile(r"!\[([^]]*)\]\(https?://[^)\s]+\)")
-_GLOBBED = re.compile(r"^(\w+)\[(\w)\]\n", re.MULTILINE)
 _TABLE = re.compile(r"results/([^/]+)/table")
 
 
@@ -41,14 +40,9 @@ def on_site(target: str, docname: str) -> str:
     return target
 
 
-def _there(docname: str) -> bool:
-    return (pages.ROOT / "docs" / f"{docname}.md").exists()
-
-
 def rewritten(text: str, docname: str) -> str:
     """The source of a page, as the site reads it."""
     text = _REMOTE_IMAGE.sub(r"\1", text)
-    text = _GLOBBED.sub(lambda m: m[0] if _there(m[1] + m[2]) else "", text)
     text = _LINK.sub(lambda m: f"]({on_site(m[1], docname)}{m[2]})", text)
     if match := _TABLE.fullmatch(docname):
         text = f"---\norphan: true\n---\n\n# {match[1]}: the table\n\n{text}"
