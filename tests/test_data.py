@@ -566,6 +566,25 @@ def test_damaged_files_of_usps_are_named(fake_usps, damage):
         data.load("usps", validation=2, data_dir=folder)
 
 
+def test_no_flipped_bit_of_usps_changes_a_digit(fake_usps):
+    folder, _ = fake_usps
+    own = folder / "usps"
+    right = usps._parsed(own)
+    path = own / "zip.test.gz"
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            found = usps._parsed(own)
+        except ValueError as error:
+            assert "zip.test.gz" in str(error)
+            refused += 1
+        else:  # of the header: a time, a name
+            np.testing.assert_array_equal(found["test_image"], right["test_image"])
+    assert refused > len(whole) / 7 - 10
+
+
 def test_usps_that_is_not_there_names_the_command(fake_usps):
     folder, _ = fake_usps
     (folder / "usps" / "zip.train.gz").unlink()

@@ -549,6 +549,22 @@ def test_a_flipped_bit_is_found_wherever_it_is(field, tmp_path):
         maps.check(made)
 
 
+def test_a_header_that_was_damaged_meanwhile_is_written_again(tmp_path):
+    source = Source(noise(12), digest="of twelve")
+    whole = content(maps.write({"train": source}, tmp_path / "whole", side=SIDE))
+
+    def stop(done, total):
+        if done == total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        maps.write({"train": source}, tmp_path / "map", side=SIDE, watch=stop)
+    for field in ("images", "labels"):
+        flip(tmp_path / "map.incomplete" / f"train-{field}.npy", 20)
+    maps.write({"train": source}, tmp_path / "map", side=SIDE)
+    assert content(tmp_path / "map") == whole
+
+
 def test_a_damaged_block_is_named_by_its_examples(tmp_path):
     made = maps.write({"train": Source(noise(10))}, tmp_path / "map", side=SIDE)
     flip(made / "train-images.npy", 128 + 5 * SIDE * SIDE * 3)
@@ -567,7 +583,9 @@ def test_a_file_of_another_size_is_refused_by_its_name(field, tmp_path):
         with pytest.raises(streams.SourceError, match=said):
             maps.open(made, "train")
     np.save(path, _turned(whole))
-    with pytest.raises(streams.SourceError, match=f"train-{field}.npy is .* of shape"):
+    with pytest.raises(
+        streams.SourceError, match=f"train-{field}.npy does not begin as"
+    ):
         maps.open(made, "train")
     path.unlink()
     with pytest.raises(streams.SourceError, match=f"train-{field}.npy is missing"):

@@ -930,7 +930,8 @@ def packed(path, members):
             for name, content in members.items():
                 archive.writestr(name, content)
         return path
-    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w") as archive:
+    kind = {".tgz": "gz"}.get(path.suffix, path.suffix[1:])
+    with tarfile.open(path, "w" if kind == "tar" else f"w:{kind}") as archive:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -993,9 +994,31 @@ def test_a_damaged_archive_is_named(tmp_path, name):
     else:
         packed(path, {"CoLA/dev.tsv": b"mine" * 999})
         path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(ValueError, match=f"{name} is damaged"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
         published.place("glue", tmp_path / "from", tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["glue.tar.xz", "glue.tar.gz", "glue.tgz", "glue.tar.bz2", "glue.zip"]
+)
+def test_no_flipped_bit_of_an_archive_changes_what_is_read(tmp_path, name):
+    path = packed(tmp_path / name, {"CoLA/dev.tsv": b"mine, " * 30})
+    whole = path.read_bytes()
+    (right,) = published._members(path, ["CoLA/dev.tsv"])
+    refused = 0
+    for at in range(len(whole)):
+        for bit in (1, 128):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            try:
+                found = published._members(path, ["CoLA/dev.tsv"])
+            except ValueError as error:
+                assert f"{name} cannot be read" in str(error)
+                refused += 1
+            else:
+                # The name of a member may have changed: then there is none.
+                assert found in ([right], []), at
+    assert refused > len(whole) / 3
 
 
 def test_a_published_file_is_taken_without_a_word(tmp_path, recwarn, monkeypatch):

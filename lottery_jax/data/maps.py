@@ -137,12 +137,12 @@ def open(folder: str | os.PathLike[str], split: str) -> Map:
     errors.one_of("split", split, said["splits"])
     part = said["splits"][split]
     shape = (part["number"], said["side"], said["side"], said["channels"])
-    images = _loaded(own / part["images"]["file"], np.dtype(np.uint8), shape, "r")
-    labels = _loaded(own / part["labels"]["file"], np.dtype(np.int32), shape[:1], None)
+    images = _mapped(own / part["images"]["file"], np.dtype(np.uint8), shape)
+    labels = _mapped(own / part["labels"]["file"], np.dtype(np.int32), shape[:1])
     sums = json.dumps([part[field]["sha256"] for field in _FIELDS])
     return Map(
         images,
-        labels,
+        np.array(labels),
         None if said["classes"] is None else tuple(said["classes"]),
         said["num_classes"],
         hashlib.sha256(sums.encode()).hexdigest(),
@@ -168,8 +168,6 @@ def check(folder: str | os.PathLike[str], watch: Watch | None = None) -> None:
     block, done = said["block"], 0
     for split, part in said["splits"].items():
         arrays = open(own, split)
-        for field in _FIELDS:
-            _check_header(own / part[field]["file"], getattr(arrays, field))
         for start in range(0, part["number"], block):
             stop = min(start + block, part["number"])
             for field in _FIELDS:
@@ -184,31 +182,27 @@ def check(folder: str | os.PathLike[str], watch: Watch | None = None) -> None:
                 watch(done, total)
 
 
-def _check_header(path: pathlib.Path, array: np.ndarray) -> None:
-    wanted = _header(array.dtype, array.shape)
-    with path.open("rb") as file:
-        if file.read(len(wanted)) != wanted:
-            raise streams.SourceError(f"{path}: its header is not what was written")
+def _mapped(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of a file of exactly this dtype and shape, read as they are needed.
 
-
-def _loaded(
-    path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], mode: Any
-) -> np.ndarray:
-    """An array of exactly this dtype and shape in a file of exactly its size."""
-    must = f"{dtype} of shape {shape}, {_size(dtype, shape)} bytes"
+    Its header is compared, not parsed: on a damaged one, what NumPy's parser raises
+    depends on the version of Python.
+    """
+    header, size = _header(dtype, shape), _size(dtype, shape)
+    must = f"{dtype} of shape {shape}, {size} bytes"
     try:
-        size = path.stat().st_size
-        if size != _size(dtype, shape):
-            raise streams.SourceError(f"{path} has {size} bytes; it must be {must}")
-        found = np.load(path, mmap_mode=mode)
+        with path.open("rb") as file:
+            begins = file.read(len(header))
+            found = os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         raise streams.SourceError(f"{path} is missing; it must be {must}") from error
-    except ValueError as error:
-        raise streams.SourceError(f"{path} is damaged: {error}") from error
-    if found.dtype != dtype or found.shape != shape:
-        is_one = f"{found.dtype} of shape {found.shape}"
-        raise streams.SourceError(f"{path} is {is_one}; it must be {must}")
-    return found
+    if found != size:
+        raise streams.SourceError(f"{path} has {found} bytes; it must be {must}")
+    if begins != header:
+        raise streams.SourceError(
+            f"{path} does not begin as an array of NumPy's of {must} does"
+        )
+    return np.memmap(path, dtype, "r", len(header), shape)
 
 
 def _sum(values: np.ndarray) -> str:
@@ -536,11 +530,10 @@ def _journaled(job: _Job, journal: int) -> dict[_Block, _Done]:
 
 
 def _intact(job: _Job, block: _Block, done: _Done) -> bool:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, streams.SourceError):
         for field in _FIELDS:
-            dtype, shape = job.array(block.split, field)
             path = job.path(block.split, field)
-            found = np.memmap(path, dtype, "r", len(_header(dtype, shape)), shape)
+            found = _mapped(path, *job.array(block.split, field))
             if _sum(found[block.start : block.stop]) != done.sums[field]:
                 return False
         return True
@@ -755,7 +748,7 @@ def _describe(job: _Job, done: dict[_Block, _Done]) -> None:
         part["replaced"] = {}
         for told in own:
             part["replaced"] |= told.replaced
-        labels = np.load(job.path(split, "labels"))
+        labels = _mapped(job.path(split, "labels"), *job.array(split, "labels"))
         highest = max(highest, int(labels.max()))
     number = highest + 1 if job.classes is None else len(job.classes)
     said = identity | {"num_classes": number}

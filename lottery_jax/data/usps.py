@@ -11,6 +11,7 @@ import gzip
 import pathlib
 import urllib.error
 import urllib.request
+import zlib
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _parsed(own: pathlib.Path) -> Arrays:
         try:
             with gzip.open(own / name, "rt") as lines:
                 values = np.loadtxt(lines, ndmin=2)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise ValueError(f"{own / name} is damaged: {error}") from error
         if values.shape != (number, 1 + _SIDE**2):
             raise ValueError(

@@ -1,5 +1,6 @@
 """The published files of texts, and how they get to where they are read."""
 
+import bz2
 import gzip
 import hashlib
 import lzma
@@ -12,7 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lottery_jax import errors
 from lottery_jax.data.text import corpora, files, glue
@@ -54,15 +55,20 @@ DIGESTS = {
 _UNPACK: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,
+    ".bz2": bz2.open,
 }
 _DAMAGE = (
     lzma.LZMAError,
     EOFError,
-    gzip.BadGzipFile,
+    OSError,
     tarfile.TarError,
     zipfile.BadZipFile,
+    # A byte of a header of a zip's can say a newer version, or that there is a password.
+    NotImplementedError,
+    RuntimeError,
     zlib.error,
 )
+"""What reading a file that is damaged raises."""
 
 
 def wanted(name: str) -> tuple[str, ...]:
@@ -177,14 +183,17 @@ def _found(
 
 
 def _content(path: pathlib.Path) -> bytes:
-    unpack = _UNPACK.get(path.suffix)
-    if unpack is None:
-        return path.read_bytes()
     try:
-        with unpack(path) as file:
+        with _stream(path) as file:
             return file.read()
     except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise ValueError(f"{path} cannot be read: {error!r}") from error
+
+
+def _stream(path: pathlib.Path) -> BinaryIO:
+    """The bytes of a file, unpacked if its name says that they are packed."""
+    ending = path.suffix.replace(".tgz", ".gz")
+    return _UNPACK[ending](path) if ending in _UNPACK else path.open("rb")
 
 
 def _archives(name: str, places: list[pathlib.Path]) -> Iterator[pathlib.Path]:
@@ -210,14 +219,17 @@ def _members(archive: pathlib.Path, left: list[str]) -> list[tuple[str, bytes]]:
                     if (file := _named(member, left)) and file not in found:
                         found[file] = packed.read(member)
         else:
-            with tarfile.open(archive) as packed_tar:
+            with _stream(archive) as stream, tarfile.open(fileobj=stream) as packed_tar:
                 for entry in packed_tar:
                     file = _named(entry.name, left) if entry.isfile() else None
                     content = packed_tar.extractfile(entry) if file else None
                     if file and content and file not in found:
                         found[file] = content.read()
+                # The sum of what is compressed is at its end, behind that of the tar.
+                while stream.read(2**20):
+                    pass
     except _DAMAGE as error:
-        raise ValueError(f"{archive} is damaged: {error!r}") from error
+        raise ValueError(f"{archive} cannot be read: {error!r}") from error
     return list(found.items())
 
 
