@@ -2,9 +2,11 @@
 
 import functools
 import gzip
+import http.server
 import json
 import random
 import sys
+import threading
 import types
 import warnings
 
@@ -831,6 +833,70 @@ def test_prepare_asks_for_array_record_files(tmp_path, monkeypatch, capsys):
         prepare.prepare("digits")
     with pytest.raises(SystemExit):
         prepare.main(["digits"])
+
+
+class OfTfds(Exception):
+    """As `DownloadError` and `NonMatchingChecksumError` are: of no common base."""
+
+
+@pytest.mark.parametrize("raised", [OfTfds, AssertionError, ConnectionError])
+def test_whatever_tfds_raises_is_a_line_with_its_reason(
+    tmp_path, monkeypatch, capsys, raised
+):
+    def download_and_prepare():
+        raise raised("no route to host")
+
+    fake_tfds = types.ModuleType("tensorflow_datasets")
+    fake_tfds.builder = lambda name, **options: types.SimpleNamespace(
+        download_and_prepare=download_and_prepare
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["mnist", "--data-dir", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and len(message.splitlines()) == 1
+    assert message.startswith(
+        f"error: mnist: TFDS could not prepare mnist in {tmp_path}"
+    )
+    assert "no route to host" in message
+
+
+@pytest.fixture
+def short_answers():
+    """The address of a server that announces twice what it sends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "20")
+            self.end_headers()
+            self.wfile.write(b"half of it")
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["usps", "tiny_shakespeare"])
+def test_a_download_that_ends_early_leaves_nothing(
+    name, tmp_path, monkeypatch, capsys, short_answers
+):
+    monkeypatch.setenv("no_proxy", "*")
+    for module in (usps, published):
+        monkeypatch.setattr(module, "URL", short_answers)
+    with pytest.raises(SystemExit) as stop:
+        prepare.main([name, "--data-dir", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and len(message.splitlines()) == 1
+    assert f"error: {name}: {short_answers}" in message and "IncompleteRead" in message
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- augmentation ---------------------------------------------------------------------

@@ -43,7 +43,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
     Raises:
       ValueError: an unknown name, or one that needs no preparation.
       ImportError: the extra `data-prepare` is not installed.
-      OSError: no network, or the folder cannot be written.
+      OSError: it cannot be downloaded, or the folder cannot be written.
     """
     if name == "usps":
         usps.download(prepared.data_dir(data_dir))
@@ -58,8 +58,14 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
             "pip install 'lottery-jax[data-prepare]'"
         ) from error
     folder = os.fspath(prepared.data_dir(data_dir))
-    builder = tfds.builder(tfds_name, data_dir=folder, file_format=prepared.FORMAT)
-    builder.download_and_prepare()
+    try:
+        builder = tfds.builder(tfds_name, data_dir=folder, file_format=prepared.FORMAT)
+        builder.download_and_prepare()
+    except Exception as error:  # errors of TFDS's own and of requests have no base
+        raise OSError(
+            f"TFDS could not prepare {tfds_name} in {folder}; it needs a network and room "
+            f"on the disk: {error!r}"
+        ) from error
 
 
 class Progress:

@@ -9,12 +9,11 @@ given out with Hastie, Tibshirani and Friedman, The Elements of Statistical Lear
 
 import gzip
 import pathlib
-import urllib.error
-import urllib.request
 import zlib
 
 import numpy as np
 
+from lottery_jax.data import _fetch
 from lottery_jax.data.cache import Arrays, cached
 
 URL = "https://hastie.su.domains/ElemStatLearn/datasets/"
@@ -76,15 +75,7 @@ def download(folder: pathlib.Path) -> None:
       OSError: no network, or the folder cannot be written.
     """
     own = folder / "usps"
-    own.mkdir(parents=True, exist_ok=True)
     for name, _ in FILES.values():
         if not (own / name).is_file():
-            part = own / f"{name}.incomplete"
-            try:
-                urllib.request.urlretrieve(URL + name, part)
-            except urllib.error.URLError as error:
-                raise OSError(
-                    f"{URL}{name} cannot be read ({error.reason}); try again with a "
-                    f"network, or put the file into {own}"
-                ) from error
-            part.replace(own / name)
+            found = _fetch.content(URL + name, f"put the file into {own}")
+            _fetch.write(own / name, found)

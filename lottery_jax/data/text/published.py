@@ -7,8 +7,6 @@ import lzma
 import os
 import pathlib
 import tarfile
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 import zlib
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from lottery_jax import errors
+from lottery_jax.data import _fetch
 from lottery_jax.data.text import corpora, files, glue
 
 SQUAD = ("train-v1.1.json", "dev-v1.1.json")
@@ -132,7 +131,7 @@ def place(
     looked_for = wanted(name)
     if source is None:
         if name == "tiny_shakespeare" and not (own / "input.txt").is_file():
-            _write(own / "input.txt", _downloaded())
+            _fetch.write(own / "input.txt", _downloaded())
     else:
         found = errors.on_disk("--from", source).expanduser()
         if not found.is_dir():
@@ -148,7 +147,7 @@ def place(
             path = own / file
             # One that is the same keeps its time, and what was made of it stays valid.
             if not path.is_file() or path.read_bytes() != content:
-                _write(path, content)
+                _fetch.write(path, content)
     there = tuple(file for file in looked_for if (own / file).is_file())
     if not there:
         where = f"{own}" if source is None else f"{own} or {found}"
@@ -244,23 +243,10 @@ def _named(member: str, left: list[str]) -> str | None:
 
 
 def _downloaded() -> bytes:
-    try:
-        with urllib.request.urlopen(URL + "input.txt", timeout=60) as answer:
-            content = answer.read()
-    except urllib.error.URLError as error:
-        raise OSError(
-            f"{URL}input.txt cannot be read ({error.reason}); try again with a network, "
-            "or name a folder that has the file with --from"
-        ) from error
+    otherwise = "name a folder that has the file with --from"
+    content = _fetch.content(f"{URL}input.txt", otherwise)
     if hashlib.sha256(content).hexdigest() != DIGESTS["input.txt"]:
         raise ValueError(
             f"{URL}input.txt is not the published file: its SHA-256 differs"
         )
     return content
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.incomplete")
-    part.write_bytes(content)
-    part.replace(path)

@@ -1,0 +1,37 @@
+"""Files of data sets that are fetched from where they were published."""
+
+import http.client
+import pathlib
+import urllib.error
+import urllib.request
+
+_SECONDS = 60
+"""How long a server may say nothing."""
+
+
+def content(url: str, otherwise: str) -> bytes:
+    """What is at an address.
+
+    Args:
+      url: the address.
+      otherwise: what can be done without a network, for the message.
+
+    Raises:
+      OSError: it cannot be read, whatever the reason.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
+            return answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise OSError(
+            f"{url} cannot be read ({reason!s}); try again with a network, or {otherwise}"
+        ) from error
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file: it is complete, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.incomplete")
+    part.write_bytes(content)
+    part.replace(path)
