@@ -163,8 +163,6 @@ def parse(
 def written(name: str, presets: Mapping[str, Preset], command: Command) -> str:
     """A command as one would write it again: what differs from its preset, by flags.
 
-    What says nothing of the run (its folder, `--minutes`) is left out.
-
     Args:
       name: of the experiment: that of its module.
       presets: by name.
@@ -177,12 +175,25 @@ def written(name: str, presets: Mapping[str, Preset], command: Command) -> str:
     else:
         words.append(command.preset)
         usual = presets[command.preset].config
-    for field in dataclasses.fields(command.config):
-        value = getattr(command.config, field.name)
+    return shlex.join([*words, *changed(command.config, usual)])
+
+
+def changed(config: C, usual: C) -> list[str]:
+    """The flags of the fields that differ from the usual ones.
+
+    What says nothing of the run (its folder, `--minutes`) is left out.
+
+    Args:
+      config: what was asked for, a dataclass.
+      usual: one of the same kind.
+    """
+    words = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
         stays = field.metadata.get("stored", True) and field.name != "out"
         if stays and value != getattr(usual, field.name):
             words += _flag(field.name, value)
-    return shlex.join(words)
+    return words
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -303,7 +314,6 @@ def where(
     deadline: Deadline | None = None,
 ) -> Where:
     """How a run is executed, where it lies, who logs it, and when it must have ended."""
-    logs.check(config.log)
     watch = None
     if config.log:
         watch = logs.Logs(config.log, folder, identity.as_config(config))

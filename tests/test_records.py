@@ -58,6 +58,15 @@ def test_a_claimed_folder_is_recognized_and_others_refused(tmp_path):
     assert records.read_config(folder) == {"lr": 0.1, "levels": 5}
 
 
+def test_a_folder_that_differs_in_everything_is_refused_in_few_lines(tmp_path):
+    records.claim_folder(tmp_path, {f"old_{i}": i for i in range(20)}, [])
+    with pytest.raises(ValueError) as refusal:
+        records.claim_folder(tmp_path, {f"new_{i}": i for i in range(20)}, [])
+    said = str(refusal.value)
+    assert len(said.splitlines()) == 8 and "new_0: None there, 0 now" in said
+    assert all(f"{when}_{i}" in said for when in ("old", "new") for i in range(20))
+
+
 def test_one_changed_digit_of_a_configuration_is_noticed(tmp_path):
     records.claim_folder(tmp_path, {"lr": 0.1}, [])
     path = tmp_path / "config.json"

@@ -16,7 +16,7 @@ import pytest
 import toys
 
 import lottery_jax as lj
-from experiments import identity, imp, recipes, rewinding, ticket
+from experiments import identity, imp, provenance, recipes, rewinding, ticket
 from experiments.kinds import images
 from experiments.recipes import Recipe
 from experiments.rewinding import subnetworks
@@ -383,6 +383,14 @@ def test_verify_judges_the_new_noises_and_says_what_it_rests_on(verified):
     assert "seed 0, replica 1, to the bit" in text and "%, as then, to the bit." in text
     assert "2 noises of one initialisation" in text
     assert (folder / "out" / "figures" / "verified.png").is_file()
+    said = provenance.read(records.load(folder / "out" / "results.nc"))
+    assert said.command.endswith(
+        "experiments.ticket verify ticket.safetensors --replicas 2"
+    )
+    assert (said.experiment, said.figures) == ("ticket", ("verified",))
+    assert "still wins" in said.shows and any(
+        "still wins" in one for one in said.claims
+    )
 
 
 def test_a_verified_ticket_is_shown_again_and_not_trained(verified, monkeypatch):

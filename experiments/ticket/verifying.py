@@ -9,6 +9,7 @@ its seed, and must hold the ticket's weights to the bit.
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,17 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import display, groups, identity, imp, launch, metrics, recipes
+from experiments import (
+    display,
+    groups,
+    identity,
+    imp,
+    launch,
+    logs,
+    metrics,
+    provenance,
+    recipes,
+)
 from experiments.display import Judged, Rows
 from experiments.experiment import claim
 from experiments.identity import FREE, Where
@@ -99,7 +110,9 @@ def verify(command: Verify, deadline: Deadline | None = None) -> None:
     where = launch.where(cfg, folder, deadline=deadline)
     claim(folder, case.setup, where)
     results = groups.once(folder / "results.nc", lambda: train(case, where))
-    report(results, case, folder)
+    words = ["python", "-m", "experiments.ticket", "verify", command.file]
+    words += launch.changed(command, Verify(file=command.file))
+    report(results, case, folder, shlex.join(words))
 
 
 # --- what is trained ------------------------------------------------------------------
@@ -116,6 +129,7 @@ def read(command: Verify) -> Case:
     """
     errors.at_least("replicas", command.replicas, 2)
     errors.at_least("tolerance", command.tolerance, 0)
+    logs.check(command.log)
     path = errors.on_disk("file", command.file)
     found = contents(path)
     meta = found.metadata
@@ -380,8 +394,17 @@ def conclusions(judged: list[Judged], results: "xr.Dataset", case: Case) -> list
     return lines
 
 
-def report(results: "xr.Dataset", case: Case, folder: pathlib.Path) -> None:
-    """The figure, the table and the verdicts, on the disk and on the screen."""
+def report(
+    results: "xr.Dataset", case: Case, folder: pathlib.Path, command: str
+) -> None:
+    """The figure, the table and the verdicts, on the disk and on the screen.
+
+    Args:
+      results: as `train` makes them, stored in the folder.
+      case: the ticket.
+      folder: of the run.
+      command: that made them, as one would write it again.
+    """
     cfg = case.setup.cfg
     judged = judge(results, cfg)
     rows, lines = table(results, case), conclusions(judged, results, case)
@@ -401,5 +424,17 @@ def report(results: "xr.Dataset", case: Case, folder: pathlib.Path) -> None:
     )
     plots.save(figure, folder / "figures" / "verified")
     display.leave(folder, judged, [rows], lines)
+    said = provenance.attributes(
+        experiment="ticket",
+        preset="",
+        shows=f"A stored ticket of {cfg.model} on {cfg.data} still wins when it is trained "
+        "under noises that it was not found with.",
+        command=command,
+        figures=["verified"],
+        verdicts=display.plain(judged),
+        claims=display.claims(judged),
+    )
+    display.note(folder / "results.nc", said)
+    results = results.assign_attrs(said)
     left = [leave(folder, results), f"Figure: {folder / 'figures' / 'verified'}.png"]
     display.show([rows], [*lines, "", *left])

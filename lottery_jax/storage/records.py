@@ -50,6 +50,10 @@ def identity(config: Config, ignore: Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+_SPELLED_OUT = 6
+"""Fields that differ whose values are said."""
+
+
 def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) -> None:
     """Makes a run folder, or checks that it belongs to this configuration.
 
@@ -75,9 +79,12 @@ def claim_folder(folder: pathlib.Path, config: Config, ignore: Iterable[str]) ->
         }
         if differing:
             lines = "".join(
-                f"\n  {name}: {old!r} there, {new!r} now"
-                for name, (old, new) in differing.items()
+                f"\n  {name}: {differing[name][0]!r} there, {differing[name][1]!r} now"
+                for name in [*differing][:_SPELLED_OUT]
             )
+            # A run of another experiment differs in nearly all of them.
+            if more := [*differing][_SPELLED_OUT:]:
+                lines += f"\n  and {', '.join(more)}"
             raise ValueError(
                 f"out={str(folder)!r} holds a run with another configuration; choose "
                 f"another folder, or the stored values:{lines}"
