@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from experiments import launch
-from lottery_jax import checkpoints, errors, imp, records
-from lottery_jax.storage import _files, parts
+from lottery_jax import checkpoints, disk, errors, imp, records
+from lottery_jax.storage import parts
 from lottery_jax.storage.parts import Readable, Writable
 
 _NUMBERED = re.compile(r"\d{8}")
@@ -100,7 +100,7 @@ def unpack(command: Unpack) -> None:
     folder = errors.on_disk("folder", command.folder)
     parts.must_be_empty("folder", folder)
     about = parts.contents(source)
-    with parts.reading(source) as packed, _files.replacing(folder) as temporary:
+    with parts.reading(source) as packed, disk.replacing(folder) as temporary:
         _read(packed, temporary)
     print(f"{folder}: {about['files']} files of {_mib(about['bytes'])}")
 

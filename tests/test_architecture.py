@@ -39,11 +39,12 @@ ARROWS = {
     "convolution": ("types",),
     "activations": ("types",),
     "execution": ("convolution", "activations", "trees"),
-    "storage": ("trees",),
+    "disk": (),
+    "storage": ("trees", "disk"),
     # How many runs are carried through time.
     "training": ("keys", "dynamic", "execution", "storage", "streams", "means"),
     # What is trained; independent of how, and of the methods.
-    "data": ("keys", "permutations", "streams"),
+    "data": ("keys", "permutations", "streams", "disk"),
     "units": ("trees",),
     "models": ("convolution", "activations", "data", "units"),
     "environments": ("keys", "trees"),

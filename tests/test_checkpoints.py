@@ -21,7 +21,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lottery_jax
-from lottery_jax.storage import _files, checkpoints
+from lottery_jax import disk
+from lottery_jax.storage import checkpoints
 
 
 class State(NamedTuple):
@@ -337,8 +338,8 @@ def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(_files, "_sync_folder", dying(_files._sync_folder))
-            patch.setattr(_files, "_delete", dying(_files._delete))
+            patch.setattr(disk, "sync_folder", dying(disk.sync_folder))
+            patch.setattr(disk, "_delete", dying(disk._delete))
             patch.setattr(checkpoints, "_write", dying(checkpoints._write))
             patch.setattr(os, "fsync", dying(os.fsync))
             patch.setattr(os, "rename", dying(os.rename))
@@ -356,7 +357,7 @@ def test_a_kill_at_any_step_leaves_the_one_before(tmp_path, monkeypatch):
         for index in (0, 1):
             checkpoints.save(folder, small(index), {"index": index}, index=index)
         survived = attempt(folder, allowed)
-        monkeypatch.setattr(_files, "_OURS", f"{allowed:08x}")  # as in a new process
+        monkeypatch.setattr(disk, "_OURS", f"{allowed:08x}")  # as in a new process
         tree, metadata = restore_without_a_warning(folder, small(0))
         assert_same(tree, small(metadata["index"]))
         results.append(metadata["index"])

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 
-from lottery_jax import streams
+from lottery_jax import disk, streams
 from lottery_jax.data import decode, folders, maps, prepare
 
 Image = pytest.importorskip("PIL.Image")
@@ -350,6 +351,7 @@ def killed_at(step, call):
         return run
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "_OURS", secrets.token_hex(4))  # as in a process of its own
         for owner, name in STEPS:
             patch.setattr(owner, name, dying(getattr(owner, name), name))
         try:

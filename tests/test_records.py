@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lottery_jax.storage import _files, records
+from lottery_jax import disk
+from lottery_jax.storage import records
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -98,7 +99,7 @@ def test_text_is_written_complete_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_this_process_is_writing_is_left_alone(tmp_path):
-    with _files.replacing(tmp_path / "a") as temporary:
+    with disk.replacing(tmp_path / "a") as temporary:
         temporary.write_text("a")
         records.write_text(tmp_path / "b", "b")
         (tmp_path / "b").unlink()

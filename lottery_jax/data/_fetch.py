@@ -1,7 +1,6 @@
 """Files of data sets that are fetched from where they were published."""
 
 import http.client
-import pathlib
 import urllib.error
 import urllib.request
 
@@ -27,11 +26,3 @@ def content(url: str, otherwise: str) -> bytes:
         raise OSError(
             f"{url} cannot be read ({reason!s}); try again with a network, or {otherwise}"
         ) from error
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file: it is complete, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.incomplete")
-    part.write_bytes(content)
-    part.replace(path)

@@ -2,13 +2,12 @@
 
 import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 
-from lottery_jax import errors
+from lottery_jax import disk, errors
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,12 +59,5 @@ def _read(path: pathlib.Path) -> Arrays:
 
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".incomplete")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    with disk.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

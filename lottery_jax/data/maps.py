@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lottery_jax import errors, streams
+from lottery_jax import disk, errors, streams
 from lottery_jax.data import decode, folders, prepared, reading
 
 DESCRIPTION = "map.json"
@@ -286,9 +286,9 @@ def write(
     try:
         with _alone(job.work) as journal:
             _write(job, journal, workers, watch)
-            _sync_folder(job.work)
+            disk.sync_folder(job.work)
             os.replace(job.work, target)
-            _sync_folder(target.parent)
+            disk.sync_folder(target.parent)
             (target / _JOURNAL).unlink()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -752,20 +752,4 @@ def _describe(job: _Job, done: dict[_Block, _Done]) -> None:
         highest = max(highest, int(labels.max()))
     number = highest + 1 if job.classes is None else len(job.classes)
     said = identity | {"num_classes": number}
-    part_path = job.work / f"{DESCRIPTION}.incomplete"
-    with part_path.open("w") as file:
-        json.dump(said, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part_path, job.work / DESCRIPTION)
-    _sync_folder(job.work)
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a rename survive a power cut; only POSIX can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    disk.write(job.work / DESCRIPTION, json.dumps(said, indent=1).encode())

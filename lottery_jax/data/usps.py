@@ -13,6 +13,7 @@ import zlib
 
 import numpy as np
 
+from lottery_jax import disk
 from lottery_jax.data import _fetch
 from lottery_jax.data.cache import Arrays, cached
 
@@ -78,4 +79,4 @@ def download(folder: pathlib.Path) -> None:
     for name, _ in FILES.values():
         if not (own / name).is_file():
             found = _fetch.content(URL + name, f"put the file into {own}")
-            _fetch.write(own / name, found)
+            disk.write(own / name, found)

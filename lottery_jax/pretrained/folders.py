@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lottery_jax import errors, trees
+from lottery_jax import disk, errors, trees
 from lottery_jax.models import BertShape
 from lottery_jax.pretrained import names
 from lottery_jax.pretrained.config import config_of, shape_of
 from lottery_jax.pretrained.names import Leaf
-from lottery_jax.storage import _files, state_dicts
+from lottery_jax.storage import state_dicts
 from lottery_jax.storage.state_dicts import StateDict
 from lottery_jax.types import Params
 
@@ -99,7 +99,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     params = _nested(
         {leaf.ours: leaf.swapped(_wide(found[leaf.theirs])) for leaf in leaves}
     )
-    return Pretrained(shape, params, folder, heads, unused, _files.sha256(path))
+    return Pretrained(shape, params, folder, heads, unused, disk.sha256(path))
 
 
 def _folder(source: str | os.PathLike[str]) -> pathlib.Path:
@@ -292,11 +292,11 @@ def save(
     }
     architecture = "BertForMaskedLM" if has_head else "BertModel"
     text = json.dumps(config_of(shape, architecture), indent=2)
-    with _files.replacing(folder) as temporary:
+    with disk.replacing(folder) as temporary:
         temporary.mkdir()
         # What readers of PyTorch look for.
         state_dicts.write(temporary / WEIGHTS, state, metadata={"format": "pt"})
-        _files.write(temporary / CONFIG, f"{text}\n".encode())
+        disk.write(temporary / CONFIG, f"{text}\n".encode())
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
 

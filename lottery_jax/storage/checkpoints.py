@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors
-from lottery_jax.storage import _files, _leaves
+from lottery_jax import disk, errors
+from lottery_jax.storage import _leaves
 from lottery_jax.types import PyTree
 
 FORMAT = 4
@@ -102,13 +102,13 @@ def save(
 
     final = folder / f"{index:08d}"
     try:
-        with _files.replacing(final) as temporary:
+        with disk.replacing(final) as temporary:
             _write(temporary, header, buffer)
             if final.exists():  # Damaged, as was found above.
-                _files.remove(final)
+                disk.remove(final)
     except OSError as error:
         what = f"checkpoint {index} to {folder} (earlier ones are untouched)"
-        raise _files.cannot_write(what, error) from error
+        raise disk.cannot_write(what, error) from error
     _prune(folder, final)
     return final
 
@@ -252,7 +252,7 @@ def _problems(path: pathlib.Path) -> list[str]:
         try:
             if (path / name).stat().st_size != expected["bytes"]:
                 problems.append(f"{path / name} has another length than was written")
-            elif _files.sha256(path / name) != expected["sha256"]:
+            elif disk.sha256(path / name) != expected["sha256"]:
                 problems.append(f"{path / name} has another SHA-256 than was written")
         except OSError as error:
             problems.append(f"{path / name} cannot be read ({error.strerror})")
@@ -273,10 +273,10 @@ def _write(path: pathlib.Path, header: Mapping[str, Any], buffer: np.ndarray) ->
     }
     files = {}
     for name, content in contents.items():
-        _files.write(path / name, content)
+        disk.write(path / name, content)
         digest = hashlib.sha256(content).hexdigest()
         files[name] = {"bytes": content.nbytes, "sha256": digest}
-    _files.write(path / _MANIFEST, _manifest(files))
+    disk.write(path / _MANIFEST, _manifest(files))
 
 
 def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
@@ -288,7 +288,7 @@ def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
         ):
             complete += 1
         elif path.name > newest.name or complete >= KEEP:
-            _files.remove(path)
+            disk.remove(path)
 
 
 def _pack(tree: PyTree) -> tuple[list[dict[str, Any]], np.ndarray]:

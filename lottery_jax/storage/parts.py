@@ -17,8 +17,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
-from lottery_jax import errors
-from lottery_jax.storage import _files
+from lottery_jax import disk, errors
 
 _LIST = "parts.json"
 FORMAT = 1
@@ -57,13 +56,13 @@ def writing(
     """
     most = errors.whole("most", most, 1)
     must_be_empty("folder", folder)
-    with _files.replacing(folder) as temporary:
+    with disk.replacing(folder) as temporary:
         temporary.mkdir()
         writer = _Writer(temporary, most)
         yield writer
         writer.close()
         listing = {"format": FORMAT, "parts": writer.written, "about": about or {}}
-        _files.write(temporary / _LIST, _signed(listing))
+        disk.write(temporary / _LIST, _signed(listing))
 
 
 def contents(folder: pathlib.Path) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def reading(folder: pathlib.Path) -> Iterator[Readable]:
         if not path.is_file():
             missing.append(path.name)
         elif path.stat().st_size != part["bytes"] or (
-            _files.sha256(path) != part["sha256"]
+            disk.sha256(path) != part["sha256"]
         ):
             damaged.append(path.name)
     number = len(listing["parts"])

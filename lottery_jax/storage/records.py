@@ -10,19 +10,19 @@ them, so a study can be extended.
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lottery_jax import errors
-from lottery_jax.storage import _files
-from lottery_jax.storage._files import versions as versions
+from lottery_jax import disk, errors
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,6 +48,24 @@ def identity(config: Config, ignore: Iterable[str]) -> str:
     kept = {name: value for name, value in config.items() if name not in ignored}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that determine numbers."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    # What was installed in place keeps the number that it was installed under.
+    own = sys.modules["lottery_jax"].__version__
+    found = {"python": platform.python_version(), "lottery-jax": own}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 _SPELLED_OUT = 6
@@ -125,7 +143,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written; names the file.
     """
-    _files.write(errors.on_disk("path", path), text.encode())
+    disk.write(errors.on_disk("path", path), text.encode())
 
 
 # --- results --------------------------------------------------------------------------
@@ -203,8 +221,8 @@ def save(path: pathlib.Path, results: "xr.Dataset") -> None:
     """
     path = errors.on_disk("path", path)
     # By way of memory: HDF5 crashes the process when it meets a full disk.
-    _files.write(path, bytes(results.to_netcdf(engine="h5netcdf")))
-    write_text(_checksum(path), _files.sha256(path) + "\n")
+    disk.write(path, bytes(results.to_netcdf(engine="h5netcdf")))
+    write_text(_checksum(path), disk.sha256(path) + "\n")
 
 
 def load(path: pathlib.Path) -> "xr.Dataset":
@@ -231,7 +249,7 @@ def intact(path: pathlib.Path) -> bool:
     sums = _checksum(path)
     if not (path.is_file() and sums.is_file()):
         return False
-    return sums.read_text(errors="replace").strip() == _files.sha256(path)
+    return sums.read_text(errors="replace").strip() == disk.sha256(path)
 
 
 def _checksum(path: pathlib.Path) -> pathlib.Path:
@@ -271,7 +289,7 @@ def append_stream(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
         with open(path, "a") as file:
             file.write(json.dumps(finite(entry)) + "\n")
     except OSError as error:
-        raise _files.cannot_write(path, error) from error
+        raise disk.cannot_write(path, error) from error
 
 
 def finite(value: Any) -> Any:

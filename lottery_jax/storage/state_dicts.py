@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from lottery_jax import errors
-from lottery_jax.storage import _files
+from lottery_jax import disk, errors
 
 StateDict: TypeAlias = dict[str, np.ndarray]
 """Arrays by the names that PyTorch gives tensors: `fc.weight`, say."""
@@ -114,7 +113,7 @@ def write(
         arrays[name] = array
     if path.suffix in _SAFE:
         numpy = _safetensors().numpy
-        _files.write(path, numpy.save(arrays, dict(metadata) if metadata else None))
+        disk.write(path, numpy.save(arrays, dict(metadata) if metadata else None))
         return
     if metadata:
         raise errors.wrong("metadata", dict(metadata), f"None for a file {path.suffix}")
@@ -122,7 +121,7 @@ def write(
     content = io.BytesIO()
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch.save(tensors, content)
-    _files.write(path, content.getvalue())
+    disk.write(path, content.getvalue())
 
 
 def _known(path: str | os.PathLike[str]) -> pathlib.Path:

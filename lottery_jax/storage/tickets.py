@@ -25,8 +25,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from lottery_jax import errors
-from lottery_jax.storage import _files, _leaves
+from lottery_jax import disk, errors
+from lottery_jax.storage import _leaves, records
 from lottery_jax.types import Mask, ModelState, Params, PyTree
 
 FORMAT = 1
@@ -129,7 +129,7 @@ def provenance(
         "level": int(level),
         "init": init,
         "found": found,
-        "versions": _files.versions(),
+        "versions": records.versions(),
         **more,
     }
 
@@ -198,7 +198,7 @@ def save(
     }
     entry = json.dumps({"sha256": _digest(described, header), **header})
     content = _safetensors().numpy.save(tensors, {_ENTRY: entry})
-    _files.write(path, content)
+    disk.write(path, content)
 
 
 def load(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from lottery_jax import errors
+from lottery_jax import disk, errors
 from lottery_jax.data import _fetch
 from lottery_jax.data.text import corpora, files, glue
 
@@ -131,7 +131,7 @@ def place(
     looked_for = wanted(name)
     if source is None:
         if name == "tiny_shakespeare" and not (own / "input.txt").is_file():
-            _fetch.write(own / "input.txt", _downloaded())
+            disk.write(own / "input.txt", _downloaded())
     else:
         found = errors.on_disk("--from", source).expanduser()
         if not found.is_dir():
@@ -147,7 +147,7 @@ def place(
             path = own / file
             # One that is the same keeps its time, and what was made of it stays valid.
             if not path.is_file() or path.read_bytes() != content:
-                _fetch.write(path, content)
+                disk.write(path, content)
     there = tuple(file for file in looked_for if (own / file).is_file())
     if not there:
         where = f"{own}" if source is None else f"{own} or {found}"

@@ -1,17 +1,13 @@
 """Files and folders that appear complete or not at all, whenever the process ends."""
 
 import contextlib
-import functools
 import hashlib
-import importlib.metadata
 import os
 import pathlib
-import platform
 import re
 import secrets
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
@@ -60,7 +56,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         _delete(temporary)
 
@@ -73,6 +69,16 @@ def remove(path: pathlib.Path) -> None:
         _delete(temporary)
 
 
+def sync_folder(folder: pathlib.Path) -> None:
+    """Makes a rename survive a power cut; only POSIX can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def cannot_write(what: object, error: OSError) -> OSError:
     """The same error, naming what could not be written."""
     return OSError(error.errno, f"cannot write {what}: {error.strerror or error}")
@@ -82,24 +88,6 @@ def sha256(path: pathlib.Path) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that determine numbers."""
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    # What was installed in place keeps the number that it was installed under.
-    own = sys.modules["lottery_jax"].__version__
-    found = {"python": platform.python_version(), "lottery-jax": own}
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _temporary(folder: pathlib.Path) -> pathlib.Path:
@@ -135,13 +123,3 @@ def _delete(path: pathlib.Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a rename survive a power cut; only POSIX can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
