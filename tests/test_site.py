@@ -35,7 +35,9 @@ def loaded(name):
         sys.path.pop(0)
 
 
+docstrings = loaded("docstrings")
 pages = loaded("pages")
+source = loaded("source")
 repository = loaded("repository")
 
 
@@ -65,7 +67,7 @@ def test_no_public_name_is_without_a_docstring():
 
 def test_every_module_can_be_reached(api):
     """From the index by groups, from a group by the tree, from a package by its list."""
-    for module in pages.sources():
+    for module in source.modules():
         inside = [text for name, text in api.items() if name != module]
         assert module == "lottery_jax" or any(
             f"<{module}>`" in text for text in inside
@@ -89,7 +91,7 @@ def test_the_check_can_fail(api):
 
 
 def test_a_docstring_is_markdown_in_sections():
-    text = pages.markdown(
+    text = docstrings.markdown(
         """Does a*b*c.
 
         Args:

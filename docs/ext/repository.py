@@ -9,7 +9,7 @@ another host: a badge is a link.
 import posixpath
 import re
 
-import pages
+import source
 
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)\s#\\]+)((?:#[^)\s]*)?)\)")
 _REMOTE_IMAGE = re.compile(r"!\[([^]]*)\]\(https?://[^)\s]+\)")
@@ -30,7 +30,7 @@ def on_site(target: str, docname: str) -> str:
     here = posixpath.dirname(f"docs/{docname}")
     path = posixpath.normpath(posixpath.join(here, target))
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    if path.endswith(".py") and module in pages.sources():
+    if path.endswith(".py") and module in source.modules():
         return f"/api/{module}.md"
     if path.startswith("notebooks/"):
         return f"/{path}"
@@ -49,8 +49,8 @@ def rewritten(text: str, docname: str) -> str:
     return text
 
 
-def _read(app, docname: str, source: list[str]) -> None:
-    source[0] = rewritten(source[0], docname)
+def _read(app, docname: str, content: list[str]) -> None:
+    content[0] = rewritten(content[0], docname)
 
 
 def _foreign(app, env, node, contnode):
