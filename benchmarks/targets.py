@@ -225,7 +225,7 @@ def train(asked: Asked) -> Any:
     """A segment of training of all replicas, lowered."""
     functions, number = asked.task.functions, asked.sizes.replicas
     state, noise = _states(asked)
-    run = segment._train(
+    run = segment.train_rows(
         functions, asked.execution, make_tx(asked.sizes), asked.sizes.steps
     )
     bound = jax.ShapeDtypeStruct((), np.int32)

@@ -22,11 +22,8 @@ from lottery_jax import keys, streams, training
 from lottery_jax.execution import Execution, default_execution, memory
 from lottery_jax.optimizers.settings import at
 from lottery_jax.storage import checkpoints
-from lottery_jax.training import loop
+from lottery_jax.training import loop, segment
 from lottery_jax.types import (
-    Array,
-    Key,
-    Metrics,
     Network,
     PyTree,
     StreamState,
@@ -169,22 +166,8 @@ def placed(data: PyTree, window: int) -> PyTree:
 
 def program(setup: Setup, execution: Execution) -> Any:
     """The steps of a segment of many networks, as the runner takes them."""
-    functions, tx = setup.task.functions, setup.tx
-
-    def train(
-        data: PyTree,
-        state: TrainState,
-        noise: Key,
-        a: Array,
-        b: Array,
-        hyper: Mapping[str, Array],
-        offset: Array,
-    ) -> tuple[TrainState, Metrics]:
-        task, own = functions._replace(data=data), at(tx, hyper)
-        how: dict[str, Any] = dict(capacity=CAPACITY, offset=offset)
-        return loop.train_steps(task, own, state, noise, a, b, **how)
-
-    return execution.parallel(train, (None, 0, 0, None, None, 0, 0))
+    functions = setup.task.functions
+    return segment.train_rows(functions, execution, setup.tx, CAPACITY)
 
 
 def specs(setup: Setup, rows: int, execution: Execution, window: int) -> Sequence[Any]:
@@ -213,6 +196,7 @@ def specs(setup: Setup, rows: int, execution: Execution, window: int) -> Sequenc
         step,
         {name: row((), np.float32) for name in hyper(setup)},
         row((), np.int32),
+        row((), bool),
     )
 
 
@@ -293,14 +277,15 @@ def measured(setup: Setup, found: Device) -> float:
     swept = {name: [value] * number for name, value in hyper(setup).items()}
     runs = training.fresh(setup.task, setup.tx, own.init, own.noise, hyper=swept)
     zeros = np.zeros(number, np.int32)
-    noise, values, offset = execution.spread((own.noise, dict(runs.hyper), zeros))
+    rows = own.noise, dict(runs.hyper), zeros, np.ones(number, bool)
+    noise, values, *which = execution.spread(rows)
     given = execution.share(setup.task.data), execution.place(runs.state), noise
     run = program(setup, execution)
 
     def seconds(steps: int) -> float:
         begin = time.monotonic()
         bounds = np.int32(0), np.int32(steps)
-        jax.block_until_ready(run(*given, *bounds, values, offset))
+        jax.block_until_ready(run(*given, *bounds, values, *which))
         return time.monotonic() - begin
 
     seconds(1)  # compiles

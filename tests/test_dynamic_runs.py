@@ -181,7 +181,7 @@ def test_a_mask_is_computed_at_the_steps_of_the_rule_and_at_no_other(name):
     method = METHODS[name]
     assert called.count("_update_mask") == len(method.steps)
     assert called.count("_start_mask") == len(set(JOINS)) * method.starts
-    assert called.count("_train") > 3
+    assert called.count("train_rows") > 3
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -330,7 +330,7 @@ def test_where_not_even_one_fits_every_program_says_so(scenario):
     ("build", "moment"),
     [
         (levels._init, (0, 0)),
-        (segment._train, (0, 0)),
+        (segment.train_rows, (0, 0)),
         (levels._layer_counts, (0, 6)),
         (training.measured.tested, (0, 6)),
         (levels._cut, (1, 0)),

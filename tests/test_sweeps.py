@@ -128,13 +128,13 @@ def test_other_values_compile_nothing(task, monkeypatch):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
     )
-    first = segment._train
+    first = segment.train_rows
 
     def counted(*parts):
         built.append(parts)
         return first(*parts)
 
-    monkeypatch.setattr(segment, "_train", counted)
+    monkeypatch.setattr(segment, "train_rows", counted)
     sweep = {"learning_rate": [0.01, 0.02]}
     plan = imp.Plan(steps=STEPS, rewind_step=2, validate_every=3)
     lj.train(task, sgd, STEPS, 2, sweep=sweep)

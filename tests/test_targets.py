@@ -324,7 +324,7 @@ def test_programs_are_given_what_the_library_gives_them(monkeypatch):
             given[self.name] = shapes(specs)
 
     for module, name in (
-        (targets.segment, "_train"),
+        (targets.segment, "train_rows"),
         (targets.measured, "tested"),
         (targets.points, "_points"),
     ):
@@ -334,7 +334,7 @@ def test_programs_are_given_what_the_library_gives_them(monkeypatch):
         )
     for lower in targets.PROGRAMS.values():
         lower(asked)
-    assert given == {name: called[name] for name in ("_train", "tested", "_points")}
+    assert given == {name: called[name] for name in ("train_rows", "tested", "_points")}
 
 
 @pytest.mark.slow

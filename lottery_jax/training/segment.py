@@ -217,7 +217,7 @@ class Work:
         self.at = joining(self.runs.joins, self.runs.offset, execution)
         functions, away = self.task.functions, TRAIN in self.streamed
         of = (functions, execution)
-        self._train = program(_train, *of, self.tx, self.capacity, away)
+        self._train = program(train_rows, *of, self.tx, self.capacity, away)
         self._validate = None
         if self.validates and "validation" not in self.streamed:
             self._validate = program(_validate, *of)
@@ -393,13 +393,28 @@ def _mean_since(since: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray
     return np.where(steps.any(axis=1), total / np.maximum(steps.sum(axis=1), 1), np.nan)
 
 
-def _train(
+def train_rows(
     functions: Task,
     execution: Execution,
     tx: Optimizer,
     capacity: int,
     streamed: bool = False,
 ) -> Callable[..., Any]:
+    """The steps of a segment of many runs, about to be compiled.
+
+    Args:
+      functions: the task without its data.
+      execution: the devices.
+      tx: the optimizer, or a function of settings.
+      capacity: the most steps of a segment.
+      streamed: whether the examples come in a window.
+
+    Returns:
+      Of data, state, noise key, step bounds a and b, settings, offset, whether the run
+      trains, and, if streamed, examples and places: the state at b, and the metrics of
+      each step, `[capacity]`. All but data and bounds are by run.
+    """
+
     def train(
         data: PyTree,
         state: TrainState,
