@@ -1082,7 +1082,7 @@ _STREAMING = Row(
     ],
     facts=[_streamed("waiting", "run", steps=200, every=100)],
     numbers=[Number("share of the time that devices waited for data", unit="share")],
-    turns=9,
+    turns=25,
 )
 
 _SOURCES = Row(
