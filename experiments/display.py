@@ -279,12 +279,13 @@ def progress(
         rate = f"{pace.rate:,.0f} replica-steps/s" if pace.rate else ""
         still = left(remaining(pace, at, last))
         error = stream.add(at)
-        steps = at.total - at.start
+        # Level 0 is a whole training, the others begin where they rewind to.
+        before = at.total + (at.level - 1) * at.each if at.level else 0
         bar.update(
             task,
             description=label,
-            completed=at.done - at.start + (at.level or 0) * steps,
-            total=steps * (last + 1 if levels else 1),
+            completed=before + at.done - at.start,
+            total=at.total + last * at.each if levels else at.total - at.start,
             at=f"{at.done}/{at.total}  {rate}  {error}",
             left=still,
         )

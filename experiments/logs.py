@@ -283,21 +283,21 @@ class WandB:
     """One run of Weights & Biases for a folder, offline unless the user is logged in.
 
     What is known of it lies in FOLDER/wandb/lottery_jax.json: its id, which stays when the
-    folder is moved, and at which of its steps each part of the run begins. A run that is
-    taken up again so writes the same rows under the same steps, of which Weights & Biases
-    keeps one; to leave out what was written before would lose what a killed process had
-    not yet brought to the disk.
+    folder is moved, and at which of its steps the rows of each part of the run lie. A run
+    that is taken up again so writes the same rows under the same steps, of which Weights &
+    Biases keeps one, and what it adds to a part lies behind all others; to leave out what
+    was written before would lose what a killed process had not yet brought to the disk.
     """
 
     def __init__(self, folder: pathlib.Path, config: Mapping[str, Any]) -> None:
         """Args: folder: of a group of replicas; config: what it is."""
         self.folder, self.config = folder, config
         self._run: Any = None
-        self._id, self._parts = "", dict[str, list[int]]()
+        self._id, self._pieces = "", dict[str, list[list[int]]]()
 
     @property
     def path(self) -> pathlib.Path:
-        """Where the id, and the first and last step of each part, are kept."""
+        """Where the id is kept, and the pieces of each part: offset and last step."""
         return self.folder / "wandb" / "lottery_jax.json"
 
     def begin(self, place: str, step: int) -> None:
@@ -308,18 +308,30 @@ class WandB:
         if self._run is None:
             self._read()
             self._run = self._opened()
-        if place not in self._parts:
-            ends = [last for _, last in self._parts.values()]
-            self._parts[place] = [max(ends, default=0)] * 2
-        first, last = self._parts[place]
-        self._parts[place] = [first, max(last, first + step)]
-        about = {"id": self._id, "parts": self._parts}
+        at = self._at(place, step)
+        about = {"id": self._id, "pieces": self._pieces}
         records.write_text(self.path, json.dumps(about) + "\n")
         line: dict[str, float] = {f"{place}/step": step}
         for network, own in values.items():
             line |= {f"{place}/{network}/{name}": x for name, x in own.items()}
         self._run.define_metric(f"{place}/*", step_metric=f"{place}/step")
-        self._run.log(line, step=first + step)
+        self._run.log(line, step=at)
+
+    def _at(self, place: str, step: int) -> int:
+        """The step of a row among those of the whole run."""
+        own = self._pieces.setdefault(place, [])
+        for offset, last in own:
+            if step <= last:
+                return offset + step
+        every = [
+            offset + last for pieces in self._pieces.values() for offset, last in pieces
+        ]
+        end = max(every, default=0)
+        if own and sum(own[-1]) == end:
+            own[-1][1] = step
+        else:
+            own.append([end - (own[-1][1] if own else 0), step])
+        return own[-1][0] + step
 
     def close(self, place: str) -> None:
         """See `Log`: nothing; wandb ends its run with the process."""
@@ -329,7 +341,7 @@ class WandB:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             found = json.loads(self.path.read_text())
-            self._id, self._parts = found["id"], found["parts"]
+            self._id, self._pieces = found["id"], found["pieces"]
         except (OSError, ValueError, KeyError, TypeError):
             self._id = secrets.token_hex(4)
 

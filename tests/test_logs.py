@@ -223,6 +223,23 @@ def test_a_run_that_is_taken_up_again_is_the_same_run_with_the_same_steps(
     assert second.axes == {"levels/*": "levels/step"}
 
 
+def test_what_a_grown_study_adds_lies_behind_all_other_parts(tmp_path, wandb):
+    """Level 2 comes after a part that was written once level 1 had ended."""
+    beside = [told(None, step, stage="beside") for step in (0, 50, 100)]
+    run(tmp_path, ["wandb"], [*level(0), *level(1), *beside])
+    run(tmp_path, ["wandb"], [*level(2, resumed=True), *beside])
+    run(tmp_path, ["wandb"], [*level(1, resumed=True), *level(2), *level(3)])
+    rows = [
+        (step, name)
+        for made in wandb.runs
+        for step, line in zip(made.steps, made.lines)
+        for name in [(key, line[key]) for key in line if key.endswith("/step")]
+    ]
+    # A row has one step however often it is written, and a step has one row.
+    assert len({step for step, _ in rows}) == len({row for _, row in rows})
+    assert len(set(rows)) == len({row for _, row in rows}) == 10
+
+
 def test_what_is_known_of_a_run_may_be_damaged(tmp_path, wandb):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "lottery_jax.json").write_text('{"id": "cut')
@@ -283,7 +300,7 @@ def test_wandb_itself_takes_it_offline(tmp_path, monkeypatch):
     wandb.teardown()  # as at the end of the process
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     about = json.loads((tmp_path / "wandb/lottery_jax.json").read_text())
-    assert about == {"id": run_id, "parts": {"levels": [0, 200]}}
+    assert about == {"id": run_id, "pieces": {"levels": [[0, 200]]}}
     assert run_id in written.name
     assert b"levels/ticket/replica0/validation_error" in written.read_bytes()
 

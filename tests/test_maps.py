@@ -484,6 +484,24 @@ def test_processes_that_are_killed_change_no_byte(tmp_path):
 # --- disks ----------------------------------------------------------------------------
 
 
+def test_a_process_that_comes_second_finds_what_the_first_one_made(
+    tmp_path, monkeypatch
+):
+    source = Source(noise(12), digest="of twelve")
+    made = maps.write({"train": source}, tmp_path / "map", side=SIDE)
+    whole, real, asked = content(made), maps._complete, []
+
+    def at_first_not(target, job):
+        asked.append(target)
+        return len(asked) > 1 and real(target, job)
+
+    monkeypatch.setattr(maps, "_complete", at_first_not)
+    source.read.clear()
+    assert maps.write({"train": source}, tmp_path / "map", side=SIDE) == made
+    assert content(made) == whole and not source.read
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map"]
+
+
 def test_too_little_room_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
     needed = 12 * (SIDE * SIDE * 3 + 4)
     usage = shutil.disk_usage(tmp_path)
@@ -611,7 +629,18 @@ def test_what_is_no_map_is_refused(tmp_path):
     path.write_text(json.dumps(said | {"format": 2}))
     with pytest.raises(streams.SourceError, match="format 2; this version reads"):
         maps.open(made, "train")
-    path.write_text(path.read_text()[:-9])
+    path.write_text('{"format": 1}')
+    with pytest.raises(
+        streams.SourceError, match="map.json is damaged: it lacks splits"
+    ):
+        maps.open(made, "train")
+    half = {**said, "splits": {"train": {"number": 5, "images": None}}}
+    path.write_text(json.dumps({name: half[name] for name in half if name != "side"}))
+    with pytest.raises(
+        streams.SourceError, match="lacks side, images of train, labels"
+    ):
+        maps.check(made)
+    path.write_text(json.dumps(said)[:-9])
     with pytest.raises(streams.SourceError, match="map.json is damaged"):
         maps.check(made)
 

@@ -212,11 +212,85 @@ def test_a_density_axis_falls_in_percent():
     assert (one.scale, one.falling, one.values) == ("log", True, [50, 10, 2])
 
 
-def test_where_all_replicas_diverged_nothing_is_drawn():
+def test_where_all_replicas_diverged_there_are_places_without_a_value():
     results = study()
     results["diverged"] = results["diverged"] * 0 + 1
-    names = [one.name for one in quantities.found(results)]
-    assert "test_error" not in names and "diverged" in names
+    results["dense_diverged"] = results["dense_test_error"] * 0 + 1
+    found = {one.name: one for one in quantities.found(results)}
+    assert not any(found["test_error"].n) and set(found["test_error"].mean) == {None}
+    assert next(iter(found)) == "diverged"  # what has values comes first
+    (number,) = (x for x in quantities.numbers(results) if "test error" in x.title)
+    assert (number.mean, number.n) == (None, 0)
+
+
+def test_when_a_network_diverged_is_said_of_those_that_did():
+    results = study()
+    when = np.where(results["diverged"] > 0, 12.0, np.nan)
+    results["first_nan"] = (results["diverged"].dims, when)
+    (one,) = (x for x in quantities.found(results) if x.name == "first_nan")
+    assert {x for x in one.mean if x is not None} == {12}
+
+
+def test_density_lies_across_though_controls_have_none_at_level_0():
+    results = study()
+    arm, first = results["arm"].values[1], results["level"].values[0]
+    there = (results["arm"] == arm) & (results["level"] == first)
+    for name in ("density", "test_error"):
+        results[name] = results[name].where(~there)
+    one = quantities.quantity(results, "test_error", 1000)
+    assert one.across == "density" and one.density == [100, 80, 64, None, 80, 64]
+    # A value without a density would be left out: then levels are what lies there.
+    results["test_error"] = study()["test_error"]
+    one = quantities.quantity(results, "test_error", 1000)
+    assert (one.across, one.density) == ("level", None)
+
+
+@pytest.mark.parametrize(
+    "places, labels",
+    [
+        ([116000, 117150, 117190, 117191], ["116000", "117150", "117190", "117191"]),
+        ([0.1, 0.2, 1 / 3], ["0.1", "0.2", "0.3333"]),
+        ([0.123456, 0.123457], ["0.123456", "0.123457"]),
+        ([1.0, 1.0 + 2e-16], ["1.0", "1.0000000000000002"]),
+    ],
+)
+def test_places_are_told_apart(places, labels):
+    own = xr.DataArray(np.zeros(len(places)), {"step": np.array(places)}, ["step"])
+    one = quantities.axis(own, "step")
+    assert one.labels == labels and one.values == places
+
+
+@pytest.mark.parametrize(
+    "name, compared, unit, scale",
+    [
+        ("test_error", "", "%", 100),
+        ("lii", "error", "points", 100),
+        ("lii", "perplexity", "", 1),
+        ("lii", "", "", 1),
+        ("lii_f1", "error", "points", 100),
+        ("lii_loss", "error", "nats", 1),
+        ("level_barrier", "error", "points", 100),
+        ("weight_error", "error", "", 1),
+        ("golden_error", "", "", 1),
+        ("overlap_by_chance", "", "%", 100),
+    ],
+)
+def test_units_are_those_of_what_is_stored(name, compared, unit, scale):
+    shown = quantities.how_shown(name, compared)
+    assert (shown.unit, shown.of(1.0)) == (unit, scale)
+
+
+def test_intervals_of_several_units_have_axes_of_their_own():
+    def verdict(unit, low, high):
+        numbers = dict(estimate=(low + high) / 2, low=low, high=high, tolerance=0.0)
+        return {"claim": "wins", "verdict": {"answer": "no", "unit": unit, **numbers}}
+
+    steps, points = (verdict("steps", -3000, 1500), verdict("error", -0.02, 0.01))
+    (claim,) = tables.claims([steps, points])
+    assert claim.axis == ("each unit has", "an axis of its own")
+    assert [row.drawn.width > 50 for row in claim.rows] == [True, True]
+    (alone,) = tables.claims([points])
+    assert alone.axis == ("-2.12", "1.12")
 
 
 # --- pictures -------------------------------------------------------------------------

@@ -925,7 +925,7 @@ def test_what_tfds_has_prepared_of_shakespeare_is_read(tmp_path, monkeypatch):
 def packed(path, members):
     """An archive of any kind; names of members as given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
@@ -997,6 +997,15 @@ def test_a_damaged_archive_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
         published.place("glue", tmp_path / "from", tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+def test_what_lies_beside_an_archive_is_none_and_names_may_be_of_any_case(tmp_path):
+    packed(tmp_path / "from" / "GLUE.ZIP", {"CoLA/dev.tsv": b"mine"})
+    write(tmp_path / "from" / "GLUE.ZIP.sha256", b"0123")
+    write(tmp_path / "from" / "glue.tar.gz.sha256", b"0123")
+    with pytest.warns(UserWarning, match="is not the copy"):
+        done = published.place("glue", tmp_path / "from", tmp_path / "to")
+    assert done.there == ("CoLA/dev.tsv",)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const OTHERS = ["#0b6e99", "#d1603d", "#3f8f55", "#8661a8", "#e0a458", "#c2407e", "#5cb8b2",
   "#8c2f14", "#b8a13a", "#4b2a66", "#7a7a7a", "#1f6f6b"];
 const DENSITY = "weights remaining (%)";
+const MOST_ROWS = 500; // of a table, for each run
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -28,10 +29,35 @@ function explorer(place, names, fixed) {
   const state = { name: names[0], across: null, line: null, at: {}, hidden: new Set(), shared: null };
 
   const own = (run) => run.quantities[state.name];
-  const first = () => own(DATA.runs.find((run) => own(run)));
+  const having = () => DATA.runs.filter((run) => own(run)).map(own);
+
+  // What tells a place of an axis in every run: numbers may be written shorter in one of them.
+  const keys = (axis) => axis.values ? axis.values.map(String) : axis.labels;
+
+  // The quantity as all runs together have it: every axis, with the places of each of them.
+  function together() {
+    const every = having(), merged = new Map();
+    for (const axis of every.flatMap((q) => q.axes)) {
+      const known = merged.get(axis.name) ?? { ...axis, places: new Map() };
+      merged.set(axis.name, known);
+      keys(axis).forEach((key, i) => {
+        if (!known.places.has(key)) known.places.set(key, axis.labels[i]);
+      });
+    }
+    for (const axis of merged.values()) {
+      const of = every.flatMap((q) => q.axes.filter((a) => a.name === axis.name)).map(keys);
+      if (axis.values) axis.places = new Map([...axis.places].sort(([a], [b]) => a - b));
+      // Where runs differ, a place that all of them have; the last one, as levels and steps.
+      const common = [...axis.places.keys()].filter((key) => of.every((own) => own.includes(key)));
+      const usual = of[0][axis.start];
+      axis.usual = common.includes(usual) ? usual : common.at(axis.start ? -1 : 0) ?? usual;
+    }
+    return { ...every[0], axes: [...merged.values()], density: every.find((q) => q.density)?.density };
+  }
+  const chosen = (axis) => state.at[axis.name] ?? axis.usual;
 
   function begin() {
-    const q = first();
+    const q = together();
     state.across = fixed.across && q.axes.some((a) => a.name === fixed.across) && !q.density
       ? fixed.across : q.across;
     state.line = q.axes.some((a) => a.name === fixed.line) ? fixed.line : q.lines;
@@ -43,9 +69,32 @@ function explorer(place, names, fixed) {
   // Density lies along the levels, so whoever has it across has no level to choose.
   const levelOf = (q) => q.axes.find((a) => a.name === "level" || a.name.endsWith("_level"));
   const taken = (q) => {
-    const across = state.across === "density" && q.density ? levelOf(q).name : state.across;
+    const across = state.across === "density" ? levelOf(q)?.name : state.across;
     return [across, state.line];
   };
+
+  // What lies horizontally: densities, an axis (of a run without densities its levels), or
+  // null where a run has nothing of the kind.
+  function across(q) {
+    const dense = state.across === "density" && q.density;
+    if (dense) return { title: DENSITY, scale: "log", falling: true, values: q.density };
+    return q.axes.find((a) => a.name === taken(q)[0]) ?? null;
+  }
+
+  // Why a run cannot be drawn as it is asked for, in words.
+  function lacking(q) {
+    const all = together();
+    if (!across(q)) {
+      const axis = all.axes.find((a) => a.name === state.across);
+      return `These results have no ${axis ? axis.title : DENSITY}.`;
+    }
+    for (const axis of q.axes) {
+      if (taken(q).includes(axis.name)) continue;
+      const asked = all.axes.find((a) => a.name === axis.name), key = chosen(asked);
+      if (!keys(axis).includes(key)) return `No ${axis.title} ${asked.places.get(key)} in these results.`;
+    }
+    return "";
+  }
 
   function select(label, options, value, change) {
     const box = element("select");
@@ -63,7 +112,7 @@ function explorer(place, names, fixed) {
   }
 
   function show() {
-    const q = first();
+    const q = together();
     controls.replaceChildren();
     if (names.length > 1) {
       const title = (name) => DATA.runs.map((r) => r.quantities[name]).find((x) => x).title;
@@ -91,8 +140,7 @@ function explorer(place, names, fixed) {
     }
     for (const axis of q.axes) {
       if (taken(q).includes(axis.name)) continue;
-      const now = state.at[axis.name] ?? axis.labels[axis.start];
-      select(axis.title, axis.labels.map((l) => [l, l]), now, (l) => { state.at[axis.name] = l; });
+      select(axis.title, [...axis.places], chosen(axis), (key) => { state.at[axis.name] = key; });
     }
   }
 
@@ -112,25 +160,25 @@ function explorer(place, names, fixed) {
 
   // The rows of a run: places of the two axes, all others as chosen.
   function rows(q) {
-    const [across, line] = taken(q);
+    if (lacking(q)) return [];
+    const [level, line] = taken(q), all = together().axes;
+    const dense = state.across === "density" && q.density;
     const sizes = q.axes.map((a) => a.labels.length);
     const strides = sizes.map((_, i) => sizes.slice(i + 1).reduce((a, b) => a * b, 1));
     const indices = q.axes.map((a) => {
-      if (a.name === across || a.name === line) return a.labels.map((_, i) => i);
-      const chosen = a.labels.indexOf(state.at[a.name] ?? a.labels[a.start]);
-      return [chosen < 0 ? a.start : chosen];
+      if (a.name === level || a.name === line) return a.labels.map((_, i) => i);
+      return [keys(a).indexOf(chosen(all.find((own) => own.name === a.name)))];
     });
-    const i = q.axes.findIndex((a) => a.name === across);
+    const i = q.axes.findIndex((a) => a.name === level);
     const j = q.axes.findIndex((a) => a.name === line);
     const base = indices.reduce((sum, own, k) => sum + (k === i || k === j ? 0 : own[0] * strides[k]), 0);
     const found = [];
     for (const b of j < 0 ? [null] : indices[j]) {
-      for (const a of i < 0 ? [null] : indices[i]) {
-        const at = base + (a === null ? 0 : a * strides[i]) + (b === null ? 0 : b * strides[j]);
+      for (const a of indices[i]) {
+        const at = base + a * strides[i] + (b === null ? 0 : b * strides[j]);
         if (q.mean[at] === null) continue;
         const axis = q.axes[i];
         const named = axis.values === null;
-        const dense = state.across === "density" && q.density;
         found.push({
           x: dense ? q.density[at] : named ? axis.labels[a] : axis.values[a],
           place: dense ? `${q.density[at]}` : axis.labels[a],
@@ -140,12 +188,6 @@ function explorer(place, names, fixed) {
       }
     }
     return found;
-  }
-
-  function across(q) {
-    const dense = state.across === "density" && q.density;
-    if (dense) return { title: DENSITY, scale: "log", falling: true, values: q.density };
-    return q.axes.find((a) => a.name === state.across);
   }
 
   function colors(labels) {
@@ -174,7 +216,7 @@ function explorer(place, names, fixed) {
       if (axis.falling) x.scale.reverse = true;
       if (axis.scale !== "linear" && places.length <= 8) x.axis.values = places;
       else if (axis.scale === "log") x.axis.values = rounds(places[0], places.at(-1));
-      x.axis.format = ".4~g";
+      x.axis.format = ".6~g";
       if (places.every(Number.isInteger)) x.axis.tickMinStep = 1;
       x.axis.labelOverlap = true;
       if (places.length > 20) { // bars and points would hide each other
@@ -186,8 +228,8 @@ function explorer(place, names, fixed) {
     spec.encoding.color.title = line ? line.title : "";
     spec.encoding.tooltip = [
       ...(line ? [{ field: "line", title: line.title }] : []),
-      { field: "place", title: axis.title }, { field: "mean", title: q.title, format: ".4~g" },
-      { field: "low", title: "least", format: ".4~g" }, { field: "high", title: "greatest", format: ".4~g" },
+      { field: "place", title: axis.title }, { field: "mean", title: q.title, format: ".6~g" },
+      { field: "low", title: "least", format: ".6~g" }, { field: "high", title: "greatest", format: ".6~g" },
       { field: "n", title: "n", format: "d" },
     ];
     spec.layer[0].encoding.y.title = q.title;
@@ -200,7 +242,7 @@ function explorer(place, names, fixed) {
   }
 
   function legend(labels) {
-    const axis = first().axes.find((a) => a.name === state.line);
+    const axis = together().axes.find((a) => a.name === state.line);
     lines.replaceChildren(element("legend", { textContent: axis ? axis.title : "" }));
     const own = colors(labels);
     lines.hidden = labels.length < 2;
@@ -219,20 +261,31 @@ function explorer(place, names, fixed) {
   function tabulate(every) {
     const several = every.length > 1;
     const head = element("tr");
-    const q = first(), line = q.axes.find((a) => a.name === state.line);
-    for (const name of [...(several ? ["run"] : []), ...(line ? [line.title] : []), across(q).title, q.title, "least", "greatest", "n"]) {
+    const q = together(), line = q.axes.find((a) => a.name === state.line);
+    const places = [...new Set(having().map(across).filter(Boolean).map((a) => a.title))].join(" or ");
+    for (const name of [...(several ? ["run"] : []), ...(line ? [line.title] : []), places, q.title, "least", "greatest", "n"]) {
       head.append(element("th", { scope: "col", textContent: name }));
     }
     const body = element("tbody");
+    const cut = [];
     for (const [run, found] of every) {
-      for (const r of found.slice(0, 500)) {
+      if (found.length > MOST_ROWS) cut.push(`The first ${MOST_ROWS} of ${found.length} rows of ${run.name}; results.nc has all.`);
+      for (const r of found.slice(0, MOST_ROWS)) {
         const cells = [...(several ? [run.name] : []), ...(line ? [r.line] : []), r.place, r.mean, r.low, r.high, r.n];
         body.append(element("tr", {}, ...cells.map((c) => element("td", { textContent: c }))));
       }
     }
     values.setAttribute("role", "region");
     values.setAttribute("aria-label", `Values of ${q.title}`);
-    values.replaceChildren(element("table", {}, element("thead", {}, head), body));
+    values.replaceChildren(
+      element("table", {}, element("thead", {}, head), body),
+      ...cut.map((text) => element("p", { className: "cut", textContent: text })),
+    );
+  }
+
+  function missing(run) {
+    if (!own(run)) return "Not in these results.";
+    return lacking(own(run)) || "Nothing to draw: no replica has a value here.";
   }
 
   function paint() {
@@ -247,7 +300,7 @@ function explorer(place, names, fixed) {
       if (DATA.runs.length > 1) figure.prepend(element("figcaption", { textContent: run.name }));
       charts.append(figure);
       if (!found.length) {
-        box.append(element("p", { className: "missing", textContent: own(run) ? "Nothing to draw: no replica has a value here." : "Not in these results." }));
+        box.append(element("p", { className: "missing", textContent: missing(run) }));
         continue;
       }
       const spec = specOf(own(run), labels, extent(one ? all : found), found);

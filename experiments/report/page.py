@@ -100,7 +100,7 @@ def about(run: Run) -> dict[str, Any]:
         "claims": tables.claims(said.verdicts),
         "changed": None if usual is None else tables.changed(said.config, usual),
         "config": [(name, tables.plain(x)) for name, x in said.config.items()],
-        "numbers": quantities.numbers(run.results),
+        "numbers": quantities.numbers(run.results, compared(run)),
         "sizes": {str(name): size for name, size in run.results.sizes.items()},
         "replicas": int(run.results.sizes.get("replica", 0)),
         "commands": commands(run, known),
@@ -266,10 +266,11 @@ def commands(run: Run, known: Any) -> list[tuple[str, str]]:
     folder = shlex.quote(str(run.folder))
     found = []
     if said.command:
-        does = (
-            "The same again, or what is missing of it; a finished run returns at once"
-        )
-        found.append((does, said.command))
+        does, command = "The same in a new folder", said.command
+        if (run.folder / "config.json").is_file():
+            does = "What is missing of it; a finished run returns at once"
+            command = f"{command} --out {folder}"
+        found.append((does, command))
     words = _words(said.command)
     once = words and "--from" not in words
     grown = []

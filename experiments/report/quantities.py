@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments import metrics, pictures
-from lottery_jax.verdicts import ERROR, METRICS
+from lottery_jax.verdicts import METRICS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,6 +29,15 @@ _LINES = (
 """Axes with a line for each place, the first one that there is."""
 
 _SHARES = ("density", "diverged", "disagreement", "commonest_answer", "overlap")
+
+_DIFFERENCES = ("lii", "barrier")
+"""Words for how much higher a value of a metric lies than another."""
+
+_DISTANCES = ("single_error", "subset_error", "golden_error", "weight_error")
+"""Errors of weights, which are no shares of examples."""
+
+_OF_DIVERGED = ("first_nan",)
+"""What only a network that diverged has."""
 
 
 class Axis(NamedTuple):
@@ -86,7 +95,9 @@ class Quantity(NamedTuple):
 def found(
     results: "xr.Dataset", places: int = 60_000, compared: str = ""
 ) -> list[Quantity]:
-    """All that can be drawn over an axis, what networks are compared by first.
+    """All that has an axis to be drawn over, what networks are compared by first.
+
+    One of which no replica has a value is among them.
 
     Args:
       results: of any experiment.
@@ -95,9 +106,12 @@ def found(
     """
     names = [name for name in _numeric(results) if _own_axes(results, name)]
     each = max(64, min(4_000, places // max(len(names), 1)))
-    every = [quantity(results, name, each) for name in names]
-    drawn = [one for one in every if any(x is not None for x in one.mean)]
-    return sorted(drawn, key=lambda one: _rank(results, one.name, compared))
+    every = [quantity(results, name, each, compared) for name in names]
+
+    def rank(one: Quantity) -> tuple[Any, ...]:
+        return not any(one.n), *_rank(results, one.name, compared)
+
+    return sorted(every, key=rank)
 
 
 class Number(NamedTuple):
@@ -105,42 +119,53 @@ class Number(NamedTuple):
 
     Attributes:
       title: with its unit.
-      mean: over replicas.
+      mean: over replicas; None where all diverged.
       low: the least.
       high: the greatest.
       n: how many they are.
     """
 
     title: str
-    mean: float
-    low: float
-    high: float
+    mean: float | None
+    low: float | None
+    high: float | None
     n: int
 
 
-def numbers(results: "xr.Dataset") -> list[Number]:
-    """What has no axis to be drawn over."""
+def numbers(results: "xr.Dataset", compared: str = "") -> list[Number]:
+    """What has no axis to be drawn over.
+
+    Args:
+      results: of any experiment.
+      compared: the metric that networks are compared by, where that is known.
+    """
     rows = []
     for name in _numeric(results):
         if _own_axes(results, name):
             continue
-        shown = how_shown(name)
+        shown = how_shown(name, compared)
         values = shown.of(_kept(results, name).values.astype(float)).reshape(-1)
-        if (values := values[np.isfinite(values)]).size:
+        values, title = values[np.isfinite(values)], _title(name, shown)
+        if values.size:
             mean, low, high = (float(f(values)) for f in (np.mean, np.min, np.max))
-            rows.append(Number(_title(name, shown), mean, low, high, len(values)))
+            rows.append(Number(title, mean, low, high, len(values)))
+        else:
+            rows.append(Number(title, None, None, None, 0))
     return rows
 
 
-def quantity(results: "xr.Dataset", name: str, places: int) -> Quantity:
+def quantity(
+    results: "xr.Dataset", name: str, places: int, compared: str = ""
+) -> Quantity:
     """A variable, ready to be drawn.
 
     Args:
       results: that hold it.
       name: its name.
       places: the most that are kept.
+      compared: the metric that networks are compared by, where that is known.
     """
-    kept, shown = _kept(results, name), how_shown(name)
+    kept, shown = _kept(results, name), how_shown(name, compared)
     kept, thinned = _thinned(kept, places)
     dims = [str(dim) for dim in kept.dims if dim not in SAMPLES]
     samples = [dim for dim in kept.dims if dim in SAMPLES]
@@ -154,6 +179,9 @@ def quantity(results: "xr.Dataset", name: str, places: int) -> Quantity:
     high = np.where(seen, values, -np.inf).max(axis=-1)
     axes = [axis(kept, dim) for dim in dims]
     density = _density(results, kept, dims, name)
+    # Where there is no network there is no density: controls of level 0.
+    if density is not None and not (density[n > 0] > 0).all():
+        density = None
     across = _across(kept, axes, density is not None)
     taken = {across, _level_of(dims) if across == "density" else across}
     return Quantity(
@@ -171,17 +199,28 @@ def quantity(results: "xr.Dataset", name: str, places: int) -> Quantity:
     )
 
 
-def how_shown(name: str) -> metrics.Shown:
-    """How the values of a variable are written: errors and shares in percent."""
+def how_shown(name: str, compared: str = "") -> metrics.Shown:
+    """How the values of a variable are written: errors and shares in percent.
+
+    Args:
+      name: of the variable.
+      compared: the metric that networks are compared by; a difference that names none is
+        of that one, and is written as it is stored where it is not known.
+    """
     padded = f"_{name}_"
-    if name == "lii" or name.startswith("lii_error"):
-        return metrics.difference(ERROR)
+    bare = metrics.Shown(name, "", lambda x: x)
+    if name in _DISTANCES:
+        return bare
+    apart = any(f"_{word}_" in padded for word in _DIFFERENCES)
+    of = metrics.difference if apart else metrics.level
     for metric in sorted(METRICS.values(), key=lambda one: -len(one.name)):
         if f"_{metric.name}_" in padded:
-            return metrics.level(metric)
+            return of(metric)
+    if apart:
+        return of(METRICS[compared]) if compared in METRICS else bare
     if any(f"_{share}_" in padded for share in _SHARES):
         return metrics.Shown(name, "%", lambda x: 100 * x)
-    return metrics.Shown(name, "", lambda x: x)
+    return bare
 
 
 def axis(values: "xr.DataArray", dim: str) -> Axis:
@@ -194,14 +233,25 @@ def axis(values: "xr.DataArray", dim: str) -> Axis:
         return Axis(dim, title, labels, None, start=start)
     if dim == "density":
         places, title = 100 * places, "weights remaining (%)"
-    labels = [f"{place:.4g}" for place in places.tolist()]
+    labels = _numbers_in_words(places)
     last = 0 if dim in ("batch_norm", "x", "y") else size - 1
-    own = _plain(places.astype(float))
-    numbers = [place for place in own if place is not None]
-    if len(numbers) < len(own):
+    numbers = places.astype(float)
+    if not np.isfinite(numbers).all():
         return Axis(dim, title, labels, None)
-    scale = _scale(dim, np.array(numbers))
-    return Axis(dim, title, labels, numbers, scale, dim == "density", last)
+    scale = _scale(dim, numbers)
+    return Axis(dim, title, labels, numbers.tolist(), scale, dim == "density", last)
+
+
+def _numbers_in_words(places: np.ndarray) -> list[str]:
+    """As short as they can be and still differ: the script finds places by them."""
+    if places.dtype.kind in "iu":
+        return [str(place) for place in places.tolist()]
+    own = places.tolist()
+    for digits in (4, 6, 9):
+        labels = [f"{place:.{digits}g}" for place in own]
+        if len(set(labels)) == len(set(own)):
+            return labels
+    return [repr(place) for place in own]
 
 
 def _label(place: Any) -> str:
@@ -246,7 +296,7 @@ def _kept(results: "xr.Dataset", name: str) -> "xr.DataArray":
     """A variable without what diverged, and without axes of a single place."""
     own = results[name]
     gone = _companion(results, name, "diverged", own.dims)
-    if gone is not None:
+    if gone is not None and not name.endswith(_OF_DIVERGED):
         own = own.copy(data=np.where(_spread(gone, own) == 0, own.values, np.nan))
     single = [d for d in own.dims if d not in SAMPLES and own.sizes[d] == 1]
     return own.isel(dict.fromkeys(single, 0), drop=True)
@@ -292,8 +342,7 @@ def _density(
     over = kept.isel({d: 0 for d in kept.dims if d not in dims}).transpose(*dims)
     if any(own.sizes[d] != over.sizes[d] for d in own.dims):
         return None
-    found = _spread(own, over)
-    return found if np.isfinite(found).all() and (found > 0).all() else None
+    return _spread(own, over)
 
 
 def _level_of(dims: Sequence[str]) -> str | None:
@@ -367,7 +416,7 @@ _MAIN = ("return", "perplexity", "f1", "matthews", "pearson", "accuracy", "error
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    """Flat, of five digits, nan and infinity as None."""
+    """Values flat, of five digits, nan and infinity as None."""
     return [
         float(f"{x:.5g}") if math.isfinite(x) else None
         for x in values.reshape(-1).tolist()

@@ -60,7 +60,8 @@ class Claim(NamedTuple):
       counts: how often each answer was given, in words.
       header: the names of the places' columns.
       rows: a verdict each.
-      axis: where pictures of intervals begin and end, in words.
+      axis: where pictures of intervals begin and end, in words; of several units, each of
+        which has an axis of its own, that it is so.
     """
 
     name: str
@@ -97,13 +98,24 @@ def _claim(name: str, own: Sequence[Mapping[str, Any]]) -> Claim:
         for answer in ("yes", "no", "undecided")
         if answer in answers
     )
-    low, high = _bounds([one.get("verdict", {}) for one in own])
-    rows = [_row(one, header, low, high) for one in own]
-    ends = (f"{low:.3g}", f"{high:.3g}")
+    by_unit: dict[str, list[Mapping[str, Any]]] = {}
+    for one in own:
+        by_unit.setdefault(_unit(one), []).append(one.get("verdict", {}))
+    bounds = {unit: _bounds(every) for unit, every in by_unit.items()}
+    rows = [_row(one, header, *bounds[_unit(one)]) for one in own]
+    ends = ("each unit has", "an axis of its own")
+    if len(bounds) == 1:
+        ((low, high),) = bounds.values()
+        ends = (f"{low:.3g}", f"{high:.3g}")
     return Claim(name, counts, [key.replace("_", " ") for key in header], rows, ends)
 
 
 _VERDICT = ("claim", "verdict")
+
+
+def _unit(one: Mapping[str, Any]) -> str:
+    """The name of what a verdict compares."""
+    return str(one.get("verdict", {}).get("unit", ""))
 
 
 def _differs(key: str, own: Sequence[Mapping[str, Any]]) -> bool:
@@ -113,7 +125,7 @@ def _differs(key: str, own: Sequence[Mapping[str, Any]]) -> bool:
 
 def _row(one: Mapping[str, Any], header: Sequence[str], low: float, high: float) -> Row:
     verdict = one.get("verdict", {})
-    metric = _METRICS.get(str(verdict.get("unit", "")))
+    metric = _METRICS.get(_unit(one))
     own, digits = _scaled(verdict), metric.digits if metric else 4
     shown = {
         key: "-" if value is None else f"{value:+.{digits}f}"

@@ -43,6 +43,8 @@ _JOURNAL = "journal.jsonl"
 _BLOCK_BYTES = 1 << 25  # a second of work for a core: what a kill may lose
 _PIECE = 16  # images that a worker is given at a time
 _FIELDS = ("images", "labels")
+_SAID = ("side", "channels", "block", "classes", "num_classes")
+_SAID_OF_SPLITS = ("number", "digest", "converted", "replaced")
 _HIGHEST = np.iinfo(np.int32).max
 
 Watch = Callable[[int, int], None]
@@ -117,7 +119,26 @@ def description(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise streams.SourceError(
             f"{path} is of format {form}; this version reads format {FORMAT}"
         )
+    if lacking := _lacking(found):
+        raise streams.SourceError(f"{path} is damaged: it lacks {', '.join(lacking)}")
     return found
+
+
+def _lacking(said: dict[str, Any]) -> list[str]:
+    """What a description must say and does not."""
+    splits = said.get("splits")
+    if not isinstance(splits, dict) or not all(
+        isinstance(part, dict) for part in splits.values()
+    ):
+        return ["splits"]
+    lacking = [name for name in _SAID if name not in said]
+    for split, part in splits.items():
+        for field in _FIELDS:
+            if not {"file", "sha256"} <= {*(part.get(field) or {})}:
+                lacking.append(f"{field} of {split}")
+        own = [name for name in _SAID_OF_SPLITS if name not in part]
+        lacking += [f"{name} of {split}" for name in own]
+    return lacking
 
 
 def open(folder: str | os.PathLike[str], split: str) -> Map:
@@ -285,6 +306,9 @@ def write(
         return target
     try:
         with _alone(job.work) as journal:
+            if _complete(target, job):  # another process was first, meanwhile
+                shutil.rmtree(job.work, ignore_errors=True)
+                return target
             _write(job, journal, workers, watch)
             disk.sync_folder(job.work)
             os.replace(job.work, target)

@@ -95,7 +95,7 @@ def remaining(pace: Pace, at: Progress, last: int | None = None) -> float | None
         return None
     last = at.last if last is None else last
     levels = max((last or 0) - at.level, 0) if at.level is not None else 0
-    steps = at.total - at.done + levels * (at.total - at.start)
+    steps = at.total - at.done + levels * at.each
     return steps * at.rows / pace.rate + levels * pace.between
 
 

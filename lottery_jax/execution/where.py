@@ -31,6 +31,7 @@ class Progress(NamedTuple):
       states: gives the training states, a stack on the host, in the order of the runs;
         they are fetched when it is called.
       last: the last level of a pruning study; None elsewhere.
+      again: the step that the levels to come begin at; None where it is `start`.
     """
 
     stage: str
@@ -43,6 +44,12 @@ class Progress(NamedTuple):
     curves: Curves | None = None
     states: Callable[[], TrainState] | None = None
     last: int | None = None
+    again: int | None = None
+
+    @property
+    def each(self) -> int:
+        """How many steps a level to come has."""
+        return self.total - (self.start if self.again is None else self.again)
 
     @property
     def place(self) -> str:

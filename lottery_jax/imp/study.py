@@ -30,6 +30,7 @@ from lottery_jax.imp.levels import (
     keep_steps,
     set_up,
     starts,
+    timeline,
 )
 from lottery_jax.imp.plan import Plan, check, keep_counts, swept
 from lottery_jax.imp.results import Change, Moment, Study
@@ -146,7 +147,7 @@ def run(
             marks=plan.rewind_steps,
             keep=keep_steps(bench) if level == 0 else None,
             validate=task.validates,
-            where=_within(at, level, levels, resumed),
+            where=_within(at, level, levels, resumed, int(timeline(bench, 1)[0].min())),
             # A checkpoint within a level needs the moment that the level began with.
             part_of=partial(store_moment, before),
         )
@@ -210,7 +211,7 @@ def _check_weights(weights: str, plan: Plan, start: Network | None) -> None:
         )
 
 
-def _within(where: Where, level: int, last: int, resumed: bool) -> Where:
+def _within(where: Where, level: int, last: int, resumed: bool, again: int) -> Where:
     """Where a level is trained: in a folder of its own, its number told to who watches.
 
     Args:
@@ -218,6 +219,7 @@ def _within(where: Where, level: int, last: int, resumed: bool) -> Where:
       level: the level.
       last: the last level.
       resumed: whether the study was just taken up: said once.
+      again: the step that the next levels begin at.
     """
     inside, told = where.below("levels").below(f"{level:02d}"), not resumed
     if where.watch is None:
@@ -227,6 +229,7 @@ def _within(where: Where, level: int, last: int, resumed: bool) -> Where:
         nonlocal told
         first, told = not told, True
         resumed = progress.resumed or first
-        where.tell(progress._replace(level=level, last=last, resumed=resumed))
+        own = progress._replace(level=level, last=last, again=again)
+        where.tell(own._replace(resumed=resumed))
 
     return dataclasses.replace(inside, watch=watch)

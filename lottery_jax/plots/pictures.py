@@ -58,6 +58,11 @@ def draw_mask(figure: Any, axes: Any, name: str, mask: np.ndarray) -> None:
       name: of the leaf, above it.
       mask: bool, of any number of axes.
     """
+    shape = "x".join(map(str, mask.shape))
+    if not mask.size:
+        axes.set_title(f"{name}\n{shape}, no weights", fontsize=7)
+        axes.set_axis_off()
+        return
     picture, lines = mask_picture(mask)
     largest = max(float(np.nanmax(picture, initial=0.0)), 1e-9)
     drawn = axes.imshow(
@@ -72,9 +77,7 @@ def draw_mask(figure: Any, axes: Any, name: str, mask: np.ndarray) -> None:
         bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
         bar.ax.tick_params(labelsize=6)
         bar.set_label("share that survives", fontsize=6)
-    shape = "x".join(map(str, mask.shape))
-    share = 100 * mask.mean() if mask.size else 0.0
-    axes.set_title(f"{name}\n{shape}, {share:.3g}% survive", fontsize=7)
+    axes.set_title(f"{name}\n{shape}, {100 * mask.mean():.3g}% survive", fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -237,7 +237,11 @@ def _image(leaf: Leaf) -> str:
     style = "image-rendering:pixelated;border:1px solid #8886;vertical-align:middle"
     size = f'width="{width}" height="{height}"'
     words = html.escape(f"{leaf.path}: {leaf!r}")
-    return f'<img {size} style="{style}" alt="{words}" src="{address}">'
+    shown = f'<img {size} style="{style}" alt="{words}" src="{address}">'
+    # Of a sparse mask whose places are shares little would be seen on one scale for all.
+    most = float(np.nanmax(picture))
+    scale = f'<div style="font-size:80%">darkest: {100 * most:.3g}%</div>'
+    return shown + (scale if 0 < most < 1 else "")
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -56,6 +56,7 @@ _UNPACK: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
 }
+_ARCHIVES = (".zip", ".tgz", ".tar", *(f".tar{ending}" for ending in _UNPACK))
 _DAMAGE = (
     lzma.LZMAError,
     EOFError,
@@ -191,7 +192,7 @@ def _content(path: pathlib.Path) -> bytes:
 
 def _stream(path: pathlib.Path) -> BinaryIO:
     """The bytes of a file, unpacked if its name says that they are packed."""
-    ending = path.suffix.replace(".tgz", ".gz")
+    ending = path.suffix.lower().replace(".tgz", ".gz")
     return _UNPACK[ending](path) if ending in _UNPACK else path.open("rb")
 
 
@@ -202,7 +203,7 @@ def _archives(name: str, places: list[pathlib.Path]) -> Iterator[pathlib.Path]:
     for number, place in enumerate(places):
         for path in sorted(place.iterdir()):
             low = path.name.lower()
-            is_one = low.endswith((".zip", ".tgz", ".tar")) or ".tar." in low
+            is_one = low.endswith(_ARCHIVES)
             named = any(low.startswith(begin.lower()) for begin in begins)
             if path.is_file() and is_one and (number or named):
                 yield path
@@ -212,7 +213,7 @@ def _members(archive: pathlib.Path, left: list[str]) -> list[tuple[str, bytes]]:
     """By name, read into memory: no member says where anything is written."""
     found = {}
     try:
-        if archive.suffix == ".zip":
+        if archive.suffix.lower() == ".zip":
             with zipfile.ZipFile(archive) as packed:
                 for member in packed.namelist():
                     if (file := _named(member, left)) and file not in found:
