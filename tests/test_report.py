@@ -451,6 +451,12 @@ def test_claims_have_their_places_and_what_must_be_said(tmp_path):
 def test_where_to_go_on_follows_from_the_command(tmp_path):
     (run,) = stored.read([put(tmp_path / "a run", study(**said()))])
     found = dict(page.commands(run, page.experiment("imp")))
+    path = tmp_path / "a run" / "config.json"
+    assert found["The same in a new folder"] == run.said.command
+    path.write_text("{}")
+    again = dict(page.commands(run, page.experiment("imp")))
+    (missing,) = (text for does, text in again.items() if "returns at once" in does)
+    assert missing == f"{run.said.command} --out '{run.folder}'"
     (grown,) = (
         text for does, text in found.items() if "nothing is trained twice" in does
     )

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import xarray as xr
 from test_report import put, said, study
 
 from experiments import pictures, report
@@ -12,7 +13,18 @@ from experiments.report import page
 pytestmark = pytest.mark.slow
 
 STORED = pathlib.Path(__file__).parent.parent / "docs" / "results"
+TEXTS = "return [...document.querySelectorAll('#explorer {}')].map((x) => x.{})"
 LOADED = "return performance.getEntriesByType('resource').map((one) => one.name)"
+
+
+def curves(name):
+    """An error over steps at levels 0 to 10; or 0 to 5, of two chains. It is the level."""
+    levels = np.arange(11 if name == "ten" else 6)
+    own = {"step": [100, 117190, 117191], "level": levels, "replica": np.arange(2)}
+    own |= {} if name == "ten" else {"chain": ["imp", "one_shot"]}
+    values = xr.DataArray(levels / 100.0, {"level": levels}, ["level"])
+    values = values.expand_dims({dim: x for dim, x in own.items() if dim != "level"})
+    return xr.Dataset({"train_error": values}, attrs=said())
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +42,8 @@ def pages(tmp_path_factory):
     folders = {
         "study": [put(folder / "study", results)],
         "instability": [str(STORED / "instability-mnist1d")],
+        "unlike": [str(STORED / "lenet-fashion"), str(STORED / "ticket-lenet-fashion")],
+        "levels": [put(folder / name, curves(name)) for name in ("ten", "five")],
         "two": [str(STORED / "mnist1d"), str(STORED / "lenet-fashion")],
     }
     return {
@@ -77,7 +91,7 @@ def choose(browser, label, value):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["study", "instability", "two"])
+@pytest.mark.parametrize("name", ["study", "instability", "two", "unlike", "levels"])
 def test_pages_are_drawn_without_an_error_and_fit(name, width, browser, pages):
     show(browser, pages[name], width)
     assert browser.get_log("browser") == []
@@ -85,7 +99,8 @@ def test_pages_are_drawn_without_an_error_and_fit(name, width, browser, pages):
     needed, there = browser.execute_script(widths)
     assert needed <= there
     assert browser.execute_script(LOADED) == []
-    assert len(figures(browser)) == (2 if name == "two" else 1)
+    several = name in ("two", "unlike", "levels")
+    assert len(figures(browser)) == (2 if several else 1)
     inside = """return [...document.querySelectorAll("svg.marks")].every(
         (svg) => svg.getBoundingClientRect().right
             <= svg.closest(".chart").getBoundingClientRect().right)"""
@@ -105,6 +120,43 @@ def test_what_is_drawn_is_what_is_chosen(browser, pages):
     wait(browser, lambda b: figures(b) not in ([], before))
     values = browser.find_elements("css selector", "#explorer tbody tr")
     assert len(values) == 4 * 30  # one of five lines is not shown
+    assert browser.get_log("browser") == []
+
+
+def table(browser):
+    """The cells of the table of values, row by row."""
+    script = """return [...document.querySelectorAll("#explorer tbody tr")].map(
+        (row) => [...row.cells].map((cell) => cell.textContent))"""
+    return browser.execute_script(script)
+
+
+def choose_alone(browser, label, value):
+    """Chooses where one of two figures has nothing to draw; what is written there then."""
+    from selenium.webdriver.support.ui import Select
+
+    box = browser.find_element("css selector", f'label[data-of="{label}"] select')
+    Select(box).select_by_value(value)
+    said = TEXTS.format(".missing", "textContent")
+    wait(browser, lambda b: b.execute_script(said))
+    return browser.execute_script(said)
+
+
+def test_a_run_that_lacks_a_place_says_so_and_draws_no_other(browser, pages):
+    show(browser, pages["levels"], 1280)
+    choose(browser, "lines", "")
+    controls = TEXTS.format("label", "dataset.of")
+    assert "chain" in browser.execute_script(controls)  # the second run's alone
+    levels = TEXTS.format("label[data-of=level] option", "value")
+    assert browser.execute_script(levels) == [str(level) for level in range(11)]
+    # At first a level that both have is shown.
+    rows = table(browser)
+    assert {row[-4] for row in rows} == {"5"} and len(rows) == 3 + 3
+    assert {row[-5] for row in rows} == {"100", "117190", "117191"}
+    assert choose_alone(browser, "level", "10") == ["No level 10 in these results."]
+    rows = table(browser)
+    assert {row[-4] for row in rows} == {"10"} and len(rows) == 3
+    choose(browser, "level", "3")
+    assert choose_alone(browser, "across", "chain") == ["These results have no chain."]
     assert browser.get_log("browser") == []
 
 
