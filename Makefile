@@ -14,9 +14,10 @@ CORE_TESTS := $(filter-out $(shell grep -lE '^(from|import) (experiments|benchma
 	streamed_cifar streamed_folder streamed_kills streamed_processes streamed_recipes \
 	streamed_training targets), $(wildcard tests/test_*.py))
 
-# The core on the oldest versions that are admitted: what touches JAX, Flax and optax most.
+# The core on the oldest versions that are admitted: what touches JAX, Flax, optax and NumPy most.
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,masks scores prune schedules granularity selection \
-	transforms dynamic trees training runs imp connectivity supermask checkpoints)
+	transforms dynamic trees training runs imp connectivity supermask checkpoints records \
+	tickets data text_data streams)
 
 .PHONY: demo test slow-tests lint types core-tests oldest-tests run-oldest-tests docs notebooks \
 	bench targets compile-targets clean

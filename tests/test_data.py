@@ -755,6 +755,15 @@ def test_a_damaged_cache_is_made_again(fake, tmp_path, damage):
         data.load("kmnist", validation=1, data_dir=folder)
 
 
+def test_what_is_cached_is_what_was_made_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOTTERY_JAX_CACHE", str(tmp_path))
+    made = {"x": np.arange(3), "y": np.ones(2)}
+    for make in (lambda: made, None):
+        found = cache.cached("key", make)
+        assert found.keys() == made.keys()
+        assert all((found[name] == made[name]).all() for name in made)
+
+
 def test_a_cache_that_cannot_be_written_costs_no_data(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LOTTERY_JAX_CACHE", str(tmp_path / "file"))

@@ -146,7 +146,7 @@ def ticket_of_the_stored_files():
     """What the files in tests/data were written from."""
     kernel = np.arange(12, dtype=np.float32).reshape(3, 4) - 4.5
     bias = np.array([-0.0, np.nan, 1e-45, 2.0], np.float32)
-    head = np.arange(4).reshape(4, 1).astype(ml_dtypes.bfloat16) / 4
+    head = (np.arange(4).reshape(4, 1) / 4).astype(ml_dtypes.bfloat16)
     params = {"dense_0": {"kernel": kernel, "bias": bias}, "head": {"kernel": head}}
     mask = {
         "dense_0": {

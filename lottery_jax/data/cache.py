@@ -60,4 +60,4 @@ def _read(path: pathlib.Path) -> Arrays:
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
     with disk.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
