@@ -238,7 +238,7 @@ def test_without_the_start_it_says_what_is_needed(tmp_path):
     ("change", "message"),
     [
         (
-            lambda p: p | {"head": {"kernel": p["head"]["kernel"] + 1}},
+            lambda p: p | {"head": {"kernel": -p["head"]["kernel"]}},
             r"start\['head'\]\['kernel'\]=weights with the SHA-256 .* found with",
         ),
         (
