@@ -164,14 +164,14 @@ def placed(data: PyTree, window: int) -> PyTree:
     return jax.tree_util.tree_map_with_path(leaf, data)
 
 
-def program(setup: Setup, execution: Execution) -> Any:
+def trainer(setup: Setup, execution: Execution) -> Any:
     """The steps of a segment of many networks, as the runner takes them."""
     functions = setup.task.functions
     return segment.train_rows(functions, execution, setup.tx, CAPACITY)
 
 
 def specs(setup: Setup, rows: int, execution: Execution, window: int) -> Sequence[Any]:
-    """The shapes of what `program` is called with, and where they lie.
+    """The shapes of what `trainer` is called with, and where they lie.
 
     Args:
       setup: what is trained.
@@ -220,7 +220,7 @@ def device(one: Training, execution: Execution) -> Device:
     window = (setup.cfg.window_steps or 1) * one.of.batch_size * orders(one)
     given = specs(setup, execution.padded(number), execution, window)
     begin = time.monotonic()
-    fixed, temporary = memory.needed(program(setup, execution), *given)
+    fixed, temporary = memory.needed(trainer(setup, execution), *given)
     seconds = time.monotonic() - begin
     # What a program does not look at is none of its arguments.
     data = given[0]
@@ -280,7 +280,7 @@ def measured(setup: Setup, found: Device) -> float:
     rows = own.noise, dict(runs.hyper), zeros, np.ones(number, bool)
     noise, values, *which = execution.spread(rows)
     given = execution.share(setup.task.data), execution.place(runs.state), noise
-    run = program(setup, execution)
+    run = trainer(setup, execution)
 
     def seconds(steps: int) -> float:
         begin = time.monotonic()

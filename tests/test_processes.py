@@ -66,7 +66,7 @@ def arrays(done):
 def train_group(folder, ids, watch, meeting):
     """What a process does with a group of replicas."""
     own = folder / name(ids)
-    done = train(ids, lj.Where(None, own, 0, watch, meeting))
+    done = train(ids, lj.Where(None, own, 0, watch, meeting=meeting))
     np.savez(own / "done.npz", **arrays(done))
     changes = [(c.step, c.execution.devices) for c in done.changes]
     print("changes", changes, flush=True)
