@@ -4,6 +4,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,4 +61,4 @@ def _read(path: pathlib.Path) -> Arrays:
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
     with disk.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **cast(dict[str, Any], arrays))
