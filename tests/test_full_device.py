@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 import toys
+from examples_read import streamed
 
 import lottery_jax as lj
 from lottery_jax import (
@@ -75,7 +76,8 @@ class Called:
         self.ahead, self.lower = made.ahead, made.lower
 
     def __call__(self, *args):
-        rows = len(jax.tree.leaves(args[-1])[0])  # it always has a replica axis
+        # The last array that there is has a replica axis.
+        rows = next(len(x) for x in reversed(jax.tree.leaves(args)) if np.ndim(x))
         number = at_once(self.execution, rows)
         self.device.calls.append((self.build, number))
         if self.build is self.device.full_in and number > self.device.most:
@@ -106,8 +108,8 @@ def named(build):
 
 
 def moves_only(build):
-    """Whether a program computes nothing of a replica, so that fewer would not help."""
-    return build.__name__ == "_take"
+    """Whether a program computes nothing of networks, so that fewer would not help."""
+    return build.__name__ in ("_take", "_orders")
 
 
 # --- scenarios ------------------------------------------------------------------------
@@ -178,6 +180,22 @@ def pruned_on_the_way(where):
     )
     found = (done.networks, done.curves.values, done.best.loss)
     return found, done.execution, done.changes
+
+
+@functools.cache
+def away():
+    return streamed(task())
+
+
+def read_in_windows(where):
+    where = dataclasses.replace(where, window=2)
+    done = lj.train(away(), TX, 6, 2, validate_every=3, where=where)
+    how = Measure(4, "recompute", statistics_batches=2)
+    path = connectivity.paths(
+        away(), trees.host(done.networks), [(0, 1)], how, where=where
+    )
+    found = (done.networks, done.curves.values, done.best.loss, path.values)
+    return found, where.room.within(where.execution), done.changes
 
 
 def measured(where):
@@ -253,6 +271,7 @@ SCENARIOS = (
     retraining,
     instability,
     pruned_on_the_way,
+    read_in_windows,
     measured,
     pruned_at_init,
     given,

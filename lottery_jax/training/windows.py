@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lottery_jax import streams
 from lottery_jax.execution import AXIS, DATA_AXIS, Execution, Waited, memory
+from lottery_jax.execution.replicas import whole
 from lottery_jax.keys import noise_keys
 from lottery_jax.streams import Examples
 from lottery_jax.training.programs import program
@@ -134,6 +135,7 @@ class Reader:
         self.offset = execution.place(offset)
         never = np.iinfo(np.int32).max
         self.real = joins < never
+        self.shape: tuple[int, ...] = ()  # of a batch, which the first of them tells
         once = self._asked(int(joins.min()), 1)
         sizes = [_streams(once[rows]) for rows in self._blocks(False)]
         whole = _streams(once[self.real])
@@ -160,7 +162,9 @@ class Reader:
         return -(-number // shards) * shards
 
     def _asked(self, a: int, steps: int) -> np.ndarray:
-        return np.asarray(self._ask(a, steps))
+        shape = len(self.joins), steps, *self.shape
+        with whole(jax.ShapeDtypeStruct(shape, np.int32), self.execution.groups):
+            return np.asarray(self._ask(a, steps))
 
     def _ask(self, a: int, steps: int) -> Array:
         one = program(_orders, self.functions, self.execution.placement, steps)
