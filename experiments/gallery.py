@@ -213,7 +213,9 @@ def claim(shows: str) -> str:
 def verdicts(claims: Sequence[str]) -> list[str]:
     """The first claims and how often each holds, a line each, without corrections."""
     # The last line says what all rest on, in a sentence.
-    made = [re.sub(r" \([^)]*\)$", "", line) for line in claims if line[-1] != "."]
+    made = [
+        re.sub(r" \([^)]*\)$", "", line) for line in claims if not line.endswith(".")
+    ]
     if not made:
         return ["no verdict recorded"]
     left = len(made) - CLAIMS
