@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments import logs, metrics
+from experiments import logs, metrics, provenance
 from experiments.logs import Logs
 from lottery_jax import imp, records, verdicts
 from lottery_jax.execution import Progress, Waited, Where, processes
@@ -393,21 +393,37 @@ def plain(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     )
 
 
-def note(path: pathlib.Path, said: Mapping[str, str]) -> None:
-    """Puts what `provenance.attributes` gives into stored results, if they say otherwise.
+def note(
+    folder: pathlib.Path,
+    judged: Sequence[Judged],
+    *,
+    experiment: str,
+    preset: str,
+    shows: str,
+    command: str,
+    figures: Sequence[str],
+) -> dict[str, str]:
+    """Puts what results say of themselves into those of a folder, if they say otherwise.
 
     It follows from fields that change no result, such as a tolerance, too, so it may change
     in a folder.
 
     Args:
-      path: of the results.
-      said: attributes by name.
+      folder: of the run.
+      judged: its verdicts.
+      experiment: and all others: see `provenance.Provenance`.
+
+    Returns:
+      The attributes, as they are stored now.
     """
-    found = records.load(path)
-    if said.items() <= found.attrs.items():
-        return
-    found.attrs |= dict(said)
-    records.save(path, found)
+    said = provenance.attributes(
+        experiment, preset, shows, command, figures, plain(judged), claims(judged)
+    )
+    found = records.load(folder / "results.nc")
+    if not said.items() <= found.attrs.items():
+        found.attrs |= said
+        records.save(folder / "results.nc", found)
+    return said
 
 
 def show(tables: Sequence[Rows], lines: Sequence[str]) -> None:

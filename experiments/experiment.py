@@ -27,7 +27,6 @@ from experiments import (
     launch,
     logs,
     plans,
-    provenance,
     recipes,
 )
 from experiments.display import Judged, Rows
@@ -290,16 +289,15 @@ class Experiment(Generic[C]):
         tables, lines = this.tables(outcome), this.conclusions(outcome)
         display.leave(folder, outcome.judged, tables, lines)
         shows = self.presets[preset].help if preset in self.presets else ""
-        said = provenance.attributes(
+        said = display.note(
+            folder,
+            outcome.judged,
             experiment=self.name,
             preset=preset,
             shows=shows,
             command=command,
             figures=figures,
-            verdicts=display.plain(outcome.judged),
-            claims=display.claims(outcome.judged),
         )
-        display.note(folder / "results.nc", said)
         if note := results.attrs.get("note"):
             lines = [*lines, f"Data: {note}"]
         lines = [*lines, *groups.streams_in_words(results)]

@@ -34,7 +34,9 @@ function explorer(place, names, fixed) {
   // What tells a place of an axis in every run: numbers may be written shorter in one of them.
   const keys = (axis) => axis.values ? axis.values.map(String) : axis.labels;
 
-  // The quantity as all runs together have it: every axis, with the places of each of them.
+  // The quantity as all runs together have it, made once it is chosen: every axis, with the
+  // places of each of them.
+  let whole = null;
   function together() {
     const every = having(), merged = new Map();
     for (const axis of every.flatMap((q) => q.axes)) {
@@ -45,11 +47,12 @@ function explorer(place, names, fixed) {
       });
     }
     for (const axis of merged.values()) {
-      const of = every.flatMap((q) => q.axes.filter((a) => a.name === axis.name)).map(keys);
+      const of = every.flatMap((q) => q.axes.filter((a) => a.name === axis.name));
+      const each = of.map((own) => new Set(keys(own)));
       if (axis.values) axis.places = new Map([...axis.places].sort(([a], [b]) => a - b));
       // Where runs differ, a place that all of them have; the last one, as levels and steps.
-      const common = [...axis.places.keys()].filter((key) => of.every((own) => own.includes(key)));
-      const usual = of[0][axis.start];
+      const common = [...axis.places.keys()].filter((key) => each.every((own) => own.has(key)));
+      const usual = keys(of[0])[axis.start];
       axis.usual = common.includes(usual) ? usual : common.at(axis.start ? -1 : 0) ?? usual;
     }
     return { ...every[0], axes: [...merged.values()], density: every.find((q) => q.density)?.density };
@@ -57,7 +60,7 @@ function explorer(place, names, fixed) {
   const chosen = (axis) => state.at[axis.name] ?? axis.usual;
 
   function begin() {
-    const q = together();
+    const q = whole = together();
     state.across = fixed.across && q.axes.some((a) => a.name === fixed.across) && !q.density
       ? fixed.across : q.across;
     state.line = q.axes.some((a) => a.name === fixed.line) ? fixed.line : q.lines;
@@ -83,14 +86,13 @@ function explorer(place, names, fixed) {
 
   // Why a run cannot be drawn as it is asked for, in words.
   function lacking(q) {
-    const all = together();
     if (!across(q)) {
-      const axis = all.axes.find((a) => a.name === state.across);
+      const axis = whole.axes.find((a) => a.name === state.across);
       return `These results have no ${axis ? axis.title : DENSITY}.`;
     }
     for (const axis of q.axes) {
       if (taken(q).includes(axis.name)) continue;
-      const asked = all.axes.find((a) => a.name === axis.name), key = chosen(asked);
+      const asked = whole.axes.find((a) => a.name === axis.name), key = chosen(asked);
       if (!keys(axis).includes(key)) return `No ${axis.title} ${asked.places.get(key)} in these results.`;
     }
     return "";
@@ -112,7 +114,7 @@ function explorer(place, names, fixed) {
   }
 
   function show() {
-    const q = together();
+    const q = whole;
     controls.replaceChildren();
     if (names.length > 1) {
       const title = (name) => DATA.runs.map((r) => r.quantities[name]).find((x) => x).title;
@@ -161,13 +163,13 @@ function explorer(place, names, fixed) {
   // The rows of a run: places of the two axes, all others as chosen.
   function rows(q) {
     if (lacking(q)) return [];
-    const [level, line] = taken(q), all = together().axes;
+    const [level, line] = taken(q);
     const dense = state.across === "density" && q.density;
     const sizes = q.axes.map((a) => a.labels.length);
     const strides = sizes.map((_, i) => sizes.slice(i + 1).reduce((a, b) => a * b, 1));
     const indices = q.axes.map((a) => {
       if (a.name === level || a.name === line) return a.labels.map((_, i) => i);
-      return [keys(a).indexOf(chosen(all.find((own) => own.name === a.name)))];
+      return [keys(a).indexOf(chosen(whole.axes.find((own) => own.name === a.name)))];
     });
     const i = q.axes.findIndex((a) => a.name === level);
     const j = q.axes.findIndex((a) => a.name === line);
@@ -242,7 +244,7 @@ function explorer(place, names, fixed) {
   }
 
   function legend(labels) {
-    const axis = together().axes.find((a) => a.name === state.line);
+    const axis = whole.axes.find((a) => a.name === state.line);
     lines.replaceChildren(element("legend", { textContent: axis ? axis.title : "" }));
     const own = colors(labels);
     lines.hidden = labels.length < 2;
@@ -261,7 +263,7 @@ function explorer(place, names, fixed) {
   function tabulate(every) {
     const several = every.length > 1;
     const head = element("tr");
-    const q = together(), line = q.axes.find((a) => a.name === state.line);
+    const q = whole, line = q.axes.find((a) => a.name === state.line);
     const places = [...new Set(having().map(across).filter(Boolean).map((a) => a.title))].join(" or ");
     for (const name of [...(several ? ["run"] : []), ...(line ? [line.title] : []), places, q.title, "least", "greatest", "n"]) {
       head.append(element("th", { scope: "col", textContent: name }));

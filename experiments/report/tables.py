@@ -92,17 +92,20 @@ def _claim(name: str, own: Sequence[Mapping[str, Any]]) -> Claim:
             if key not in _VERDICT and (len(own) == 1 or _differs(key, own))
         )
     )
-    answers = [str(one.get("verdict", {}).get("answer", "")) for one in own]
+    found = [one.get("verdict", {}) for one in own]
+    answers = [str(verdict.get("answer", "")) for verdict in found]
     counts = ", ".join(
         f"{answer} {answers.count(answer)}"
         for answer in ("yes", "no", "undecided")
         if answer in answers
     )
     by_unit: dict[str, list[Mapping[str, Any]]] = {}
-    for one in own:
-        by_unit.setdefault(_unit(one), []).append(one.get("verdict", {}))
+    for verdict in found:
+        by_unit.setdefault(_unit(verdict), []).append(verdict)
     bounds = {unit: _bounds(every) for unit, every in by_unit.items()}
-    rows = [_row(one, header, *bounds[_unit(one)]) for one in own]
+    rows = [
+        _row(one, header, *bounds[_unit(verdict)]) for one, verdict in zip(own, found)
+    ]
     ends = ("each unit has", "an axis of its own")
     if len(bounds) == 1:
         ((low, high),) = bounds.values()
@@ -113,9 +116,9 @@ def _claim(name: str, own: Sequence[Mapping[str, Any]]) -> Claim:
 _VERDICT = ("claim", "verdict")
 
 
-def _unit(one: Mapping[str, Any]) -> str:
+def _unit(verdict: Mapping[str, Any]) -> str:
     """The name of what a verdict compares."""
-    return str(one.get("verdict", {}).get("unit", ""))
+    return str(verdict.get("unit", ""))
 
 
 def _differs(key: str, own: Sequence[Mapping[str, Any]]) -> bool:
@@ -125,7 +128,7 @@ def _differs(key: str, own: Sequence[Mapping[str, Any]]) -> bool:
 
 def _row(one: Mapping[str, Any], header: Sequence[str], low: float, high: float) -> Row:
     verdict = one.get("verdict", {})
-    metric = _METRICS.get(_unit(one))
+    metric = _METRICS.get(_unit(verdict))
     own, digits = _scaled(verdict), metric.digits if metric else 4
     shown = {
         key: "-" if value is None else f"{value:+.{digits}f}"
@@ -142,7 +145,7 @@ def _row(one: Mapping[str, Any], header: Sequence[str], low: float, high: float)
         interval if own["low"] is not None else "none",
         f"{verdict.get('side', '')} {shown['tolerance']}",
         str(verdict.get("n", "")),
-        metric.unit if metric else str(verdict.get("unit", "")),
+        metric.unit if metric else _unit(verdict),
         "; ".join(more),
         _drawn(own, low, high),
     )
@@ -150,7 +153,7 @@ def _row(one: Mapping[str, Any], header: Sequence[str], low: float, high: float)
 
 def _scaled(verdict: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of a verdict in the unit that they are shown in; None for infinite."""
-    metric: Metric | None = _METRICS.get(str(verdict.get("unit", "")))
+    metric: Metric | None = _METRICS.get(_unit(verdict))
     scale = metric.scale if metric else 1.0
     found: dict[str, float | None] = {}
     for key in ("estimate", "low", "high", "tolerance"):

@@ -25,7 +25,6 @@ from experiments import (
     launch,
     logs,
     metrics,
-    provenance,
     recipes,
 )
 from experiments.display import Judged, Rows
@@ -424,17 +423,16 @@ def report(
     )
     plots.save(figure, folder / "figures" / "verified")
     display.leave(folder, judged, [rows], lines)
-    said = provenance.attributes(
+    said = display.note(
+        folder,
+        judged,
         experiment="ticket",
         preset="",
         shows=f"A stored ticket of {cfg.model} on {cfg.data} still wins when it is trained "
         "under noises that it was not found with.",
         command=command,
         figures=["verified"],
-        verdicts=display.plain(judged),
-        claims=display.claims(judged),
     )
-    display.note(folder / "results.nc", said)
     results = results.assign_attrs(said)
     left = [leave(folder, results), f"Figure: {folder / 'figures' / 'verified'}.png"]
     display.show([rows], [*lines, "", *left])
